@@ -1,0 +1,46 @@
+"""Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
+
+from lightning_prune.callback import PruningCallback
+from lightning_prune.criteria import (
+    Criterion,
+    Fisher,
+    Gradient,
+    LocalCriterion,
+    Magnitude,
+    Movement,
+    Random,
+    Taylor,
+)
+from lightning_prune.pruner import Pruner
+from lightning_prune.report import Report, measure
+from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
+from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
+from lightning_prune.structures import Structure, Unstructured
+
+__all__ = [
+    "Criterion",
+    "Cubic",
+    "Exponential",
+    "Fisher",
+    "Global",
+    "Gradient",
+    "Linear",
+    "LocalCriterion",
+    "Magnitude",
+    "Movement",
+    "NofM",
+    "OneShot",
+    "PerLayer",
+    "Pruner",
+    "PruningCallback",
+    "Random",
+    "Report",
+    "Schedule",
+    "Selector",
+    "Steps",
+    "Structure",
+    "Taylor",
+    "Threshold",
+    "Unstructured",
+    "measure",
+]

@@ -1,0 +1,123 @@
+"""Everything that hooks into a module or an optimizer, and takes its hooks away again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.masks import MaskStore
+
+
+class OptimizerWatch:
+    """Enforces masks after each step of each optimizer, and tells the first look at a step's gradients.
+
+    An optimizer with a closure, such as LBFGS, evaluates the loss several times in one step: the
+    observation is the first, whose gradients belong to the weights from which the step starts.
+
+    Args:
+        store: The masks.
+    """
+
+    def __init__(self, store: MaskStore) -> None:
+        self._store = store
+        self._handles: dict[Optimizer, list[RemovableHandle]] = {}
+        self._seen: dict[Optimizer, bool] = {}
+
+    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+        """Hooks into optimizers that are not watched yet."""
+        for optimizer in optimizers:
+            if optimizer not in self._handles:
+                self._handles[optimizer] = [
+                    optimizer.register_step_pre_hook(self._before),
+                    optimizer.register_step_post_hook(self._after),
+                ]
+
+    def first_look(self, optimizer: Optimizer) -> bool:
+        """Whether gradients are seen for the first time in this step."""
+        first = not self._seen.get(optimizer, False)
+        if optimizer in self._seen:
+            self._seen[optimizer] = True
+        return first
+
+    def release(self) -> None:
+        """Takes all hooks away."""
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
+        self._handles.clear()
+        self._seen.clear()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._seen[optimizer] = False
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._seen.pop(optimizer, None)
+        self._store.apply_(parameters_of(optimizer))
+
+
+class GradientCopies:
+    """Gradients as backward left them, for loops in which a user may clip them before the step."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, Tensor] = {}
+
+    def hold(self, grads: Mapping[str, Tensor]) -> None:
+        """Copies gradients; a later copy, with more accumulated, takes the place of an earlier one."""
+        for name, grad in grads.items():
+            if name in self._copies:
+                self._copies[name].copy_(grad)
+            else:
+                self._copies[name] = grad.clone()
+
+    def take(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Hands over the copies of these parameters, as far as there are any."""
+        return {name: self._copies.pop(name) for name in names if name in self._copies}
+
+    def release(self) -> None:
+        """Forgets all copies."""
+        self._copies.clear()
+
+
+class ExampleCapture:
+    """Keeps the first example of the first batch that a module's ``forward`` is given.
+
+    Attributes:
+        example: ``forward``'s positional arguments for one example, ``None`` until it ran.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.example: tuple[Any, ...] | None = None
+        self._handle = module.register_forward_pre_hook(self._capture)
+
+    def release(self) -> None:
+        """Takes the hook away."""
+        self._handle.remove()
+
+    def _capture(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.example is None:
+            self.example = tree_map(_first, args)
+        self.release()
+
+
+def gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
+    """Name to gradient of the prunable ones among ``parameters``, divided by the loss scale."""
+    found = store.named(parameters).items()
+    grads = {name: parameter.grad for name, parameter in found if parameter.grad is not None}
+    return grads if scale == 1 else {name: grad / scale for name, grad in grads.items()}
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters that an optimizer steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _first(value: Any) -> Any:
+    if torch.is_tensor(value) and value.ndim:
+        return value[:1].detach().clone()
+    return value

@@ -1,0 +1,69 @@
+"""What a network costs: multiply-adds on the network that runs, parameters and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def macs(model: nn.Module, example: Any) -> dict[str, int]:
+    """Multiply-adds of one forward pass, by module: ``torch.utils.flop_counter`` halved.
+
+    The model is run once in evaluation mode, without gradients, and left as it was.
+
+    Args:
+        model: What runs.
+        example: A tensor, or a tuple of ``forward``'s arguments; counted as it is, batch included.
+
+    Returns:
+        Module name to multiply-adds within it; "" is the whole model.
+
+    >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
+    {'': 12, '0': 12, '1': 0}
+    """
+    arguments = example if isinstance(example, tuple) else (example,)
+    counter = FlopCounterMode(display=False)
+    with _undisturbed(model), counter:
+        model(*arguments)
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    result = {"": counter.get_total_flops() // 2}
+    for name, _ in model.named_modules():
+        if name:
+            result[name] = sum(counts.get(f"{root}.{name}", {}).values()) // 2
+    return result
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; modes and random state as before when it ends."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(list(devices)):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, zeros included; what is shared counts once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def packed_bytes(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
+    """Bytes if each masked tensor were stored as one bit a weight and its kept values."""
+    saved = 0
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            removed = parameter.numel() - int(masks[name].count_nonzero())
+            saved += removed * parameter.element_size() - -(-parameter.numel() // 8)
+    return dense_bytes(model) - max(0, saved)

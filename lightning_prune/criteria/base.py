@@ -1,0 +1,100 @@
+"""What a criterion is: scores for units, from tensors alone. It never asks what layer they are in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Flag, auto
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_prune.parts import Part
+from lightning_prune.statistics import Statistics
+from lightning_prune.units import UnitGroup
+
+
+class Needs(Flag):
+    """What training must offer before a criterion can score."""
+
+    NOTHING = 0
+    GRADIENT = auto()
+
+
+class Criterion(Part, ABC):
+    """How much a unit matters.
+
+    Attributes:
+        needs: What training must offer.
+        sums: Names of the running sums that ``observe`` adds to; one number a unit each.
+        pointwise: Whether a unit's score depends on that unit alone, so that a large group may be scored
+            in pieces.
+    """
+
+    needs: ClassVar[Needs] = Needs.NOTHING
+    sums: ClassVar[tuple[str, ...]] = ()
+    pointwise: ClassVar[bool] = True
+
+    def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
+        """Row ranges of a group's units that are scored and observed one at a time."""
+        return list(group.pieces()) if self.pointwise else [(0, group.shape[0])]
+
+    def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One observation's addend to each of ``sums``.
+
+        Args:
+            group: The units.
+            grads: The loss's gradient for each slice of the group, unscaled, accumulated over
+                micro-batches and not clipped.
+
+        Returns:
+            One tensor of the units' shape for each name in ``sums``.
+        """
+        return {}
+
+    @abstractmethod
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        """The units' scores.
+
+        Args:
+            group: The units, with their present weights.
+            statistics: The sums over all observations since the last event.
+
+        Returns:
+            One number a unit, of the units' shape. Higher = keep. No nan.
+        """
+
+    def deviation(self, group: UnitGroup, scores: Tensor) -> float:
+        """Standard deviation on the scale of the scores, for ``Threshold(std=...)``.
+
+        Args:
+            group: The units.
+            scores: Those of the units that are still there, as one dimension.
+        """
+        return float(scores.std())
+
+
+class LocalCriterion(Criterion):
+    """A score built elementwise: the mean over observations of ``reduce(sum over the unit of local(w, g))``.
+
+    A subclass says what ``local`` is, and ``reduce`` if the unit's sum is not the score yet.
+    """
+
+    needs = Needs.GRADIENT
+    sums = ("score",)
+
+    @abstractmethod
+    def local(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """The value of one element, from tensors of one shape."""
+
+    def reduce(self, unit: Tensor) -> Tensor:
+        """What is made of a unit's sum, once an observation."""
+        return unit
+
+    def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The reduced sums of this observation."""
+        return {"score": self.reduce(group.sum(self.local, group.weights, grads))}
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        """The mean over observations."""
+        return statistics.mean("score")

@@ -1,0 +1,127 @@
+"""The masks: one bool a weight, the only writer of zeros, one bit a weight when saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class MaskStore:
+    """Bool masks by parameter name, True where a weight is kept.
+
+    Args:
+        model: The module whose parameters are masked, by their names in ``named_parameters()``.
+        names: Which of them. Each mask starts all True, on the parameter's device, in its memory layout.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._masks = {
+            name: torch.ones_like(self._parameters[name], dtype=torch.bool, requires_grad=False)
+            for name in names
+        }
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """The masks themselves, not copies."""
+        return MappingProxyType(self._masks)
+
+    @property
+    def removed(self) -> int:
+        """How many weights are masked."""
+        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self._masks.values())
+
+    def named(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The masked ones among these parameters, by name."""
+        found = ((self._names.get(id(parameter), ""), parameter) for parameter in parameters)
+        return {name: parameter for name, parameter in found if name in self._masks}
+
+    @torch.no_grad()
+    def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Sets each masked weight to exactly 0, in these parameters or in all."""
+        chosen = self._parameters.values() if parameters is None else parameters
+        for name, parameter in self.named(chosen).items():
+            self._zero_masked_(parameter, name)
+
+    @torch.no_grad()
+    def apply_to_grads_(self, parameters: Iterable[Tensor]) -> None:
+        """Sets the gradients of masked weights to 0, so that they count neither in clipping nor in momentum."""
+        for name, parameter in self.named(parameters).items():
+            if parameter.grad is not None:
+                self._zero_masked_(parameter.grad, name)
+
+    @torch.no_grad()
+    def apply_to_state_(self, optimizer: Optimizer) -> None:
+        """Sets what an optimizer remembers of masked weights (momentum, second moments) to 0."""
+        for name, parameter in self.named(optimizer.state).items():
+            for value in optimizer.state[parameter].values():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    self._zero_masked_(value, name)
+
+    def _zero_masked_(self, tensor: Tensor, name: str) -> None:
+        # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
+        tensor.detach().view(_INTEGER[tensor.element_size()]).mul_(self._masks[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks packed 8 to the byte, with their shapes; tensors and plain values only."""
+        return {name: {"bits": pack(mask), "shape": list(mask.shape)} for name, mask in self._masks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over saved masks, also of parameters that had none.
+
+        Raises:
+            ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
+        """
+        loaded = {}
+        for name, entry in state.items():
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                raise ValueError(f"the state has a mask for {name!r}, which the model does not have.")
+            shape = tuple(entry["shape"])
+            if shape != tuple(parameter.shape):
+                raise ValueError(
+                    f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
+                )
+            loaded[name] = unpack(entry["bits"], shape)
+        for name, mask in loaded.items():
+            parameter = self._parameters[name]
+            fresh = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+            self._masks.setdefault(name, fresh).copy_(mask)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Eight bools to the byte, lowest bit first, in index order, whatever the memory layout.
+
+    >>> pack(torch.tensor([True, False, True, False, False, False, False, False, True]))
+    tensor([5, 1], dtype=torch.uint8)
+    """
+    flat = mask.reshape(-1).to(torch.uint8)
+    flat = nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    packed = flat[:, 0].clone()
+    for bit in range(1, 8):
+        packed |= flat[:, bit] << bit
+    return packed.cpu()
+
+
+def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask that was packed.
+
+    Raises:
+        ValueError: If the bytes are not those of a mask of this shape.
+
+    >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
+    tensor([ True, False,  True])
+    """
+    size = torch.Size(shape).numel()
+    if not torch.is_tensor(bits) or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"a mask of shape {tuple(shape)} needs {-(-size // 8)} packed bytes.")
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] >> places & 1).view(-1)[:size].view(shape).bool()

@@ -1,0 +1,40 @@
+"""What a part is: an immutable answer to one question, chosen by its class and printed as its call."""
+
+from __future__ import annotations
+
+import inspect
+
+
+class Part:
+    """Base of criteria, structures, selectors and schedules. All state is kept elsewhere."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def check_part(value: object, base: type[Part], argument: str) -> None:
+    """Makes sure that ``value`` is an instance of ``base``.
+
+    Raises:
+        ValueError: If it is not; the message names the classes there are to choose from.
+    """
+    if isinstance(value, base):
+        return
+    names = ", ".join(sorted(f"{cls.__name__}()" for cls in concrete_subclasses(base)))
+    raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one, such as {names}.")
+
+
+def concrete_subclasses(base: type[Part]) -> set[type[Part]]:
+    """All classes under ``base`` that can be built: the class is the registry.
+
+    >>> from lightning_prune.schedules import Schedule
+    >>> sorted(cls.__name__ for cls in concrete_subclasses(Schedule))[:3]
+    ['Cubic', 'Exponential', 'Linear']
+    """
+    found: set[type[Part]] = set()
+    for cls in base.__subclasses__():
+        found |= concrete_subclasses(cls)
+        if not inspect.isabstract(cls):
+            found.add(cls)
+    return found

@@ -1,0 +1,278 @@
+"""The pipeline, free of any framework: observe, score, select, mask. One page, usable in a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.masks import MaskStore
+from lightning_prune.parts import check_part
+from lightning_prune.schedules import Cubic, Schedule
+from lightning_prune.selectors import Candidates, Global, Selector
+from lightning_prune.statistics import Statistics
+from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.units import UnitGroup
+
+
+def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
+    """Raises ValueError if a part is of the wrong kind, or the selector cannot work with the target."""
+    check_part(criterion, Criterion, "criterion")
+    check_part(structure, Structure, "structure")
+    check_part(selector, Selector, "selector")
+    selector.resolve(target)
+
+
+class Pruner:
+    """Prunes a model in a training loop of your own.
+
+    Args:
+        model: The module to prune, in place. Its parameters stay the ones they are.
+        target: Share of the units to be gone at the end, in (0, 1); ``None`` where the selector decides.
+        criterion: How much a unit matters.
+        structure: What lives or dies together.
+        selector: Which units go.
+        schedule: How much, and when; its moments must be shares of the fit. ``None`` if only
+            :meth:`prune` is called.
+        example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
+
+    Attributes:
+        groups: What may be pruned.
+        frozen: What stays as it is, with the reason.
+        protected: Names of groups that would have been emptied, and keep a last unit.
+
+    Raises:
+        ValueError: If an argument is wrong, or there is nothing that it could prune.
+
+    >>> model = nn.Linear(10, 10)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> pruner = Pruner(model, 0.5, schedule=Cubic(start="0%", end="50%"))
+    >>> for step in range(100):
+    ...     pruner.step(step / 100)
+    ...     optimizer.zero_grad()
+    ...     model(torch.ones(1, 10)).sum().backward()
+    ...     pruner.observe()
+    ...     _ = optimizer.step()
+    ...     pruner.apply_()
+    >>> int((model.weight == 0).sum())
+    50
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target: float | None = None,
+        *,
+        criterion: Criterion = Magnitude(),
+        structure: Structure = Unstructured(),
+        selector: Selector = Global(),
+        schedule: Schedule | None = Cubic(),
+        example: Any = None,
+    ) -> None:
+        check_parts(target, criterion, structure, selector)
+        if schedule is not None:
+            check_part(schedule, Schedule, "schedule")
+            schedule(0.0)
+        self._share = selector.resolve(target)
+        self._criterion = criterion
+        self._selector = selector
+        self._schedule = schedule
+        found = structure.units(model, example)
+        refused = {group.name: selector.refuses(group) for group in found.groups}
+        self.groups = tuple(group for group in found.groups if refused[group.name] is None)
+        self.frozen = found.frozen | {name: why for name, why in refused.items() if why is not None}
+        self.protected: set[str] = set()
+        self._check_groups(target)
+        self._store = MaskStore(
+            model, dict.fromkeys(part.name for group in self.groups for part in group.slices)
+        )
+        self._statistics = {
+            group.name: Statistics.zeros(criterion.sums, self._kept(group), group.dtype)
+            for group in self.groups
+        }
+        device = self.groups[0].slices[0].weight.device
+        self._left_out = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _check_groups(self, target: float | None) -> None:
+        if not self.groups:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.frozen.items())
+            raise ValueError(f"{self._selector!r} can prune no layer. {reasons}")
+        units = sum(group.size for group in self.groups)
+        if target is not None and round(self._share * units) == 0:
+            raise ValueError(f"target={target!r} of {units} units removes none.")
+        trainable = [part.weight.requires_grad for group in self.groups for part in group.slices]
+        if Needs.GRADIENT in self._criterion.needs and not any(trainable):
+            raise ValueError(
+                f"criterion={self._criterion!r} needs gradients, but no prunable parameter has any:"
+                " set requires_grad, or choose a criterion that looks at weights."
+            )
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Bool masks by parameter name, True where a weight is kept; live, not copies."""
+        return self._store.masks
+
+    @property
+    def store(self) -> MaskStore:
+        """The masks, with what enforces them."""
+        return self._store
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the elements that the structure covers."""
+        return self._store.removed / sum(mask.numel() for mask in self.masks.values())
+
+    @property
+    def left_out(self) -> int:
+        """How many observations were left out, because a gradient was inf or nan."""
+        return int(self._left_out)
+
+    @property
+    def ready(self) -> bool:
+        """Whether some group can be scored: gradient criteria must have seen a step."""
+        return bool(self._scorable())
+
+    @torch.no_grad()
+    def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:
+        """Adds the gradients of one training step to the statistics, after backward.
+
+        Gradients must be accumulated over micro-batches, unscaled and not clipped. With inf or nan in one
+        of them the step is left out and counted.
+
+        Args:
+            grads: Parameter name to gradient; by default each parameter's ``.grad``. Groups without
+                gradients are not observed.
+        """
+        if Needs.GRADIENT not in self._criterion.needs:
+            return
+        observed = []
+        for group in self.groups:
+            found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
+            present = [grad for grad in found if grad is not None]
+            if len(present) == len(found):
+                observed.append((group, present))
+        if not observed:
+            return
+        valid = self._finite([grad for _, present in observed for grad in present])
+        self._left_out += ~valid
+        for group, present in observed:
+            statistics = self._statistics[group.name]
+            here = valid.to(statistics.count.device)
+            for start, stop in self._criterion.pieces(group):
+                rows = [
+                    part.rows(grad, start, stop).to(group.dtype)
+                    for part, grad in zip(group.slices, present, strict=True)
+                ]
+                addends = self._criterion.observe(group.rows(start, stop), rows)
+                statistics.rows(start, stop).add_(addends, here)
+            statistics.count.add_(here)
+
+    def _finite(self, grads: list[Tensor]) -> Tensor:
+        """Whether all are finite, without waiting for an accelerator: a sum keeps inf and nan."""
+        total = torch.zeros((), device=self._left_out.device)
+        for grad in grads:
+            total += grad.sum(dtype=torch.float32).to(total.device)
+        return total.isfinite()
+
+    def step(self, progress: float, *optimizers: Optimizer) -> None:
+        """Prunes to what the schedule says, before training goes on.
+
+        Args:
+            progress: Where training is, in [0, 1] of the fit; 1 prunes to the target now.
+            optimizers: Their state of masked weights is zeroed.
+
+        Raises:
+            ValueError: If ``progress`` is outside [0, 1].
+        """
+        if self._schedule is None:
+            raise ValueError("step() needs a schedule; without one, call prune().")
+        self.prune(self._schedule(progress), *optimizers)
+
+    @torch.no_grad()
+    def prune(self, fraction: float, *optimizers: Optimizer) -> None:
+        """Prunes to a share of the target: score, select, mask. Masks only ever grow.
+
+        Args:
+            fraction: Of the target, in [0, 1].
+            optimizers: Their state of masked weights is zeroed.
+
+        Raises:
+            RuntimeError: If there is nothing to score yet.
+        """
+        if fraction == 0:
+            return
+        self.select(fraction)
+        self._store.apply_()
+        for optimizer in optimizers:
+            self._store.apply_to_state_(optimizer)
+        for statistics in self._statistics.values():
+            statistics.reset_()
+
+    @torch.no_grad()
+    def select(self, fraction: float) -> None:
+        """Decides what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
+        candidates = self._scorable()
+        if not candidates:
+            raise RuntimeError(
+                f"{self._criterion!r} has seen no finite gradient yet: call observe() after backward"
+                " before the first pruning step."
+            )
+        self._selector.select(candidates, fraction * self._share)
+        for each in candidates:
+            for part in each.group.slices:
+                self.masks[part.name].logical_and_(part.spread(each.kept))
+        self.protected |= {each.group.name for each in candidates if each.protected}
+
+    def apply_(self) -> None:
+        """Sets each masked weight to exactly 0, after the optimizer's step."""
+        self._store.apply_()
+
+    def _scorable(self) -> list[Candidates]:
+        """Groups that can be scored now; the others wait, and do not count."""
+        dtype = reduce(torch.promote_types, (group.dtype for group in self.groups))
+        return [
+            Candidates(group, self._kept(group), self._criterion, statistics, dtype)
+            for group, statistics in zip(self.groups, self._statistics.values(), strict=True)
+            if Needs.GRADIENT not in self._criterion.needs or int(statistics.count) > 0
+        ]
+
+    def _kept(self, group: UnitGroup) -> Tensor:
+        """Which units are still there, read off the masks."""
+        part = group.slices[0]
+        mask = self.masks[part.name]
+        return mask if part.dim is None else part.sum(mask) > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, statistics and counts: plain values and tensors."""
+        return {
+            "masks": self._store.state_dict(),
+            "statistics": {name: each.state_dict() for name, each in self._statistics.items()},
+            "left_out": self.left_out,
+            "plan": None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Takes over a saved state, and enforces its masks.
+
+        Returns:
+            What could not be taken over, in words: statistics that another criterion gathered.
+
+        Raises:
+            ValueError: If the masks are not those of this model.
+        """
+        self._store.load_state_dict(state["masks"])
+        self._store.apply_()
+        self._left_out.fill_(state["left_out"])
+        dropped = []
+        for name, statistics in self._statistics.items():
+            if name in state["statistics"]:
+                try:
+                    statistics.load_state_dict(state["statistics"][name])
+                except ValueError as error:
+                    dropped.append(f"statistics of {name!r} start anew: {error}")
+        return dropped

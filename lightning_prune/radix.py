@@ -1,0 +1,81 @@
+"""The k-th smallest of any number of scores, exactly: no sort, and no tensor that holds them all.
+
+A histogram of the scores' leading 16 bits says in which of 65,536 bins the k-th lies, a histogram of the
+next 16 bits within that bin narrows it down, until no bits are left. Each pass reads the scores once and
+adds counts, so scores may come in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BINS = 1 << 16
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where the ``count`` smallest scores end.
+
+    Args:
+        value: The ``count``-th smallest score.
+        below: How many scores are smaller than it.
+        ties: How many are equal to it.
+    """
+
+    value: float
+    below: int
+    ties: int
+
+
+def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
+    """Finds the ``count``-th smallest score.
+
+    Args:
+        pieces: Gives the scores, of any shape, float32 or float64 (one of them throughout), the same at
+            every call. No nan.
+        count: From 1 to the number of scores.
+
+    Returns:
+        The boundary; exact, ties counted.
+
+    >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 2.0]])]
+    >>> boundary(lambda: scores, 2)
+    Boundary(value=2.0, below=1, ties=2)
+    """
+    prefix, seen, below = 0, 0, 0
+    while True:
+        histogram, dtype = _histogram(pieces(), prefix, seen)
+        # Negative floats fall as their bits rise.
+        ascending = seen > 0 and prefix >= 0
+        bins = torch.arange(_BINS, device=histogram.device)
+        order = bins if ascending else bins.flip(0)
+        if seen == 0:
+            order = torch.cat([order[: _BINS // 2], bins[: _BINS // 2]])
+        cumulative = histogram[order].cumsum(0)
+        place = int(torch.searchsorted(cumulative, count - below))
+        found, ties = int(order[place]), int(histogram[order[place]])
+        below += int(cumulative[place]) - ties
+        prefix = (prefix << 16 | found) if seen else found - (found >= _BINS // 2) * _BINS
+        seen += 16
+        if seen == torch.finfo(dtype).bits:
+            value = torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype)
+            return Boundary(float(value), below, ties)
+
+
+def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor, torch.dtype]:
+    """Counts 16 bits of the scores whose leading ``seen`` bits, read as an integer, are ``prefix``."""
+    total = torch.zeros(())
+    for piece in pieces:
+        bits = torch.finfo(piece.dtype).bits - seen
+        # + 0.0 turns -0.0 into 0.0, since the two are one score
+        keys = (piece + 0.0).view(_INTEGER[piece.dtype]).flatten()
+        if seen:
+            keys = keys[keys >> bits == prefix]
+        counts = torch.bincount(keys >> (bits - 16) & (_BINS - 1), minlength=_BINS)
+        total = counts + total.to(counts)
+    return total, piece.dtype

@@ -1,0 +1,262 @@
+"""What became of a network, in numbers: as an object, a table, a plot and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_prune.cost import dense_bytes, macs, packed_bytes
+
+_NO_SPEED = (
+    "Zeros alone make nothing faster: the dense network still runs. They shrink the file once packed, and"
+    " speed up sparse kernels."
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned parameter.
+
+    Args:
+        name: In ``named_parameters()``.
+        shape: Of the parameter.
+        size: Number of weights.
+        kept: How many are still there; ``None`` in a plan that cannot know yet.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One pruning event, or one look at the monitored metric.
+
+    Args:
+        epoch: The epoch it fell in.
+        step: Optimizer steps before it.
+        sparsity: Removed share of the covered elements, after it.
+        metric: Value of the monitored metric, ``None`` for a pruning event.
+    """
+
+    epoch: int
+    step: int
+    sparsity: float
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A network as it stands, and how it got there.
+
+    Args:
+        layers: What the structure covers.
+        params: Parameters in all, zeros included.
+        bytes: Of parameters and buffers as they are stored.
+        bytes_packed: The same with masked tensors as one bit a weight and the kept values.
+        macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
+            ``None`` without an example.
+        macs_kept: The same, counting kept weights only: what a perfect sparse kernel would do.
+        frozen: What stays as it is, with the reason.
+        protected: Layers that would have been emptied, and keep a last unit.
+        left_out: Training steps left out of the statistics for inf or nan gradients.
+        monitor: Name of the monitored metric.
+        history: Events and looks at the metric, in order.
+    """
+
+    layers: tuple[Layer, ...]
+    params: int
+    bytes: int
+    bytes_packed: int
+    macs: int | None = None
+    macs_kept: int | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    protected: tuple[str, ...] = ()
+    left_out: int = 0
+    monitor: str | None = None
+    history: tuple[Event, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Elements that the structure covers."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def removed(self) -> int:
+        """How many of them are gone."""
+        return sum(layer.size - layer.kept for layer in self.layers if layer.kept is not None)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the elements that the structure covers; 0 if it covers none."""
+        return self.removed / self.size if self.size else 0.0
+
+    @property
+    def dense_metric(self) -> float | None:
+        """The last value before anything was removed, ``None`` if none was seen."""
+        seen = [event.metric for event in self.history if event.sparsity == 0]
+        return next((value for value in reversed(seen) if value is not None), None)
+
+    @property
+    def pruned_metric(self) -> float | None:
+        """The last value at the present sparsity, ``None`` if none was seen."""
+        last = next((event for event in reversed(self.history) if event.metric is not None), None)
+        return last.metric if last is not None and last.sparsity == self.sparsity else None
+
+    def to_json(self) -> str:
+        """All of it, as JSON; ``"sparsity"`` is the removed share of what the structure covers."""
+        derived = {
+            "sparsity": self.sparsity,
+            "removed": self.removed,
+            "size": self.size,
+            "dense_metric": self.dense_metric,
+            "pruned_metric": self.pruned_metric,
+        }
+        return json.dumps(derived | asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            known = {name: data[name] for name in cls.__dataclass_fields__}
+            layers = tuple(Layer(**layer | {"shape": tuple(layer["shape"])}) for layer in data["layers"])
+            history = tuple(Event(**event) for event in data["history"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"this is no report of lightning_prune: {error!r}") from error
+        return cls(**known | {"layers": layers, "history": history, "protected": tuple(known["protected"])})
+
+    def table(self) -> str:
+        """The report as text; drawn by rich where that is installed."""
+        rows = [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.size:,}",
+                *_share(layer.kept, layer.size),
+            )
+            for layer in self.layers
+        ]
+        rows.append(("all", "", f"{self.size:,}", *_share(self.size - self.removed, self.size)))
+        return _draw(("layer", "shape", "weights", "kept", "kept %"), rows) + "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
+        if self.monitor is not None:
+            dense, pruned = (_number(value) for value in (self.dense_metric, self.pruned_metric))
+            lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
+        if self.macs is not None and self.macs_kept is not None:
+            lines.append(f"multiply-adds {self.macs:,}, of which {self.macs_kept:,} with kept weights")
+        lines.append(f"bytes {self.bytes:,}, packed {self.bytes_packed:,}; parameters {self.params:,}")
+        lines.append(_NO_SPEED)
+        lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
+        lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
+        if self.left_out:
+            lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
+        return lines
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draws sparsity by layer, and sparsity and metric over time, into an image file.
+
+        Raises:
+            ImportError: Without matplotlib.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(12, max(4.0, 0.22 * len(self.layers))), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        names = [layer.name for layer in self.layers]
+        left.barh(
+            names,
+            [1 - (layer.size if layer.kept is None else layer.kept) / layer.size for layer in self.layers],
+        )
+        left.invert_yaxis()
+        left.set(title="Sparsity by layer", xlabel="share removed", xlim=(0, 1))
+        left.axvline(self.sparsity, color="black", linestyle="--", linewidth=1)
+        right.set(title="Over time", xlabel="optimizer steps", ylabel="sparsity", ylim=(0, 1))
+        steps = [event.step for event in self.history]
+        right.step(steps, [event.sparsity for event in self.history], where="post", label="sparsity")
+        seen = [(event.step, event.metric) for event in self.history if event.metric is not None]
+        if seen:
+            twin = right.twinx()
+            twin.plot(*zip(*seen, strict=True), color="tab:orange", marker=".", label=self.monitor)
+            twin.set_ylabel(self.monitor or "")
+        figure.savefig(path, dpi=120)
+
+
+def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Any = None) -> Report:
+    """Measures a network.
+
+    Args:
+        model: The network; left as it was.
+        masks: Parameter name to bool mask, True where kept, for what pruning covers.
+        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on.
+
+    Raises:
+        ValueError: If a mask belongs to no parameter, or to one of another shape.
+    """
+    masks = masks or {}
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
+    layers = tuple(
+        Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()
+    )
+    total = kept = None
+    if example is not None:
+        counts = macs(model, example)
+        total = counts[""]
+        gone = sum(
+            counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)
+            for layer in layers
+        )
+        kept = round(total - gone)
+    return Report(
+        layers=layers,
+        params=sum(parameter.numel() for parameter in parameters.values()),
+        bytes=dense_bytes(model),
+        bytes_packed=packed_bytes(model, masks),
+        macs=total,
+        macs_kept=kept,
+    )
+
+
+def _share(kept: int | None, size: int) -> tuple[str, str]:
+    return ("?", "?") if kept is None else (f"{kept:,}", f"{100 * kept / size:.2f}")
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _draw(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)) for row in (head, *rows)]
+        return "\n".join(lines) + "\n"
+    table = Table(*head)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1])
+    text = io.StringIO()
+    Console(file=text, width=max(80, *(len(row[0]) + 60 for row in rows))).print(table)
+    return text.getvalue()

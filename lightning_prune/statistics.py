@@ -1,0 +1,67 @@
+"""Running sums over observations. They only add, so micro-batches, steps and ranks combine by one rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The sums of one unit group.
+
+    Args:
+        sums: Name to running sum; rows of each are rows of the group's units.
+        count: How many observations were added, a 0-d integer tensor.
+    """
+
+    sums: dict[str, Tensor]
+    count: Tensor
+
+    @classmethod
+    def zeros(cls, names: tuple[str, ...], like: Tensor, dtype: torch.dtype) -> Statistics:
+        """Empty sums of the shape, device and memory layout of ``like``."""
+        return cls(
+            {name: torch.zeros_like(like, dtype=dtype) for name in names},
+            torch.zeros((), dtype=torch.int64, device=like.device),
+        )
+
+    def add_(self, addends: Mapping[str, Tensor], valid: Tensor) -> None:
+        """Adds one observation's values, or nothing where ``valid`` is false. Does not count it."""
+        for name, addend in addends.items():
+            self.sums[name].add_(torch.where(valid, addend, 0))
+
+    def mean(self, name: str) -> Tensor:
+        """The mean over observations."""
+        return self.sums[name] / self.count
+
+    def rows(self, start: int, stop: int) -> Statistics:
+        """Views of some rows, to score or to fill a large group piece by piece."""
+        return Statistics({name: tensor[start:stop] for name, tensor in self.sums.items()}, self.count)
+
+    def reset_(self) -> None:
+        """Starts anew."""
+        for tensor in (*self.sums.values(), self.count):
+            tensor.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors."""
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over saved sums.
+
+        Raises:
+            ValueError: If they are other sums, or of other shapes.
+        """
+        saved = {name: tuple(tensor.shape) for name, tensor in state["sums"].items()}
+        own = {name: tuple(tensor.shape) for name, tensor in self.sums.items()}
+        if saved != own:
+            raise ValueError(f"the state holds sums {saved}, the criterion keeps {own}.")
+        for name, tensor in state["sums"].items():
+            self.sums[name].copy_(tensor)
+        self.count.copy_(state["count"])

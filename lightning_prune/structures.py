@@ -1,0 +1,142 @@
+"""What lives or dies together: which unit groups a model has, and what stays out, with the reason."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_prune.parts import Part
+from lightning_prune.units import Slice, UnitGroup, Units
+
+_Use: TypeAlias = tuple[str, nn.Module]  # a parameter's name in a module that holds it
+
+_LAYERS = (nn.Linear, _ConvNd)
+_NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Structure(Part, ABC):
+    """Which units a model has."""
+
+    @abstractmethod
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        """The unit groups of a model, and what is frozen, with reasons.
+
+        Args:
+            model: Whose parameters.
+            example: A tensor, or a tuple of ``forward``'s arguments, for structures that follow the data
+                through the model.
+
+        Raises:
+            ValueError: If there is nothing to prune.
+        """
+
+
+@dataclass(frozen=True, repr=False)
+class Unstructured(Structure):
+    """Single weights: by default those of Linear and Conv modules, one group a weight tensor.
+
+    A tied weight belongs to one group, under its first name, if every module that uses it is prunable.
+
+    Args:
+        include: Glob pattern, or patterns, over parameter and module names. With it, any parameter of two
+            or more dimensions that matches is taken, outside norms and embeddings.
+        exclude: The same, for what is to stay dense.
+
+    Raises:
+        ValueError: If a pattern is no string.
+    """
+
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not all(isinstance(pattern, str) for pattern in _patterns(value)):
+                raise ValueError(f"{name}={value!r} must be a pattern or a list of them.")
+
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        """One group a weight tensor."""
+        uses = _uses(model)
+        names = {*uses, *(name for name, _ in model.named_modules() if name)}
+        _check_patterns("include", self.include, names)
+        _check_patterns("exclude", self.exclude, names)
+        groups, frozen = [], _computed_weights(model)
+        for name, parameter in model.named_parameters():
+            if not self._wants(name, parameter, uses[name]):
+                continue
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
+            outsider = self._outsider(uses[name])
+            if outsider is None:
+                transposed = any(isinstance(module, _ConvTransposeNd) for _, module in uses[name])
+                groups.append(UnitGroup(name, (Slice(name, parameter),), 0 if transposed else 1))
+            else:
+                frozen[name] = f"{type(outsider).__name__} uses it"
+        if not groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
+            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
+        return Units(tuple(groups), frozen)
+
+    def _wants(self, name: str, parameter: nn.Parameter, uses: list[_Use]) -> bool:
+        if _matches(name, self.exclude):
+            return False
+        if self.include is None:
+            return any(leaf == "weight" and isinstance(module, _LAYERS) for leaf, module in uses)
+        wanted = _matches(name, self.include)
+        return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
+
+    def _outsider(self, uses: list[_Use]) -> nn.Module | None:
+        """A module that holds the parameter, too, and that pruning is not meant for."""
+        for _, module in uses:
+            if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
+                return module
+        return None
+
+
+def _uses(model: nn.Module) -> dict[str, list[_Use]]:
+    """First name of each parameter to every place that holds it."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    uses: dict[str, list[_Use]] = {name: [] for name in first.values()}
+    for module in model.modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            uses[first[id(parameter)]].append((leaf, module))
+    return uses
+
+
+def _computed_weights(model: nn.Module) -> dict[str, str]:
+    """Layers whose weight is no parameter: a mask would have nothing to hold on to."""
+    return {
+        f"{name}.weight".lstrip("."): "computed from other parameters (a parametrisation)"
+        for name, module in model.named_modules()
+        if isinstance(module, _LAYERS) and module._parameters.get("weight") is None
+    }
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns or ())
+
+
+def _matches(name: str, patterns: str | Sequence[str] | None) -> bool:
+    """Whether a pattern names the parameter, or a module that it lies in."""
+    parts = name.split(".")
+    path = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return any(fnmatchcase(each, pattern) for pattern in _patterns(patterns) for each in path)
+
+
+def _check_patterns(argument: str, patterns: str | Sequence[str] | None, names: set[str]) -> None:
+    for pattern in _patterns(patterns):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            nearest = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0)
+            raise ValueError(
+                f"{argument}={pattern!r} matches no parameter or module; the nearest names are"
+                f" {', '.join(map(repr, nearest))}."
+            )

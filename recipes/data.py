@@ -1,0 +1,230 @@
+"""Data modules of small images: split into training, validation and test once, held in memory as bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from torchvision.transforms.functional import pil_to_tensor
+
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images as one uint8 tensor N x 3 x 32 x 32 with their labels; a batch is one indexing."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self[torch.tensor(indices)]
+
+    def subset(self, indices: Tensor) -> TensorImages:
+        """Some of the images."""
+        return TensorImages(*self[indices])
+
+
+class Images(LightningDataModule, ABC):
+    """Images of ten classes. Validation images are split off the training images; the test set is apart.
+
+    Args:
+        batch_size: Images a batch.
+        val_size: Training images held out for validation.
+        augment: Whether training images are shifted by up to 4 pixels and mirrored.
+        train_size: Use only so many of the training images that remain; all by default.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __init__(self, batch_size: int, val_size: int, augment: bool, train_size: int | None) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.augment = augment
+        self.train_size = train_size
+
+    @abstractmethod
+    def load(self, train: bool) -> TensorImages:
+        """All training images, or all test images."""
+
+    def setup(self, stage: str) -> None:
+        """Reads what the stage needs; the test images at the end only."""
+        if stage == "test":
+            self.test = self.load(train=False)
+        elif not hasattr(self, "train"):
+            images = self.load(train=True)
+            if not 0 < self.val_size < len(images):
+                raise ValueError(f"val_size={self.val_size} must lie between 0 and {len(images)} images.")
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            self.train = images.subset(order[: -self.val_size][: self.train_size])
+            self.val = images.subset(order[-self.val_size :])
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Shuffled."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """In order."""
+        return self._loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """In order."""
+        return self._loader(self.test)
+
+    def _loader(self, images: TensorImages, shuffle: bool = False) -> DataLoader[tuple[Tensor, Tensor]]:
+        # Indexing bytes costs less than a worker process would.
+        return DataLoader(images, self.batch_size, shuffle=shuffle, collate_fn=_as_it_is)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalises, and augments in training, a whole batch at a time on its device."""
+        images, labels = batch
+        mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
+        images = (images / 255 - mean) / std
+        if self.augment and self.trainer is not None and self.trainer.training:
+            images = shift_and_mirror(images)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def shift_and_mirror(images: Tensor, by: int = 4) -> Tensor:
+    """Shifts each image by up to ``by`` pixels with zeros moving in, and mirrors every second by chance."""
+    count, _, height, width = images.shape
+    device = images.device
+    padded = F.pad(images, (by,) * 4)
+    top, left = torch.randint(0, 2 * by + 1, (2, count, 1), device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns, columns.flip(1))
+    batch = torch.arange(count, device=device)
+    # indices apart from each other put the channels last
+    cut = padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2)
+
+
+class Digits(Images):
+    """scikit-learn's 1,797 handwritten digits, scanned at 8x8 and brought to 3x32x32. No download.
+
+    Args:
+        batch_size: Images a batch.
+        val_size: Training images held out for validation.
+        augment: Whether training images are shifted and mirrored; mirrored digits are other digits.
+        train_size: Use only so many training images.
+    """
+
+    mean = (0.305, 0.305, 0.305)
+    std = (0.376, 0.376, 0.376)
+
+    def __init__(
+        self, batch_size: int = 64, val_size: int = 300, augment: bool = False, train_size: int | None = None
+    ) -> None:
+        super().__init__(batch_size, val_size, augment, train_size)
+
+    def load(self, train: bool) -> TensorImages:
+        """The last 300 are the test images."""
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = torch.tensor(pixels).view(-1, 1, 8, 8) * (255 / 16)
+        images = F.interpolate(images, size=32, mode="bilinear").byte().expand(-1, 3, -1, -1)
+        half = slice(0, 1497) if train else slice(1497, None)
+        return TensorImages(images[half], torch.tensor(labels)[half])
+
+
+class CIFAR10(Images):
+    """CIFAR-10 as published, downloaded by torchvision where it is not there yet.
+
+    Args:
+        root: Folder for the data.
+        batch_size: Images a batch.
+        val_size: Training images held out for validation.
+        augment: Whether training images are shifted and mirrored.
+        train_size: Use only so many training images.
+    """
+
+    mean = _CIFAR_MEAN
+    std = _CIFAR_STD
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        val_size: int = 5000,
+        augment: bool = True,
+        train_size: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, val_size, augment, train_size)
+        self.root = root
+
+    def prepare_data(self) -> None:
+        """Downloads.
+
+        Raises:
+            RuntimeError: If that fails; the message names the data that need no network.
+        """
+        try:
+            datasets.CIFAR10(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"CIFAR-10 is not in {self.root!r} and could not be downloaded ({error}). Without a network,"
+                " use --data Digits, or --data ImageFolder --data.root DIR with DIR/train/CLASS/*.jpg and"
+                " DIR/test/CLASS/*.jpg."
+            ) from error
+
+    def load(self, train: bool) -> TensorImages:
+        """As torchvision reads them."""
+        raw = datasets.CIFAR10(self.root, train=train)
+        return TensorImages(torch.from_numpy(raw.data).permute(0, 3, 1, 2), torch.tensor(raw.targets))
+
+
+class ImageFolder(Images):
+    """Images of 32x32 under ``root/train/CLASS`` and ``root/test/CLASS``.
+
+    Args:
+        root: The folder.
+        batch_size: Images a batch.
+        val_size: Training images held out for validation.
+        augment: Whether training images are shifted and mirrored.
+        train_size: Use only so many training images.
+    """
+
+    mean = _CIFAR_MEAN
+    std = _CIFAR_STD
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 128,
+        val_size: int = 5000,
+        augment: bool = True,
+        train_size: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, val_size, augment, train_size)
+        self.root = root
+
+    def load(self, train: bool) -> TensorImages:
+        """All images of one half, in torchvision's order.
+
+        Raises:
+            FileNotFoundError: If the folder is not there.
+        """
+        folder = datasets.ImageFolder(str(Path(self.root) / ("train" if train else "test")))
+        images = torch.stack([pil_to_tensor(image) for image, _ in folder])
+        return TensorImages(images, torch.tensor(folder.targets))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
