@@ -1,0 +1,110 @@
+"""Accuracy before, right after and long after pruning, for several criteria at one budget.
+
+    python recipes/benchmarks/accuracy.py --criteria Gradient Magnitude Random --out FILE.json -- \
+        --config recipes/differential.yaml --data ImageFolder --data.root DIR --model.init_from PATH
+
+What follows ``--`` goes to the recipe's command line, once for each criterion. All arms have the same
+start, data, seed and number of epochs. Validation accuracy guides; the test set is read once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from classifier import Classifier
+from data import Images
+
+from lightning_prune import PruningCallback
+from lightning_prune.cli import PruningCLI
+
+
+class Onlooker(Callback):
+    """Validates before the first batch, and right after each pruning event, without a trace."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning = pruning
+        self.seen: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Notes sparsity and accuracy when the sparsity is new."""
+        masks = self.pruning.masks.values()
+        removed = sum(int((~mask).sum()) for mask in masks)
+        sparsity = removed / sum(mask.numel() for mask in masks)
+        if self.seen and self.seen[-1][0] == sparsity:
+            return
+        pl_module.eval()
+        hits = total = 0
+        with torch.no_grad():
+            loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+            for images, labels in loader:
+                trainer.training, training = False, trainer.training
+                batch = trainer.datamodule.on_after_batch_transfer(  # type: ignore[attr-defined]
+                    [each.to(pl_module.device) for each in (images, labels)], 0
+                )
+                trainer.training = training
+                hits += int((pl_module(batch[0]).argmax(1) == batch[1]).sum())
+                total += len(labels)
+        pl_module.train()
+        self.seen.append((sparsity, hits / total))
+
+
+def run(criterion: str, arguments: list[str]) -> dict[str, Any]:
+    """One arm."""
+    cli = PruningCLI(
+        Classifier,
+        Images,
+        subclass_mode_data=True,
+        run=False,
+        save_config_callback=None,
+        args=[*arguments, f"--pruning.criterion={criterion}", "--trainer.logger=false"],
+    )
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    pruning = next(each for each in callbacks if isinstance(each, PruningCallback))
+    onlooker = Onlooker(pruning)
+    callbacks.append(onlooker)
+    begun = time.perf_counter()
+    cli.trainer.fit(cli.model, cli.datamodule)
+    seconds = time.perf_counter() - begun
+    report = pruning.report
+    tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    return {
+        "criterion": criterion,
+        "removed": report.removed,
+        "size": report.size,
+        "before": onlooker.seen[0][1],
+        "after_pruning": onlooker.seen[-1][1],
+        "after_retraining": report.pruned_metric,
+        "test": tested[0]["test_acc"],
+        "epochs": cli.trainer.max_epochs,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Runs every arm, prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--criteria", nargs="+", default=["Gradient", "Magnitude", "Random"])
+    parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
+    options, arguments = parser.parse_known_args()
+    arms = [run(criterion, [each for each in arguments if each != "--"]) for criterion in options.criteria]
+    options.out.write_text(json.dumps(arms, indent=2))
+    print("| criterion | removed | val before | val after pruning | val after retraining | test |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for arm in arms:
+        shares = (arm[name] for name in ("before", "after_pruning", "after_retraining", "test"))
+        figures = " | ".join(f"{100 * share:.2f}" for share in shares)
+        print(f"| {arm['criterion']} | {arm['removed']:,} of {arm['size']:,} | {figures} |")
+
+
+if __name__ == "__main__":
+    main()
