@@ -158,22 +158,27 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers, and takes over a loaded state."""
-        if self._pruner is None or self._model is not pl_module:
-            self._pruner, self._model = self._new_pruner(pl_module), pl_module
-            self._history = []
         if trainer.global_step == 0:
             self._handled = dict.fromkeys(self._handled, -1)
+        pruner = self.bind(pl_module)
         self._check_neighbours(trainer)
-        if self._loaded is not None:
-            self._take_over(self._pruner, self._loaded)
-            self._loaded = None
         self._timetable = self._resolve(trainer)
         self._monitor = _monitored(trainer)
         self._shown = None
         self._warned = False
-        self._watch = OptimizerWatch(self._pruner.store)
+        self._watch = OptimizerWatch(pruner.store)
         self._watch.watch(trainer.optimizers)
         self._capture = ExampleCapture(pl_module)
+
+    def bind(self, model: LightningModule) -> Pruner:
+        """Takes charge of a model, with the state that was loaded or, for the same model, the present one."""
+        if self._pruner is None or self._model is not model:
+            self._pruner, self._model = self._new_pruner(model), model
+            self._history = []
+        if self._loaded is not None:
+            self._take_over(self._pruner, self._loaded)
+            self._loaded = None
+        return self._pruner
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -353,6 +358,7 @@ class PruningCallback(Callback):
             "pruner": self._pruner.state_dict(),
             "handled": dict(self._handled),
             "history": [asdict(event) for event in self._history],
+            "monitor": self._monitor,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -377,6 +383,7 @@ class PruningCallback(Callback):
         notes = pruner.load_state_dict(state["pruner"])
         self._handled = dict(state["handled"])
         self._history = [Event(**event) for event in state["history"]]
+        self._monitor = state["monitor"]
         for name, now in self._settings().items():
             before = state["settings"].get(name)
             if before != now:

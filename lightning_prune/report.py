@@ -122,22 +122,6 @@ class Report:
         }
         return json.dumps(derived | asdict(self), indent=2)
 
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Reads what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: If it is something else.
-        """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            known = {name: data[name] for name in cls.__dataclass_fields__}
-            layers = tuple(Layer(**layer | {"shape": tuple(layer["shape"])}) for layer in data["layers"])
-            history = tuple(Event(**event) for event in data["history"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"this is no report of lightning_prune: {error!r}") from error
-        return cls(**known | {"layers": layers, "history": history, "protected": tuple(known["protected"])})
-
     def table(self) -> str:
         """The report as text; drawn by rich where that is installed."""
         rows = [
