@@ -79,6 +79,8 @@ class PruningCallback(Callback):
         self._copies = GradientCopies()
         self._timetable: Timetable | None = None
         self._handled = {unit.value: -1 for unit in (Unit.EPOCH, Unit.STEP)}
+        self._steps = 0
+        self._global_step = 0
         self._history: list[Event] = []
         self._monitor: str | None = None
         self._loaded: dict[str, Any] | None = None
@@ -160,7 +162,12 @@ class PruningCallback(Callback):
         """Binds to the model and its optimizers, and takes over a loaded state."""
         if trainer.global_step == 0:
             self._handled = dict.fromkeys(self._handled, -1)
+            self._steps = 0
+        elif self._pruner is None and self._loaded is None:
+            # resumed from a checkpoint that knew nothing of pruning
+            self._steps = trainer.global_step // max(1, len(trainer.optimizers))
         pruner = self.bind(pl_module)
+        self._global_step = trainer.global_step
         self._check_neighbours(trainer)
         self._timetable = self._resolve(trainer)
         self._monitor = _monitored(trainer)
@@ -250,8 +257,7 @@ class PruningCallback(Callback):
     def _prune_if_due(self, trainer: Trainer) -> None:
         assert self._pruner is not None
         assert self._timetable is not None
-        steps = _steps(trainer)
-        now = {Unit.EPOCH.value: trainer.current_epoch, Unit.STEP.value: steps}
+        now = {Unit.EPOCH.value: trainer.current_epoch, Unit.STEP.value: self._steps}
         unit = self._timetable.unit.value
         event = self._timetable.due(self._handled[unit], now[unit])
         if event is None:
@@ -266,13 +272,13 @@ class PruningCallback(Callback):
         sparsity = self._pruner.sparsity
         if event is self._timetable.events[-1] and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._history.append(Event(trainer.current_epoch, steps, sparsity))
+        self._history.append(Event(trainer.current_epoch, self._steps, sparsity))
         removed = {
             f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
             for name, mask in self.masks.items()
         }
         for logger in trainer.loggers:
-            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=steps)
+            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._steps)
 
     @property
     def _events_remain(self) -> bool:
@@ -323,7 +329,10 @@ class PruningCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Shows the sparsity in the progress bar, and offers it to other callbacks."""
+        """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
+        # one for a batch, however many optimizers stepped; none while gradients accumulate
+        self._steps += trainer.global_step > self._global_step
+        self._global_step = trainer.global_step
         sparsity = self._history[-1].sparsity if self._history else 0.0
         if batch_idx == 0 or sparsity != self._shown:
             pl_module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
@@ -343,8 +352,7 @@ class PruningCallback(Callback):
         value = trainer.callback_metrics.get(self._monitor or "")
         if value is not None:
             sparsity = self._history[-1].sparsity if self._history else 0.0
-            steps = _steps(trainer)
-            self._history.append(Event(trainer.current_epoch, steps, sparsity, float(value)))
+            self._history.append(Event(trainer.current_epoch, self._steps, sparsity, float(value)))
 
     # --- state
 
@@ -357,6 +365,7 @@ class PruningCallback(Callback):
             "settings": self._settings(),
             "pruner": self._pruner.state_dict(),
             "handled": dict(self._handled),
+            "steps": self._steps,
             "history": [asdict(event) for event in self._history],
             "monitor": self._monitor,
         }
@@ -382,6 +391,7 @@ class PruningCallback(Callback):
     def _take_over(self, pruner: Pruner, state: Mapping[str, Any]) -> None:
         notes = pruner.load_state_dict(state["pruner"])
         self._handled = dict(state["handled"])
+        self._steps = state["steps"]
         self._history = [Event(**event) for event in state["history"]]
         self._monitor = state["monitor"]
         for name, now in self._settings().items():
@@ -394,11 +404,6 @@ class PruningCallback(Callback):
     def _settings(self) -> dict[str, str]:
         parts = ("target", "criterion", "structure", "selector", "schedule")
         return {name: repr(getattr(self, name)) for name in parts}
-
-
-def _steps(trainer: Trainer) -> int:
-    """Batches that stepped: unlike ``global_step`` it does not depend on the number of optimizers."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _horizon(trainer: Trainer) -> Horizon:

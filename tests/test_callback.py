@@ -1,0 +1,422 @@
+"""PruningCallback in a Trainer: what a user gives, gets, sees, saves and resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lit import Lit, digits, fit, seeded, trainer
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from lightning_prune import (
+    Cubic,
+    Exponential,
+    Fisher,
+    Global,
+    Gradient,
+    Linear,
+    Magnitude,
+    Movement,
+    NofM,
+    OneShot,
+    PerLayer,
+    PruningCallback,
+    Random,
+    Steps,
+    Taylor,
+    Threshold,
+    Unstructured,
+)
+
+SIZE = 72 + 4608 + 160
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 1 / 3])
+@pytest.mark.parametrize("criterion", [Magnitude(), Random(), Gradient(), Taylor(), Movement(), Fisher()])
+def test_the_target_is_met_exactly(tmp_path: Path, criterion: Any, target: float) -> None:
+    pruning = PruningCallback(target, criterion=criterion, schedule=Cubic("1ep", "3ep"))
+    fit(tmp_path, Lit(), pruning)
+    assert pruning.report.size == SIZE
+    assert pruning.report.removed == round(target * SIZE)
+    assert sum(int((~mask).sum()) for mask in pruning.masks.values()) == round(target * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "events"),
+    [
+        (Cubic("1ep", "5ep"), {5: 0.0, 10: 0.578125, 15: 0.875, 20: 0.984375, 25: 1.0}),
+        (Linear("1ep", "5ep", "2ep"), {5: 0.0, 15: 0.5, 25: 1.0}),
+        (Linear("10st", "20st", "4st"), {10: 0.0, 14: 0.4, 18: 0.8, 20: 1.0}),
+        (Steps({"1ep": 0.25, "50%": 1.0}), {5: 0.25, 15: 1.0}),
+        (OneShot("7st"), {7: 1.0}),
+        (OneShot(0.5), {15: 1.0}),
+        (Exponential("3ep", "3ep"), {15: 1.0}),
+    ],
+)
+def test_each_event_removes_what_the_schedule_says(
+    tmp_path: Path, schedule: Any, events: dict[int, float]
+) -> None:
+    pruning = PruningCallback(0.7, schedule=schedule)
+    fit(tmp_path, Lit(), pruning, max_epochs=6)
+    found = {event.step: round(event.sparsity * SIZE) for event in pruning.report.history}
+    assert found == {step: round(share * 0.7 * SIZE) for step, share in events.items()}
+
+
+def test_per_layer_counts_are_exact(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.7, selector=PerLayer(), schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), pruning, max_epochs=2)
+    assert [layer.kept for layer in pruning.report.layers] == [
+        layer.size - round(0.7 * layer.size) for layer in pruning.report.layers
+    ]
+
+
+# --- saving and resuming
+
+
+def run_to_the_end(folder: Path, pruning: PruningCallback, epochs: int, **options: Any) -> tuple[Any, Any]:
+    model = seeded(Lit)
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    fit(folder, model, pruning, keep, max_epochs=epochs, enable_checkpointing=True, **options)
+    return model, pruning
+
+
+class Stop(Callback):
+    """Ends the fit after an epoch, as a time limit would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch == self.epoch
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 4])
+@pytest.mark.parametrize("criterion", [Magnitude(), Taylor()])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, criterion: Any, epoch: int) -> None:
+    def callback() -> PruningCallback:
+        return PruningCallback(0.8, criterion=criterion, schedule=Cubic("1ep", "4ep"))
+
+    whole, pruning = run_to_the_end(tmp_path / "whole", callback(), 6)
+    resumed, again = seeded(Lit), callback()
+    path = tmp_path / "whole" / f"epoch={epoch}.ckpt"
+    fit(tmp_path, resumed, again, ckpt_path=path, max_epochs=6)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    for name, mask in pruning.masks.items():
+        assert torch.equal(again.masks[name], mask)
+    assert [e for e in again.report.history if e.metric is None] == [
+        e for e in pruning.report.history if e.metric is None
+    ]
+
+
+def test_masks_survive_a_resume_into_more_epochs(tmp_path: Path) -> None:
+    _, pruning = run_to_the_end(tmp_path, PruningCallback(0.9, schedule=Cubic("1ep", "2ep")), 3)
+    again = PruningCallback(0.9, schedule=Cubic("1ep", "2ep"))
+    fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+    assert again.report.removed == round(0.9 * SIZE)
+    for name, mask in pruning.masks.items():
+        assert torch.equal(again.masks[name], mask)
+
+
+def test_a_checkpoint_is_plain_and_masks_take_a_bit_a_weight(tmp_path: Path) -> None:
+    run_to_the_end(tmp_path, PruningCallback(0.9, criterion=Taylor(), schedule=OneShot("1ep")), 3)
+    loaded = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
+    masks = loaded["callbacks"]["PruningCallback"]["pruner"]["masks"]
+    assert {name: entry["bits"].numel() for name, entry in masks.items()} == {
+        "net.0.weight": 9,
+        "net.4.weight": 576,
+        "net.6.weight": 20,
+    }
+
+
+def test_a_resume_with_other_settings_says_what_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_to_the_end(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "2ep")), 3)
+    again = PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "4ep"))
+    with caplog.at_level(logging.INFO), pytest.warns(UserWarning, match="event waits"):
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+    assert "target was 0.5, is now 0.8" in caplog.text
+    assert "criterion was Magnitude(p=1.0), is now Taylor()" in caplog.text
+    assert "statistics of 'net.4.weight' start anew" in caplog.text
+    assert again.report.removed == round(0.8 * SIZE)
+
+
+def test_a_lower_target_brings_nothing_back(tmp_path: Path) -> None:
+    _, pruning = run_to_the_end(tmp_path, PruningCallback(0.8, schedule=Cubic("1ep", "2ep")), 3)
+    again = PruningCallback(0.5, schedule=Cubic("1ep", "4ep"))
+    fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+    assert again.report.removed == pruning.report.removed == round(0.8 * SIZE)
+
+
+def test_a_layer_that_is_excluded_on_resume_stays_masked(tmp_path: Path) -> None:
+    run_to_the_end(tmp_path, PruningCallback(0.8, schedule=OneShot("1ep")), 3)
+    again = PruningCallback(0.8, structure=Unstructured(exclude="net.4"), schedule=OneShot("1ep"))
+    fit(tmp_path, model := Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=4)
+    assert int((model.net[4].weight == 0).sum()) == int((~again.masks["net.4.weight"]).sum()) > 2000
+
+
+def test_a_state_of_another_version_or_architecture_is_refused(tmp_path: Path) -> None:
+    run_to_the_end(tmp_path, pruning := PruningCallback(0.5, schedule=OneShot("1ep")), 2)
+    state = pruning.state_dict()
+    with pytest.raises(ValueError, match="version 99"):
+        PruningCallback(0.5).load_state_dict(state | {"version": 99})
+    other = PruningCallback(0.5)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"'net.0.weight'"):
+        other.bind(nn.Linear(3, 3))
+
+
+def test_a_checkpoint_without_pruning_starts_from_dense(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="dense")
+    fit(tmp_path, Lit(), keep, max_epochs=2, enable_checkpointing=True)
+    pruning = PruningCallback(0.5, criterion=Gradient(), schedule=OneShot("3ep"))
+    fit(tmp_path, Lit(), pruning, ckpt_path=tmp_path / "dense.ckpt", max_epochs=4)
+    assert pruning.report.removed == round(0.5 * SIZE)
+
+
+def test_a_test_run_in_between_does_not_turn_masks_back(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.8, schedule=Cubic("1ep", "3ep"))
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run = fit(tmp_path, model := Lit(), pruning, keep, enable_checkpointing=True)
+    run.validate(model, digits(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    fit(tmp_path, model, pruning)
+    assert pruning.report.removed == round(0.8 * SIZE)
+
+
+def test_a_second_fit_goes_on_and_a_new_model_starts_anew(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.6, schedule=Cubic("1ep", "2ep"))
+    fit(tmp_path, model := Lit(), pruning)
+    first = {name: mask.clone() for name, mask in pruning.masks.items()}
+    fit(tmp_path, model, pruning)
+    assert all(torch.equal(pruning.masks[name], mask) for name, mask in first.items())
+    kept = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            kept.append(sum(int(mask.sum()) for mask in pruning.masks.values()))
+
+    fit(tmp_path, Lit(), pruning, Watch())
+    assert kept[0] == SIZE
+    assert kept[-1] == SIZE - round(0.6 * SIZE)
+
+
+def test_two_callbacks_keep_apart_by_name(tmp_path: Path) -> None:
+    one = PruningCallback(
+        0.5, structure=Unstructured(include="net.0"), schedule=OneShot("1ep"), name="convolution"
+    )
+    two = PruningCallback(0.9, structure=Unstructured(exclude="net.0"), schedule=OneShot("1ep"))
+    keep = ModelCheckpoint(tmp_path, filename="two")
+    fit(tmp_path, Lit(), one, two, keep, max_epochs=2, enable_checkpointing=True)
+    assert one.report.removed == 36
+    assert two.report.removed == round(0.9 * (SIZE - 72))
+    assert {"PruningCallback", "PruningCallback[convolution]"} < set(
+        torch.load(tmp_path / "two.ckpt", weights_only=True)["callbacks"]
+    )
+
+
+# --- what a user sees
+
+
+def test_reports_go_beside_the_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pruning = PruningCallback(0.75, schedule=Cubic("1ep", "3ep"))
+    logger = CSVLogger(tmp_path)
+    run = fit(tmp_path, Lit(), pruning, EarlyStopping("acc", mode="max", patience=9), logger=logger)
+    folder = Path(logger.log_dir)
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["sparsity"] == pruning.report.sparsity == round(0.75 * SIZE) / SIZE
+    assert saved["monitor"] == "acc"
+    assert [event["step"] for event in saved["history"] if event["metric"] is not None] == [5, 10, 15, 20]
+    assert saved["pruned_metric"] == saved["history"][-1]["metric"]
+    assert (folder / "report.png").stat().st_size > 0
+    with (folder / "metrics.csv").open() as lines:
+        logged = [float(row["prune/sparsity"]) for row in csv.DictReader(lines) if row["prune/sparsity"]]
+    assert [round(value * SIZE) for value in logged] == [0, round(0.875 * 0.75 * SIZE), round(0.75 * SIZE)]
+    assert float(run.progress_bar_metrics["prune/sparsity"]) == pytest.approx(0.75)
+    printed = capsys.readouterr().out
+    assert "net.4.weight" in printed
+    assert "Zeros alone make nothing faster" in printed
+    assert "acc: dense 0." in printed
+
+
+def test_multiply_adds_are_those_of_the_layers(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, selector=PerLayer(), schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), pruning, max_epochs=2)
+    assert pruning.report.macs == 72 * 36 + 4608 + 160
+    assert pruning.report.macs_kept == pruning.report.macs // 2
+    assert pruning.report.params == SIZE + 8 + 16 + 16 + 10
+
+
+def test_nothing_optional_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("rich", "rich.console", "rich.table", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), pruning, max_epochs=2)
+    assert (tmp_path / "report.json").exists()
+    assert not (tmp_path / "report.png").exists()
+    assert "net.4.weight" in capsys.readouterr().out
+
+
+def test_a_plan_shows_what_a_fit_would_do_and_does_nothing(tmp_path: Path) -> None:
+    model = seeded(Lit)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pruning = PruningCallback(0.9, schedule=OneShot("0%"))
+    plan = pruning.plan(model, torch.zeros(1, 1, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(pruning.masks) == 0
+    fit(tmp_path, model, pruning, max_epochs=1)
+    assert plan.layers == pruning.report.layers
+    assert plan.macs_kept == pruning.report.macs_kept
+
+
+def test_a_plan_does_not_claim_to_know_what_gradients_will_say() -> None:
+    plan = PruningCallback(0.9, criterion=Taylor()).plan(Lit())
+    assert [layer.kept for layer in plan.layers] == [None, None, None]
+    assert "?" in plan.table()
+
+
+def test_a_report_before_the_fit_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="nothing to report"):
+        _ = PruningCallback(0.5).report
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+@pytest.mark.parametrize("criterion", [Magnitude(), Taylor()])
+def test_fast_dev_run_runs(tmp_path: Path, criterion: Any, batches: int) -> None:
+    pruning = PruningCallback(0.5, criterion=criterion)
+    fit(tmp_path, Lit(), pruning, fast_dev_run=batches)
+    assert pruning.report.removed == (0 if batches == 1 else round(0.5 * SIZE))
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=Cubic("1ep", "5ep"))
+    with pytest.warns(UserWarning, match="ended before the last pruning event"):
+        fit(tmp_path, Lit(), pruning, Stop(2), max_epochs=6)
+    assert 0 < pruning.report.removed < round(0.5 * SIZE)
+
+
+# --- lengths of a fit
+
+
+class Stream(IterableDataset[Any]):
+    """The digits, without a length."""
+
+    def __iter__(self) -> Any:
+        yield from digits().dataset
+
+
+def stream() -> Any:
+    return torch.utils.data.DataLoader(Stream(), 64)
+
+
+def test_data_without_length_can_be_counted_in_epochs_or_steps(tmp_path: Path) -> None:
+    for schedule in (Cubic("1ep", "2ep"), OneShot("7st"), Cubic("25%", "75%")):
+        pruning = PruningCallback(0.5, schedule=schedule)
+        trainer(tmp_path, pruning, max_epochs=4).fit(Lit(), stream())
+        assert pruning.report.removed == round(0.5 * SIZE)
+    with pytest.raises(ValueError, match="start='1ep' cannot be turned into optimizer steps"):
+        trainer(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "9st"))).fit(Lit(), stream())
+
+
+def test_shares_of_max_steps(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=Linear("25%", "75%", "25%"))
+    fit(tmp_path, Lit(), pruning, max_epochs=-1, max_steps=16)
+    assert [event.step for event in pruning.report.history if event.metric is None] == [4, 8, 12]
+
+
+def test_a_single_epoch_is_divided_by_batches(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, criterion=Gradient(), schedule=OneShot("40%"))
+    fit(tmp_path, Lit(), pruning, max_epochs=1)
+    assert [event.step for event in pruning.report.history if event.metric is None] == [2]
+
+
+# --- what bad input gets, before the first step
+
+
+class NoStep(Callback):
+    def on_train_batch_start(self, *_: Any) -> None:
+        raise AssertionError("training began")
+
+
+class Lazy(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.LazyLinear(4)
+
+
+class NoGradient(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        for module in (self.net[0], self.net[4], self.net[6]):
+            module.weight.requires_grad_(False)
+
+
+BAD = {
+    "beyond": (PruningCallback(0.5, schedule=OneShot("9ep")), Lit, "at='9ep' lies beyond the fit"),
+    "steps": (PruningCallback(0.5, schedule=OneShot("20st")), Lit, "at='20st'"),
+    "order": (PruningCallback(0.5, schedule=Cubic("15st", "1ep")), Lit, "start='15st' comes after end='1ep'"),
+    "include": (PruningCallback(0.5, structure=Unstructured(include="nett")), Lit, "include='nett' .*'net"),
+    "exclude": (PruningCallback(0.5, structure=Unstructured(exclude="fc")), Lit, "exclude='fc' matches no"),
+    "empty": (PruningCallback(0.5, structure=Unstructured(exclude="net")), Lit, "nothing to prune"),
+    "tiny": (PruningCallback(1e-5), Lit, "target=1e-05 of 4840 units removes none"),
+    "early": (PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("0%")), Lit, "before the first batch"),
+    "frozen": (PruningCallback(0.5, criterion=Taylor()), NoGradient, "needs gradients"),
+    "lazy": (PruningCallback(0.5), Lazy, "'extra.weight' has no shape yet"),
+    "pattern": (PruningCallback(selector=NofM(3, 7)), Lit, "can prune no layer.*multiple of m=7"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_stop_before_training(tmp_path: Path, case: str) -> None:
+    pruning, model, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, model(), pruning, NoStep())
+
+
+def test_two_callbacks_over_one_parameter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"two PruningCallbacks prune 'net\.0\.weight'"):
+        fit(tmp_path, Lit(), PruningCallback(0.5), PruningCallback(0.5, name="other"), NoStep())
+
+
+def test_a_threshold_that_removes_nothing_is_an_error(tmp_path: Path) -> None:
+    pruning = PruningCallback(selector=Threshold(value=1e-12), schedule=OneShot("1ep"))
+    with pytest.raises(RuntimeError, match="removed nothing"):
+        fit(tmp_path, Lit(), pruning)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": 0.0}, r"target=0.0 must be a number between 0 and 1"),
+        ({"target": 1}, r"target=1 "),
+        ({"target": -0.5}, r"target=-0.5 "),
+        ({"target": float("nan")}, r"target=nan "),
+        ({"target": "half"}, r"target='half' "),
+        ({"target": True}, r"target=True "),
+        ({}, r"target=None "),
+        ({"target": 0.5, "selector": Threshold(std=1.0)}, r"target=0.5 must be None"),
+        ({"target": 0.6, "selector": NofM(2, 4)}, r"target=0.6 must be left out or be 0.5"),
+        ({"target": 0.5, "criterion": "magnitude"}, r"criterion='magnitude'.*Magnitude\(\).*Taylor\(\)"),
+        ({"target": 0.5, "criterion": Magnitude}, r"criterion=<class.*Magnitude\(\)"),
+        ({"target": 0.5, "structure": Global()}, r"structure=Global\(\).*Unstructured\(\)"),
+        ({"target": 0.5, "selector": None}, r"selector=None.*PerLayer\(\)"),
+        ({"target": 0.5, "schedule": 0.3}, r"schedule=0.3.*OneShot\(\)"),
+    ],
+)
+def test_bad_arguments_are_named_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruningCallback(**arguments)
