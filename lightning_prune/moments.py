@@ -92,11 +92,21 @@ class Horizon:
         return min(known, default=None)
 
     @property
+    def epochs_begun(self) -> int | None:
+        """Epochs that the fit begins, ``None`` if that cannot be known."""
+        known = [] if self.epochs is None else [self.epochs]
+        if self.steps is not None and self.steps_per_epoch is not None:
+            known.append(-(-self.steps // self.steps_per_epoch))
+        return min(known, default=None)
+
+    @property
     def ends_by_steps(self) -> bool:
-        """Whether the limit in steps is what ends the fit."""
+        """Whether the limit in steps, not that in epochs, is what ends the fit."""
         if self.steps is None:
             return False
-        return self.epochs is None or self.length == self.steps
+        if self.epochs is None:
+            return True
+        return self.steps_per_epoch is not None and self.steps < self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Grid:
         shares = any(moment.unit is Unit.FIT for moment in moments)
         by_steps = (
             any(moment.unit is Unit.STEP for moment in moments)
-            or horizon.epochs == 1
+            or horizon.epochs_begun == 1
             or (shares and (horizon.epochs is None or horizon.ends_by_steps))
         )
         return cls(horizon, Unit.STEP if by_steps else Unit.EPOCH)
@@ -136,12 +146,12 @@ class Grid:
         if moment.value == 0:
             return 0
         place = self.length_of(moment)
-        end = self._end()
+        end = self.horizon.length if self.unit is Unit.STEP else self.horizon.epochs_begun
         if end is not None and place > end:
             raise ValueError(f"{moment.text} lies beyond the fit, which has {self._in_words(end)}.")
         if self.unit is Unit.STEP and self._on_epoch_starts(moment):
             per_epoch = self._steps_per_epoch(moment)
-            return self._inside(place / per_epoch, self.horizon.epochs, moment) * per_epoch
+            return self._inside(place / per_epoch, self.horizon.epochs_begun, moment) * per_epoch
         return self._inside(place, end, moment)
 
     def length_of(self, moment: Moment) -> Fraction:
@@ -161,7 +171,7 @@ class Grid:
         return moment.value * whole
 
     def _on_epoch_starts(self, moment: Moment) -> bool:
-        if self.horizon.epochs == 1 or moment.unit is Unit.STEP:
+        if self.horizon.epochs_begun == 1 or moment.unit is Unit.STEP:
             return False
         return moment.unit is Unit.EPOCH or not self.horizon.ends_by_steps
 
@@ -172,11 +182,6 @@ class Grid:
                 ' length: count every moment in "ep", or every one in "st".'
             )
         return self.horizon.steps_per_epoch
-
-    def _end(self) -> int | None:
-        if self.unit is Unit.STEP:
-            return self.horizon.length
-        return self.horizon.epochs
 
     def _inside(self, place: Fraction, end: int | None, moment: Moment) -> int:
         """Rounds to a boundary that has training before it and after it."""

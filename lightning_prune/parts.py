@@ -21,8 +21,8 @@ def check_part(value: object, base: type[Part], argument: str) -> None:
     """
     if isinstance(value, base):
         return
-    names = ", ".join(sorted(f"{cls.__name__}()" for cls in concrete_subclasses(base)))
-    raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one, such as {names}.")
+    names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base)))
+    raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one of {names}.")
 
 
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:

@@ -173,11 +173,9 @@ class Pruner:
             statistics.count.add_(here)
 
     def _finite(self, grads: list[Tensor]) -> Tensor:
-        """Whether all are finite, without waiting for an accelerator: a sum keeps inf and nan."""
-        total = torch.zeros((), device=self._left_out.device)
-        for grad in grads:
-            total += grad.sum(dtype=torch.float32).to(total.device)
-        return total.isfinite()
+        """Whether all are finite, as a tensor: an accelerator is not waited for."""
+        extremes = [value for grad in grads for value in grad.aminmax()]
+        return torch.stack([value.isfinite().to(self._left_out.device) for value in extremes]).all()
 
     def step(self, progress: float, *optimizers: Optimizer) -> None:
         """Prunes to what the schedule says, before training goes on.
@@ -202,8 +200,11 @@ class Pruner:
             optimizers: Their state of masked weights is zeroed.
 
         Raises:
+            ValueError: If ``fraction`` is outside [0, 1].
             RuntimeError: If there is nothing to score yet.
         """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction={fraction!r} must lie in [0, 1].")
         if fraction == 0:
             return
         self.select(fraction)

@@ -63,19 +63,28 @@ def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
         prefix = (prefix << 16 | found) if seen else found - (found >= _BINS // 2) * _BINS
         seen += 16
         if seen == torch.finfo(dtype).bits:
-            value = torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype)
-            return Boundary(float(value), below, ties)
+            value = float(torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype))
+            return Boundary(value, below, ties) if value else _zero(pieces())
 
 
 def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor, torch.dtype]:
     """Counts 16 bits of the scores whose leading ``seen`` bits, read as an integer, are ``prefix``."""
-    total = torch.zeros(())
+    total: Tensor | None = None
     for piece in pieces:
         bits = torch.finfo(piece.dtype).bits - seen
-        # + 0.0 turns -0.0 into 0.0, since the two are one score
-        keys = (piece + 0.0).view(_INTEGER[piece.dtype]).flatten()
+        keys = piece.view(_INTEGER[piece.dtype]).flatten()
         if seen:
             keys = keys[keys >> bits == prefix]
         counts = torch.bincount(keys >> (bits - 16) & (_BINS - 1), minlength=_BINS)
-        total = counts + total.to(counts)
+        total = counts if total is None else total.add_(counts.to(total.device))
+    assert total is not None
     return total, piece.dtype
+
+
+def _zero(pieces: Iterable[Tensor]) -> Boundary:
+    """The boundary at zero, which has two bit patterns: -0.0 and 0.0 are one score."""
+    below = ties = 0
+    for piece in pieces:
+        below += int((piece < 0).count_nonzero())
+        ties += int((piece == 0).count_nonzero())
+    return Boundary(0.0, below, ties)

@@ -258,6 +258,11 @@ class Steps(Schedule):
     shares: Mapping[str, float] = field(default_factory=lambda: {"20%": 0.5, "50%": 1.0})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shares, Mapping) or not all(
+            isinstance(share, int | float) for share in self.shares.values()
+        ):
+            raise ValueError(f"shares={self.shares!r} must map moments to numbers.")
+        object.__setattr__(self, "shares", dict(self.shares))  # the caller's may change
         shares = list(self.shares.values())
         rising = all(a < b for a, b in zip([0.0, *shares], shares, strict=False))
         if not shares or not rising or shares[-1] != 1:

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Candidates:
         dtype: Of all scores, float32 or float64.
 
     Attributes:
+        removed: Units that are gone.
         protected: Whether the group would have been emptied, and keeps its best unit for that alone.
     """
 
@@ -42,42 +44,51 @@ class Candidates:
     ) -> None:
         self.group = group
         self.kept = kept
+        self.removed = group.size - int(kept.count_nonzero())
         self.protected = False
         self._criterion = criterion
         self._statistics = statistics
         self._dtype = dtype
         self._ranges = criterion.pieces(group)
+        self._below = torch.tensor(-math.inf, dtype=dtype, device=kept.device)
+        self._above = -self._below
         self._shield: Tensor | None = None
-        self._checked = False
+        self._highest: float | None = None
 
     @property
     def size(self) -> int:
         """Units in all, removed ones included."""
         return self.group.size
 
-    @property
-    def removed(self) -> int:
-        """Units that are gone."""
-        return self.size - int(self.kept.count_nonzero())
-
     def pieces(self) -> Iterator[Tensor]:
         """The scores, rows after rows: -inf for removed units, inf for shielded ones.
 
         Raises:
-            ValueError: If the criterion gives nan.
+            ValueError: If the criterion gives nan or inf.
         """
-        largest = torch.finfo(self._dtype).max
+        highest = -math.inf
         for start, stop in self._ranges:
-            score = self._criterion.score(self.group.rows(start, stop), self._statistics.rows(start, stop))
-            if not self._checked and bool(score.isnan().any()):
-                raise ValueError(f"{self._criterion!r} gave nan as a score in {self.group.name!r}.")
-            # Whatever a criterion gives lies above what is gone and below what is shielded.
-            score = score.to(self._dtype).clamp(-largest, largest)
-            score = torch.where(self.kept[start:stop], score, -math.inf)
+            score = self._criterion.score(self.group.rows(start, stop), self._statistics.rows(start, stop)).to(
+                self._dtype
+            )
+            if self._highest is None:
+                self._check(score)
             if self._shield is not None:
-                score = torch.where(self._shield[start:stop], math.inf, score)
+                score = torch.where(self._shield[start:stop], self._above, score)
+            if self.removed:
+                score = torch.where(self.kept[start:stop], score, self._below)
+            if self._highest is None:
+                highest = max(highest, float(score.max()))
             yield score
-        self._checked = True
+        self._highest = highest if self._highest is None else self._highest
+
+    def _check(self, score: Tensor) -> None:
+        low, high = (float(value) for value in score.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(
+                f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from {low} to"
+                f" {high}."
+            )
 
     def scores(self) -> Tensor:
         """All scores at once, of the units' shape."""
@@ -85,7 +96,7 @@ class Candidates:
 
     def deviation(self) -> float:
         """Standard deviation of what is still there, as the criterion defines it."""
-        return self._criterion.deviation(self.group, self.scores()[self.kept])
+        return self._criterion.deviation(self.group, self.scores(), self.kept)
 
     def shield(self, units: Tensor) -> None:
         """Puts units out of reach, given as a bool tensor of the units' shape."""
@@ -96,11 +107,17 @@ class Candidates:
         best = torch.unravel_index(self.scores().argmax(), self.group.shape)
         self._shield = torch.zeros_like(self.kept)
         self._shield[best] = True
-        self.protected = True
 
     def survives(self, level: float) -> bool:
-        """Whether some unit scores above ``level``."""
-        return any(bool((piece > level).any()) for piece in self.pieces())
+        """Whether some unit scores above ``level``, or is out of reach."""
+        if self._highest is None:
+            for _ in self.pieces():
+                pass
+        return self._shield is not None or cast(float, self._highest) > level
+
+    def round(self, level: float) -> float:
+        """A level as the scores can express it, so that all comparisons with them agree."""
+        return float(torch.tensor(level, dtype=self._dtype))
 
     def cut(self, level: float, ties: int = 0) -> int:
         """Removes what scores up to ``level``, but for the first ``ties`` units that score just that.
@@ -109,12 +126,12 @@ class Candidates:
             How many of ``ties`` are left over, for the groups that follow.
         """
         for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
-            above = piece > level
+            kept = self.kept[start:stop]
+            torch.gt(piece, level, out=kept)
             if ties:
                 equal = (piece == level).nonzero()[:ties]
-                above[tuple(equal.T)] = True
+                kept[tuple(equal.T)] = True
                 ties -= len(equal)
-            self.kept[start:stop] = above
         return ties
 
 
@@ -124,19 +141,23 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     Exact: ties keep the earlier unit. No group is emptied: it keeps its best unit, and others go instead
     as long as there are any.
     """
-    count = min(count, sum(each.size - 1 for each in candidates))
-    if count <= sum(each.removed for each in candidates):
-        return
-    while True:
-        edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
-        emptied = [each for each in candidates if not each.survives(edge.value)]
-        if not emptied:
-            break
-        for each in emptied:
-            each.protect()
-    ties = edge.below + edge.ties - count
-    for each in candidates:
-        ties = each.cut(edge.value, ties)
+    possible = sum(each.size - 1 for each in candidates)
+    bound = list(candidates) if count > possible else []
+    count = min(count, possible)
+    if count > sum(each.removed for each in candidates):
+        while True:
+            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
+            emptied = [each for each in candidates if not each.survives(edge.value)]
+            if not emptied:
+                break
+            for each in emptied:
+                each.protect()
+            bound += emptied
+        ties = edge.below + edge.ties - count
+        for each in candidates:
+            ties = each.cut(edge.value, ties)
+    for each in bound:
+        each.protected = int(each.kept.count_nonzero()) == 1
 
 
 class Selector(Part, ABC):
@@ -247,9 +268,10 @@ class Threshold(Selector):
             if self.quantile is not None:
                 remove_lowest([each], round(fraction * self.quantile * each.size))
                 continue
-            level = fraction * self._level(each)
+            level = each.round(fraction * self._level(each))
             if not each.survives(level):
                 each.protect()
+                each.protected = True
             each.cut(level)
 
     def _level(self, candidates: Candidates) -> float:
@@ -286,7 +308,7 @@ class NofM(Selector):
     def resolve(self, target: float | None) -> float:
         """``1 - n/m``; a target may repeat it."""
         share = 1 - self.n / self.m
-        if target is not None and not math.isclose(target, share):
+        if target is not None and not (isinstance(target, float) and math.isclose(target, share)):
             raise ValueError(f"target={target!r} must be left out or be {share} for {self!r}.")
         return share
 
@@ -298,11 +320,15 @@ class NofM(Selector):
         return f"{inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
 
     def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
-        """Shields the best of each ``m``, and removes the lowest of the others."""
+        """Removes the lowest of those that are not among the best ``n`` of their ``m``; all at the end."""
         for each in candidates:
-            assert each.group.input_dim is not None
-            each.shield(self._best(each.scores(), each.group.input_dim))
-        remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
+            best = self._best(each.scores(), cast(int, each.group.input_dim))
+            if fraction == self.resolve(None):
+                each.kept.logical_and_(best)
+            else:
+                each.shield(best)
+        if fraction < self.resolve(None):
+            remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
 
     def _best(self, scores: Tensor, dim: int) -> Tensor:
         last = scores.movedim(dim, -1)

@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_prune.parts import Part
 from lightning_prune.units import Slice, UnitGroup, Units
 
-_Use: TypeAlias = tuple[str, nn.Module]  # a parameter's name in a module that holds it
+_Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 
 _LAYERS = (nn.Linear, _ConvNd)
 _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -60,38 +60,41 @@ class Unstructured(Structure):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not all(isinstance(pattern, str) for pattern in _patterns(value)):
+            listed = value is None or isinstance(value, Sequence)
+            if not listed or not all(isinstance(pattern, str) for pattern in _patterns(value)):
                 raise ValueError(f"{name}={value!r} must be a pattern or a list of them.")
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """One group a weight tensor."""
         uses = _uses(model)
-        names = {*uses, *(name for name, _ in model.named_modules() if name)}
+        names = {name for name, _ in model.named_modules() if name}
+        names |= {name for places in uses.values() for name, _ in places}
         _check_patterns("include", self.include, names)
         _check_patterns("exclude", self.exclude, names)
         groups, frozen = [], _computed_weights(model)
         for name, parameter in model.named_parameters():
-            if not self._wants(name, parameter, uses[name]):
+            if not self._wants(parameter, uses[name]):
                 continue
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
             outsider = self._outsider(uses[name])
-            if outsider is None:
-                transposed = any(isinstance(module, _ConvTransposeNd) for _, module in uses[name])
-                groups.append(UnitGroup(name, (Slice(name, parameter),), 0 if transposed else 1))
-            else:
+            if outsider is not None:
                 frozen[name] = f"{type(outsider).__name__} uses it"
+            elif parameter.numel() == 0:
+                frozen[name] = "it has no elements"
+            else:
+                groups.append(UnitGroup(name, (Slice(name, parameter),), _input_dim(uses[name])))
         if not groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
         return Units(tuple(groups), frozen)
 
-    def _wants(self, name: str, parameter: nn.Parameter, uses: list[_Use]) -> bool:
-        if _matches(name, self.exclude):
+    def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
+        if any(_matches(name, self.exclude) for name, _ in uses):
             return False
         if self.include is None:
-            return any(leaf == "weight" and isinstance(module, _LAYERS) for leaf, module in uses)
-        wanted = _matches(name, self.include)
+            return any(name.endswith("weight") and isinstance(module, _LAYERS) for name, module in uses)
+        wanted = any(_matches(name, self.include) for name, _ in uses)
         return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
 
     def _outsider(self, uses: list[_Use]) -> nn.Module | None:
@@ -106,10 +109,18 @@ def _uses(model: nn.Module) -> dict[str, list[_Use]]:
     """First name of each parameter to every place that holds it."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     uses: dict[str, list[_Use]] = {name: [] for name in first.values()}
-    for module in model.modules():
+    for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
-            uses[first[id(parameter)]].append((leaf, module))
+            uses[first[id(parameter)]].append((f"{prefix}.{leaf}".lstrip("."), module))
     return uses
+
+
+def _input_dim(uses: list[_Use]) -> int | None:
+    """The dimension of a weight that runs over inputs; a grouped transposed convolution has none."""
+    transposed = [module for _, module in uses if isinstance(module, _ConvTransposeNd)]
+    if any(module.groups > 1 for module in transposed):
+        return None
+    return 0 if transposed else 1
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Slice:
         """
         if self.dim is None:
             return elements
-        return elements.movedim(self.dim, 0).flatten(1).sum(1)
+        return elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1).sum(1)
 
     def spread(self, units: Tensor) -> Tensor:
         """Gives each element what its unit has: the weight's shape, without a copy."""
@@ -82,12 +82,12 @@ class UnitGroup:
     @property
     def dtype(self) -> torch.dtype:
         """What scores and sums of this group are kept in: float32, or float64 if the weights are."""
-        return reduce(torch.promote_types, (w.dtype for w in self.weights), torch.float32)
+        return reduce(torch.promote_types, (part.weight.dtype for part in self.slices), torch.float32)
 
     @property
     def weights(self) -> list[Tensor]:
-        """One tensor a slice."""
-        return [part.weight.detach() for part in self.slices]
+        """One tensor a slice, in ``dtype``: half precision is too coarse to score in."""
+        return [part.weight.detach().to(self.dtype) for part in self.slices]
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
         """The sum of an elementwise value over each unit.

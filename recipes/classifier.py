@@ -34,7 +34,6 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="init_from")
-        self.example_input_array = torch.zeros(1, 3, 32, 32)
         self.net = NETWORKS[network](classes=10).to(memory_format=torch.channels_last)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.val_acc = MulticlassAccuracy(num_classes=10, average="micro")

@@ -61,17 +61,19 @@ class Criterion(Part, ABC):
             statistics: The sums over all observations since the last event.
 
         Returns:
-            One number a unit, of the units' shape. Higher = keep. No nan.
+            One finite number a unit, of the units' shape. Higher = keep.
         """
 
-    def deviation(self, group: UnitGroup, scores: Tensor) -> float:
+    def deviation(self, group: UnitGroup, scores: Tensor, kept: Tensor) -> float:
         """Standard deviation on the scale of the scores, for ``Threshold(std=...)``.
 
         Args:
             group: The units.
-            scores: Those of the units that are still there, as one dimension.
+            scores: Of all of them.
+            kept: Which are still there; 0 is returned for a single one.
         """
-        return float(scores.std())
+        values = scores[kept]
+        return float(values.std()) if values.numel() > 1 else 0.0
 
 
 class LocalCriterion(Criterion):

@@ -34,14 +34,14 @@ class Magnitude(Criterion):
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """The sum of powers."""
+        if self.p == 1:
+            return group.sum(torch.abs, group.weights)
         return group.sum(lambda weight: weight.abs().pow_(self.p), group.weights)
 
-    def deviation(self, group: UnitGroup, scores: Tensor) -> float:
-        """That of the weights themselves where each is a unit, as Han et al. 2015 have it."""
-        part = group.slices[0]
-        if part.dim is None:
-            return math.pow(part.weight.detach().std(), self.p)
-        return super().deviation(group, scores)
+    def deviation(self, group: UnitGroup, scores: Tensor, kept: Tensor) -> float:
+        """That of the weights themselves where each is a unit and p is 1, as Han et al. 2015 have it."""
+        single = self.p == 1 and group.slices[0].dim is None
+        return super().deviation(group, group.weights[0] if single else scores, kept)
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +63,7 @@ class Random(Criterion):
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """A uniform draw in [0, 1) for each unit."""
         # The name keeps layers of one shape apart; crc32, unlike hash(), is the same in every process.
-        seed = (self.seed * 2**32 + zlib.crc32(group.name.encode())) % 2**63
+        seed = zlib.crc32(f"{self.seed} {group.name}".encode())
         generator = torch.Generator().manual_seed(seed)
         device = group.slices[0].weight.device
         return torch.rand(group.shape, generator=generator).to(device)

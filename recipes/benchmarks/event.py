@@ -1,0 +1,133 @@
+"""Time and peak memory of one global pruning event, against torch.nn.utils.prune and as weights grow.
+
+    python recipes/benchmarks/event.py --out FILE.json
+
+Both arms remove 80 % of the weights by magnitude over the whole network, in turn, in one process; times are
+medians, the ratio is that of the medians. Peak memory is that of a process of its own for each arm and size,
+less what was resident before the event (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torchvision.models import resnet18
+
+from lightning_prune import Pruner
+
+AMOUNT = 0.8
+GROWTH = (1, 4, 16, 64, 250, 500)
+
+
+def network(millions: int) -> nn.Module:
+    """ResNet-18 for 11 M weights, otherwise square linear layers of 4 M at the most."""
+    if millions == 11:
+        model: nn.Module = resnet18()
+        return model
+    layers = max(1, millions // 4)
+    width = round((millions * 1e6 / layers) ** 0.5)
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+
+
+def ours(model: nn.Module) -> Callable[[], None]:
+    """Score, select and mask; built anew for each event, since masks only grow."""
+    pruner = Pruner(model, AMOUNT)
+    return lambda: pruner.prune(1.0)
+
+
+def incumbent(model: nn.Module) -> Callable[[], None]:
+    """What Lightning's ModelPruning calls."""
+    layers = [(module, "weight") for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return lambda: prune.global_unstructured(layers, prune.L1Unstructured, amount=AMOUNT)
+
+
+ARMS = {"ours": ours, "global_unstructured": incumbent}
+
+
+def seconds(arm: str, millions: int) -> float:
+    """One event on a fresh network."""
+    event = ARMS[arm](network(millions))
+    begun = time.perf_counter()
+    event()
+    return time.perf_counter() - begun
+
+
+def peak(arm: str, millions: int) -> float:
+    """Bytes a weight that an event adds at its peak, masks that it leaves included."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (arm, millions))
+
+
+def _peak(arm: str, millions: int) -> float:
+    torch.set_num_threads(2)
+    model = network(millions)
+    size = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
+    ARMS[arm](network(1))()  # what libraries allocate once
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    event = ARMS[arm](model)
+    event()
+    return (_status("VmHWM") - before) / size
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def compare(millions: int, rounds: int) -> dict[str, float]:
+    """Both arms in turn."""
+    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(rounds + 1):
+        for arm, taken in times.items():
+            taken.append(seconds(arm, millions))
+    row = {"millions": float(millions)}
+    for arm, taken in times.items():
+        row[f"{arm} s"] = statistics.median(taken[1:])  # the first round warms up
+        row[f"{arm} bytes a weight"] = peak(arm, millions)
+    row["ratio"] = row["global_unstructured s"] / row["ours s"]
+    return row
+
+
+def main() -> None:
+    """Prints both tables and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[11, 120])
+    parser.add_argument("--growth", type=int, nargs="*", default=GROWTH)
+    parser.add_argument("--out", type=Path, default=Path("event.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    print("| weights | ours | global_unstructured | ratio | ours, peak | global_unstructured, peak |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    compared = []
+    for millions in options.sizes:
+        row = compare(millions, options.rounds)
+        compared.append(row)
+        print(
+            f"| {millions} M | {row['ours s']:.3f} s | {row['global_unstructured s']:.2f} s"
+            f" | {row['ratio']:.1f} | {row['ours bytes a weight']:.1f} bytes a weight"
+            f" | {row['global_unstructured bytes a weight']:.1f} bytes a weight |",
+            flush=True,
+        )
+    print("\n| weights | ours | ns a weight |\n| --- | --- | --- |")
+    grown = []
+    for millions in options.growth:
+        taken = [seconds("ours", millions) for _ in range(options.rounds)]
+        median = statistics.median(taken)
+        grown.append({"millions": millions, "seconds": median})
+        print(f"| {millions} M | {median:.3f} s | {1000 * median / millions:.1f} |", flush=True)
+    options.out.write_text(json.dumps({"compared": compared, "grown": grown}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""What every criterion, structure, selector and schedule keeps to: one suite, which finds them by itself."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_prune
+from lightning_prune import Criterion, Pruner, Schedule, Selector, Structure, Threshold
+from lightning_prune.moments import Horizon, Unit
+from lightning_prune.parts import Part, concrete_subclasses
+from lightning_prune.statistics import Statistics
+from lightning_prune.units import Slice, UnitGroup
+
+# Parts that cannot be built without arguments. The levels of Threshold(mean=...) and Threshold(std=...) are
+# taken anew at each event, so that those two go on removing when an event is repeated.
+EXAMPLES: dict[type[Part], list[Part]] = {
+    Threshold: [Threshold(value=2.5), Threshold(quantile=0.5)],
+}
+# For selectors that take none; the others are given one half.
+TARGETS: dict[type[Part], float | None] = {Threshold: None}
+
+
+def shipped(base: type[Part]) -> list[type[Part]]:
+    found = (part for part in concrete_subclasses(base) if part.__module__.startswith("lightning_prune"))
+    return sorted(found, key=lambda part: part.__name__)
+
+
+def built(part: type[Part]) -> list[Any]:
+    return EXAMPLES.get(part) or [part()]
+
+
+def parts(*bases: type[Part]) -> pytest.MarkDecorator:
+    found = [part for base in bases for part in shipped(base)]
+    return pytest.mark.parametrize("part", found, ids=lambda part: part.__name__)
+
+
+BASES = (Criterion, Structure, Selector, Schedule)
+PUBLIC = {name: getattr(lightning_prune, name) for name in lightning_prune.__all__}
+
+
+# --- all
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_suite_finds_every_public_part(base: type[Part]) -> None:
+    public = {each for each in PUBLIC.values() if inspect.isclass(each) and issubclass(each, base)}
+    assert {each for each in public if not inspect.isabstract(each)} == set(shipped(base)) != set()
+
+
+@parts(*BASES)
+def test_is_public(part: type[Part]) -> None:
+    assert PUBLIC.get(part.__name__) is part
+
+
+@parts(*BASES)
+def test_has_a_card(part: type[Part]) -> None:
+    card = vars(part).get("__doc__") or ""
+    assert len(card.split()) > 3
+    assert not card.startswith(f"{part.__name__}(")  # which is what a dataclass makes up
+
+
+@parts(*BASES)
+def test_prints_as_the_call_that_rebuilds_it(part: type[Part]) -> None:
+    for example in built(part):
+        again = eval(repr(example), dict(PUBLIC))
+        assert type(again) is part
+        assert repr(again) == repr(example)
+        assert vars(again) == vars(example)
+
+
+@parts(*BASES)
+def test_is_immutable(part: type[Part]) -> None:
+    for example in built(part):
+        for name, value in vars(example).items():
+            with pytest.raises(AttributeError):
+                setattr(example, name, value)
+            with pytest.raises(AttributeError):
+                delattr(example, name)
+
+
+@parts(*BASES)
+def test_has_no_state_that_changes_with_use(part: type[Part]) -> None:
+    for example in built(part):
+        before = copy.deepcopy(vars(example))
+        use(example)
+        assert vars(example) == before
+
+
+def use(example: Part) -> None:
+    if isinstance(example, Criterion):
+        scores(example, groups(network())[0])
+    elif isinstance(example, Structure):
+        example.units(network(), IMAGE)
+    elif isinstance(example, Selector):
+        pruner_for(example).prune(1.0)
+    elif isinstance(example, Schedule):
+        example(0.5)
+        example.timetable(Horizon(10, None, 10))
+
+
+# --- what they are tried on
+
+IMAGE = torch.ones(1, 3, 8, 8)
+
+
+def network() -> nn.Sequential:
+    """Weights are small whole numbers, whose sums are exact in any order; the first layer has the smallest."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, padding=1, bias=False),
+        nn.Flatten(),
+        nn.Linear(144, 8),
+        nn.Linear(8, 8),
+        nn.Linear(8, 4),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for index, layer in enumerate((model[0], model[3], model[5], model[6], model[7])):
+        size = torch.randint(1, 3 + 2 * index, layer.weight.shape, generator=generator)
+        sign = torch.randint(0, 2, layer.weight.shape, generator=generator) * 2 - 1
+        layer.weight.data = (size * sign).float()
+    return model
+
+
+def groups(model: nn.Module) -> list[UnitGroup]:
+    """Single weights, filters, neurons, and inputs of a layer."""
+    single = [
+        UnitGroup(name, (Slice(name, parameter),))
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+    ]
+    filters = UnitGroup("filters", (Slice("0.weight", model[0].weight, dim=0),))
+    neurons = UnitGroup("neurons", (Slice("5.weight", model[5].weight, dim=0),))
+    channels = UnitGroup(
+        "channels", (Slice("0.weight", model[0].weight, dim=0), Slice("3.weight", model[3].weight, dim=1))
+    )
+    return [*single, filters, neurons, channels]
+
+
+def scores(criterion: Criterion, group: UnitGroup, layout: torch.memory_format | None = None) -> Tensor:
+    """What a criterion makes of three observations."""
+    generator = torch.Generator().manual_seed(1)
+    statistics = Statistics.zeros(criterion.sums, torch.ones(group.shape), group.dtype)
+    for _ in range(3):
+        grads = []
+        for weight in group.weights:
+            grad = torch.randint(-4, 5, weight.shape, generator=generator).float()
+            grads.append(grad.to(memory_format=layout) if layout and grad.ndim == 4 else grad)
+        statistics.add_(criterion.observe(group, grads), torch.tensor(True))
+        statistics.count.add_(1)
+    return criterion.score(group, statistics)
+
+
+def pruner_for(selector: Selector) -> Pruner:
+    target = TARGETS.get(type(selector), 0.5)
+    return Pruner(network(), target, selector=selector, schedule=None)
+
+
+# --- criteria
+
+
+@parts(Criterion)
+def test_scores_are_one_finite_number_a_unit(part: type[Criterion]) -> None:
+    for criterion in built(part):
+        for group in groups(network()):
+            score = scores(criterion, group)
+            assert score.shape == group.shape
+            assert score.dtype.is_floating_point
+            assert score.isfinite().all()
+
+
+@parts(Criterion)
+def test_scores_tell_units_apart(part: type[Criterion]) -> None:
+    for criterion in built(part):
+        assert all(scores(criterion, group).unique().numel() > 1 for group in groups(network()))
+
+
+@parts(Criterion)
+def test_scores_repeat_themselves(part: type[Criterion]) -> None:
+    for criterion in built(part):
+        for one, other in zip(groups(network()), groups(network()), strict=True):
+            score = scores(criterion, one)
+            torch.manual_seed(5)
+            assert torch.equal(scores(criterion, one), score)
+            assert torch.equal(scores(criterion, other), score)
+
+
+@parts(Criterion)
+def test_scores_do_not_depend_on_the_memory_layout(part: type[Criterion]) -> None:
+    plain, last = network(), network().to(memory_format=torch.channels_last)
+    assert last[3].weight.stride() != plain[3].weight.stride()
+    for criterion in built(part):
+        for one, other in zip(groups(plain), groups(last), strict=True):
+            assert torch.equal(scores(criterion, one), scores(criterion, other, torch.channels_last))
+
+
+@parts(Criterion)
+def test_addends_and_scores_leave_their_inputs_alone(part: type[Criterion]) -> None:
+    for criterion in built(part):
+        for group in groups(network()):
+            grads = [torch.ones_like(weight) for weight in group.weights]
+            before = [weight.clone() for weight in group.weights]
+            addends = criterion.observe(group, grads)
+            assert addends.keys() == set(criterion.sums)
+            assert all(addend.shape == group.shape for addend in addends.values())
+            scores(criterion, group)
+            assert all(map(torch.equal, group.weights, before))
+            assert all(torch.equal(grad, torch.ones_like(grad)) for grad in grads)
+
+
+# --- structures
+
+
+@parts(Structure)
+def test_units_belong_to_one_group_and_to_the_model(part: type[Structure]) -> None:
+    for structure in built(part):
+        model = network()
+        parameters = dict(model.named_parameters())
+        units = structure.units(model, IMAGE)
+        assert units.groups
+        names = [group.name for group in units.groups]
+        assert len(names) == len(set(names))
+        slices = [each for group in units.groups for each in group.slices]
+        taken = [each.name for each in slices]
+        assert len(taken) == len(set(taken))
+        assert not set(units.frozen) & {*names, *taken}
+        for each in slices:
+            assert each.weight is parameters[each.name]
+        for group in units.groups:
+            assert {each.shape for each in group.slices} == {group.shape}
+            assert group.input_dim is None or group.input_dim < len(group.shape)
+
+
+@parts(Structure)
+def test_units_are_found_alike_each_time_and_the_model_is_left_as_it_was(part: type[Structure]) -> None:
+    for structure in built(part):
+        model = network()
+        before = copy.deepcopy(model.state_dict())
+        found = [[group.name for group in structure.units(model, IMAGE).groups] for _ in range(2)]
+        assert found[0] == found[1]
+        assert model.training
+        assert list(model.state_dict()) == list(before)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@parts(Structure)
+def test_a_model_with_nothing_to_prune_is_refused(part: type[Structure]) -> None:
+    for structure in built(part):
+        with pytest.raises(ValueError, match="nothing to prune"):
+            structure.units(nn.Sequential(nn.ReLU()), IMAGE)
+
+
+# --- selectors
+
+
+@parts(Selector)
+def test_what_is_gone_stays_gone_and_no_layer_is_emptied(part: type[Selector]) -> None:
+    for selector in built(part):
+        pruner = pruner_for(selector)
+        before = {name: mask.clone() for name, mask in pruner.masks.items()}
+        sparsities = []
+        for fraction in (0.1, 0.4, 0.4, 0.2, 0.9, 1.0):
+            pruner.prune(fraction)
+            for name, mask in pruner.masks.items():
+                assert not (mask & ~before[name]).any()
+                assert mask.any()
+                before[name] = mask.clone()
+            sparsities.append(pruner.sparsity)
+        assert sparsities == sorted(sparsities)
+        assert 0 < sparsities[-1] < 1
+
+
+@parts(Selector)
+def test_an_event_repeated_removes_nothing_more(part: type[Selector]) -> None:
+    for selector in built(part):
+        for fraction in (0.5, 1.0):
+            pruner = pruner_for(selector)
+            pruner.prune(fraction)
+            before = {name: mask.clone() for name, mask in pruner.masks.items()}
+            pruner.prune(fraction)
+            assert all(torch.equal(mask, before[name]) for name, mask in pruner.masks.items())
+
+
+@parts(Selector)
+def test_selection_in_one_go_or_several_removes_the_same(part: type[Selector]) -> None:
+    for selector in built(part):
+        once, often = pruner_for(selector), pruner_for(selector)
+        once.prune(1.0)
+        for fraction in (0.25, 0.5, 1.0):
+            often.prune(fraction)
+        assert all(torch.equal(mask, often.masks[name]) for name, mask in once.masks.items())
+
+
+@parts(Selector)
+def test_selection_does_not_depend_on_the_memory_layout(part: type[Selector]) -> None:
+    for selector in built(part):
+        target = TARGETS.get(part, 0.5)
+        plain = Pruner(network(), target, selector=selector, schedule=None)
+        model = network().to(memory_format=torch.channels_last)
+        last = Pruner(model, target, selector=selector, schedule=None)
+        plain.prune(1.0)
+        last.prune(1.0)
+        assert all(torch.equal(mask, last.masks[name]) for name, mask in plain.masks.items())
+
+
+# --- schedules
+
+
+@parts(Schedule)
+def test_shares_rise_from_zero_to_one(part: type[Schedule]) -> None:
+    for schedule in built(part):
+        shares = [schedule(percent / 100) for percent in range(101)]
+        assert shares == sorted(shares)
+        assert shares[0] >= 0
+        assert shares[-1] == 1.0
+
+
+@parts(Schedule)
+@pytest.mark.parametrize(
+    "horizon",
+    [
+        *(Horizon(epochs, None, 10) for epochs in (1, 2, 3, 5, 10, 30)),
+        Horizon(30, None, None),
+        Horizon(None, 50, 10),
+        Horizon(10, 35, 10),
+    ],
+)
+def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: Horizon) -> None:
+    for schedule in built(part):
+        table = schedule.timetable(horizon)
+        end = horizon.epochs if table.unit is Unit.EPOCH else horizon.length
+        assert end is not None
+        places = [event.position for event in table.events]
+        shares = [event.fraction for event in table.events]
+        assert places == sorted(set(places))
+        assert 0 < places[0] <= places[-1] < end
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        assert schedule.timetable(horizon) == table

@@ -1,0 +1,477 @@
+"""Criteria: scores by hand, by autograd, over micro-batches, and in pieces."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import (
+    Criterion,
+    Fisher,
+    Gradient,
+    Magnitude,
+    Movement,
+    Pruner,
+    Random,
+    Structure,
+    Taylor,
+    Unstructured,
+)
+from lightning_prune.selectors import Candidates
+from lightning_prune.statistics import Statistics
+from lightning_prune.units import Slice, UnitGroup, Units
+
+SINGLE = Unstructured()
+WATCHING = [Gradient(), Taylor(), Movement(), Fisher()]
+
+WEIGHT = [[1.0, -2.0], [4.0, 0.5]]
+FIRST = [[2.0, 1.0], [-0.5, 4.0]]
+SECOND = [[-4.0, 3.0], [0.25, -2.0]]
+
+
+class Rows(Structure):
+    """One group a Linear, of its output rows."""
+
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        groups = [
+            UnitGroup(name, (Slice(f"{name}.weight", module.weight, dim=0),))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        return Units(tuple(groups), {})
+
+
+class Hidden(Structure):
+    """The units between two Linears: a row of the first with a column of the second."""
+
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        first, second = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+        rows = Slice(f"{first[0]}.weight", first[1].weight, dim=0)
+        columns = Slice(f"{second[0]}.weight", second[1].weight, dim=1)
+        return Units((UnitGroup("hidden", (rows, columns)),), {})
+
+
+def linears(*weights: list[list[float]] | Tensor) -> nn.Sequential:
+    layers = []
+    for weight in map(torch.as_tensor, weights):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+        layer.weight.data = weight.clone()
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def watched(criterion: Criterion, model: nn.Module, structure: Structure = SINGLE) -> Pruner:
+    return Pruner(model, 0.5, criterion=criterion, structure=structure, schedule=None)
+
+
+def means(pruner: Pruner) -> dict[str, list[Any]]:
+    """What each group's units score, by the sums in the saved state."""
+    statistics = pruner.state_dict()["statistics"]
+    return {name: (each["sums"]["score"] / each["count"]).tolist() for name, each in statistics.items()}
+
+
+def counts(pruner: Pruner) -> list[int]:
+    return [int(each["count"]) for each in pruner.state_dict()["statistics"].values()]
+
+
+def nothing_seen(group: UnitGroup) -> Statistics:
+    return Statistics.zeros((), torch.ones(group.shape), group.dtype)
+
+
+def magnitudes(criterion: Magnitude, structure: Structure, *weights: list[list[float]]) -> list[Any]:
+    groups = structure.units(linears(*weights)).groups
+    return [criterion.score(group, nothing_seen(group)).tolist() for group in groups]
+
+
+# --- by hand
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (1, [[1.0, 2.0], [4.0, 0.5]]),
+        (1.0, [[1.0, 2.0], [4.0, 0.5]]),
+        (2, [[1.0, 4.0], [16.0, 0.25]]),
+        (3, [[1.0, 8.0], [64.0, 0.125]]),
+    ],
+)
+def test_magnitude_is_a_power_of_the_size(p: float, expected: list[list[float]]) -> None:
+    assert magnitudes(Magnitude(p), SINGLE, WEIGHT) == [expected]
+
+
+def test_magnitude_may_be_a_root() -> None:
+    assert magnitudes(Magnitude(0.5), SINGLE, [[4.0, -0.25, 0.0]]) == [[[2.0, 0.5, 0.0]]]
+
+
+@pytest.mark.parametrize(("p", "expected"), [(1, [3.0, 4.5]), (2, [5.0, 16.25])])
+def test_magnitude_adds_up_over_a_unit(p: float, expected: list[float]) -> None:
+    assert magnitudes(Magnitude(p), Rows(), WEIGHT) == [expected]
+
+
+def test_magnitude_adds_up_over_layers() -> None:
+    assert magnitudes(Magnitude(), Hidden(), WEIGHT, [[3.0, -1.0], [-0.5, 8.0]]) == [[6.5, 13.5]]
+
+
+@pytest.mark.parametrize("p", [0, -1, math.inf, math.nan, "1", None])
+def test_powers_are_above_zero(p: float) -> None:
+    with pytest.raises(ValueError, match="must be a finite number above 0") as error:
+        Magnitude(p)
+    assert str(error.value).startswith(f"p={p!r} ")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        (Gradient(), [[3.0, 2.0], [0.375, 3.0]]),
+        (Taylor(), [[10.0, 20.0], [2.5, 2.5]]),
+        (Movement(), [[1.0, 4.0], [0.5, -0.5]]),
+        (Fisher(), [[5.0, 10.0], [1.25, 1.25]]),
+    ],
+)
+def test_single_weights_by_hand(criterion: Criterion, expected: list[list[float]]) -> None:
+    pruner = watched(criterion, linears(WEIGHT))
+    for grad in (FIRST, SECOND):
+        pruner.observe({"0.weight": torch.tensor(grad)})
+    assert means(pruner) == {"0.weight": expected}
+    assert counts(pruner) == [2]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        # sums of w g: 0 and 0, then -10 and 0
+        (Gradient(), [5.0, 3.375]),
+        (Taylor(), [50.0, 0.0]),
+        (Movement(), [5.0, 0.0]),
+        (Fisher(), [15.0, 2.5]),
+    ],
+)
+def test_rows_by_hand(criterion: Criterion, expected: list[float]) -> None:
+    pruner = watched(criterion, linears(WEIGHT), Rows())
+    for grad in (FIRST, SECOND):
+        pruner.observe({"0.weight": torch.tensor(grad)})
+    assert means(pruner) == {"0": expected}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        # w g: 2 -2 and 3 in the first unit, -2 2 and -2 in the second
+        (Gradient(), [4.0, 6.5]),
+        (Taylor(), [9.0, 4.0]),
+        (Movement(), [-3.0, 2.0]),
+        (Fisher(), [8.5, 6.0]),
+    ],
+)
+def test_units_across_layers_by_hand(criterion: Criterion, expected: list[float]) -> None:
+    pruner = watched(criterion, linears(WEIGHT, [[3.0, -1.0]]), Hidden())
+    pruner.observe({"0.weight": torch.tensor(FIRST), "1.weight": torch.tensor([[1.0, 2.0]])})
+    assert means(pruner) == {"hidden": expected}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kept"),
+    [
+        (Magnitude(), [[False, True], [True, False]]),
+        (Gradient(), [[True, False], [False, True]]),
+        (Taylor(), [[True, True], [False, False]]),
+        (Movement(), [[True, True], [False, False]]),
+        (Fisher(), [[True, True], [False, False]]),
+    ],
+)
+def test_what_scores_higher_stays(criterion: Criterion, kept: list[list[bool]]) -> None:
+    pruner = watched(criterion, linears(WEIGHT))
+    for grad in (FIRST, SECOND):
+        pruner.observe({"0.weight": torch.tensor(grad)})
+    pruner.prune(1.0)
+    assert pruner.masks["0.weight"].tolist() == kept
+
+
+def test_a_unit_across_layers_goes_as_a_whole() -> None:
+    model = linears(WEIGHT, [[3.0, -1.0], [5.0, 2.0]])
+    pruner = watched(Taylor(), model, Hidden())
+    pruner.observe({"0.weight": torch.tensor(FIRST), "1.weight": torch.tensor([[1.0, 2.0], [0.0, 0.0]])})
+    pruner.prune(1.0)
+    assert model[0].weight.tolist() == [[1.0, -2.0], [0.0, 0.0]]
+    assert model[1].weight.tolist() == [[3.0, 0.0], [5.0, 0.0]]
+
+
+# --- by autograd
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)).double()
+
+
+def batches(count: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(8, 5, generator=generator, dtype=torch.float64),
+            torch.randn(8, 3, generator=generator, dtype=torch.float64),
+        )
+        for _ in range(count)
+    ]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.mse_loss(model(batch[0]), batch[1], reduction="sum")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "formula"),
+    [
+        (Gradient(), lambda w, g: abs(g)),
+        (Taylor(), lambda w, g: (w * g) ** 2),
+        (Movement(), lambda w, g: -w * g),
+        (Fisher(), lambda w, g: (w * g) ** 2 / 2),
+    ],
+)
+def test_means_over_training_steps(criterion: Criterion, formula: Any) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    pruner = watched(criterion, model)
+    seen: dict[str, list[Tensor]] = {"0.weight": [], "2.weight": []}
+    for batch in batches(4):
+        twin = copy.deepcopy(model)
+        grads = torch.autograd.grad(loss_of(twin, batch), list(twin.parameters()))
+        for (name, weight), grad in zip(twin.named_parameters(), grads, strict=True):
+            seen[name].append(formula(weight.detach(), grad))
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        pruner.observe()
+        optimizer.step()
+    for name, score in means(pruner).items():
+        expected = torch.stack(seen[name]).mean(0)
+        torch.testing.assert_close(torch.tensor(score, dtype=torch.float64), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("structure", [Rows(), Hidden()])
+def test_taylor_of_a_unit_is_the_squared_gradient_of_its_gates(structure: Structure) -> None:
+    """A gate on what a neuron takes has the gradient sum(w g) of its row; on what it gives, of its column."""
+    model = network()
+    pruner = watched(Taylor(), model, structure)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for batch in batches(3):
+        gates = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+        hidden = model[1](model[0](batch[0]) * gates[0]) * gates[1]
+        (grad,) = torch.autograd.grad(F.mse_loss(model[2](hidden), batch[1], reduction="sum"), gates)
+        expected += (grad[0] if isinstance(structure, Rows) else grad.sum(0)).square() / 3
+        model.zero_grad()
+        loss_of(model, batch).backward()
+        pruner.observe()
+    score = torch.tensor(next(iter(means(pruner).values())), dtype=torch.float64)
+    torch.testing.assert_close(score, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("structure", [SINGLE, Rows()])
+@pytest.mark.parametrize("criterion", WATCHING)
+def test_micro_batches_are_one_observation_of_their_sum(criterion: Criterion, structure: Structure) -> None:
+    model = network()
+    ((inputs, targets),) = batches(1)
+    whole, parts = watched(criterion, model, structure), watched(criterion, model, structure)
+    loss_of(model, (inputs, targets)).backward()
+    whole.observe()
+    model.zero_grad()
+    for rows in (slice(0, 3), slice(3, 4), slice(4, 8)):
+        loss_of(model, (inputs[rows], targets[rows])).backward()
+    parts.observe()
+    assert counts(parts) == [1, 1]
+    for name, score in means(whole).items():
+        torch.testing.assert_close(torch.tensor(means(parts)[name]), torch.tensor(score), rtol=1e-6, atol=0)
+
+
+# --- what is observed
+
+
+@pytest.mark.parametrize("poison", [[math.inf], [-math.inf], [math.nan], [math.inf, -math.inf]])
+@pytest.mark.parametrize("criterion", WATCHING)
+def test_steps_with_inf_or_nan_gradients_are_left_out_and_counted(
+    criterion: Criterion, poison: list[float]
+) -> None:
+    model = linears(WEIGHT, WEIGHT)
+    clean, poisoned = watched(criterion, model), watched(criterion, model)
+    for grad in (FIRST, SECOND):
+        good = {"0.weight": torch.tensor(grad), "1.weight": torch.tensor(FIRST)}
+        clean.observe(good)
+        poisoned.observe(good)
+        bad = {name: value.clone() for name, value in good.items()}
+        bad["1.weight"].view(-1)[: len(poison)] = torch.tensor(poison)
+        poisoned.observe(bad)
+    assert (clean.left_out, poisoned.left_out) == (0, 2)
+    assert counts(poisoned) == [2, 2]
+    assert means(poisoned) == means(clean)
+
+
+def test_a_fit_of_bad_steps_alone_is_not_ready() -> None:
+    pruner = watched(Taylor(), linears(WEIGHT))
+    pruner.observe({"0.weight": torch.full((2, 2), math.nan)})
+    assert not pruner.ready
+    with pytest.raises(RuntimeError, match=r"^Taylor\(\) has seen no finite gradient yet: call observe"):
+        pruner.prune(1.0)
+    assert pruner.masks["0.weight"].all()
+
+
+@pytest.mark.parametrize("criterion", WATCHING)
+def test_events_start_the_means_anew(criterion: Criterion) -> None:
+    pruner = watched(criterion, linears(WEIGHT))
+    pruner.observe({"0.weight": torch.tensor(FIRST)})
+    assert pruner.ready
+    pruner.prune(0.5)
+    assert not pruner.ready
+    assert counts(pruner) == [0]
+    weight = torch.tensor(WEIGHT) * pruner.masks["0.weight"]
+    pruner.observe({"0.weight": torch.tensor(SECOND)})
+    fresh = watched(criterion, linears(weight))
+    fresh.observe({"0.weight": torch.tensor(SECOND)})
+    assert means(pruner) == means(fresh)
+
+
+def test_layers_without_gradients_wait() -> None:
+    model = linears(WEIGHT, WEIGHT)
+    pruner = watched(Gradient(), model)
+    model[1].weight.grad = torch.tensor(FIRST)
+    pruner.observe()
+    assert counts(pruner) == [0, 1]
+    pruner.prune(1.0)
+    assert pruner.masks["0.weight"].all()
+    assert int(pruner.masks["1.weight"].sum()) == 2
+
+
+def test_a_unit_is_observed_with_all_of_its_gradients_or_not_at_all() -> None:
+    model = linears(WEIGHT, WEIGHT)
+    pruner = watched(Gradient(), model, Hidden())
+    pruner.observe({"0.weight": torch.tensor(FIRST)})
+    assert counts(pruner) == [0]
+
+
+@pytest.mark.parametrize("criterion", WATCHING)
+def test_gradient_criteria_need_gradients(criterion: Criterion) -> None:
+    with pytest.raises(ValueError, match="needs gradients, but no prunable parameter has any") as error:
+        watched(criterion, linears(WEIGHT).requires_grad_(False))
+    assert str(error.value).startswith(f"criterion={criterion!r} ")
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), Random()])
+def test_criteria_of_weights_watch_nothing(criterion: Criterion) -> None:
+    pruner = watched(criterion, linears(WEIGHT).requires_grad_(False))
+    assert pruner.ready
+    pruner.observe({"0.weight": torch.full((2, 2), math.nan)})
+    assert (counts(pruner), pruner.left_out) == ([0], 0)
+    assert pruner.state_dict()["statistics"]["0.weight"]["sums"] == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_kept_in_float32_at_least(dtype: torch.dtype) -> None:
+    pruner = watched(Gradient(), linears(torch.ones(1, 2, dtype=dtype)))
+    for grad in (2048.0, 1.0, 1.0):
+        pruner.observe({"0.weight": torch.full((1, 2), grad, dtype=dtype)})
+    sums = pruner.state_dict()["statistics"]["0.weight"]["sums"]["score"]
+    assert sums.dtype == torch.float32
+    assert sums.tolist() == [[2050.0, 2050.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("criterion", "expected"), [(Taylor(), 2.0**-40), (Fisher(), 2.0**-41)])
+def test_small_products_of_half_precision_do_not_vanish(
+    criterion: Criterion, expected: float, dtype: torch.dtype
+) -> None:
+    small = torch.full((1, 2), 2.0**-10, dtype=dtype)
+    pruner = watched(criterion, linears(small))
+    pruner.observe({"0.weight": small})
+    assert means(pruner) == {"0.weight": [[expected, expected]]}
+
+
+@pytest.mark.parametrize("criterion", WATCHING)
+def test_watching_leaves_weights_and_gradients_alone(criterion: Criterion) -> None:
+    model = linears(WEIGHT)
+    model[0].weight.grad = torch.tensor(FIRST)
+    pruner = watched(criterion, model)
+    pruner.observe()
+    pruner.select(1.0)
+    assert model[0].weight.tolist() == WEIGHT
+    assert model[0].weight.grad.tolist() == FIRST
+
+
+# --- pieces
+
+
+def large(seed: int) -> Tensor:
+    """Small whole numbers, whose sums are exact in any order, and more of them than fit one piece."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-9, 10, (1100, 1000), generator=generator).float()
+
+
+@pytest.mark.parametrize("structure", [SINGLE, Rows(), Hidden()])
+@pytest.mark.parametrize("criterion", [Magnitude(), Magnitude(2), Random(), *WATCHING])
+def test_scores_in_pieces_are_those_of_the_whole(criterion: Criterion, structure: Structure) -> None:
+    model = linears(large(0), large(1).T)
+    group = structure.units(model).groups[0]
+    assert (len(criterion.pieces(group)) > 1) == criterion.pointwise
+    statistics = Statistics.zeros(criterion.sums, torch.ones(group.shape), group.dtype)
+    pruner = watched(criterion, model, structure)
+    for seed in (2, 3):
+        grads = {"0.weight": large(seed), "1.weight": large(seed + 10).T}
+        whole = criterion.observe(group, [grads[part.name] for part in group.slices])
+        statistics.add_(whole, torch.tensor(True))
+        statistics.count.add_(1)
+        pruner.observe(grads)
+    kept = torch.ones(group.shape, dtype=torch.bool)
+    candidates = Candidates(group, kept, criterion, statistics, torch.float32)
+    score = criterion.score(group, statistics)
+    assert score.shape == group.shape
+    assert torch.equal(candidates.scores(), score)
+    saved = pruner.state_dict()["statistics"][group.name]["sums"]
+    assert saved.keys() == statistics.sums.keys()
+    assert all(torch.equal(saved[name], total) for name, total in statistics.sums.items())
+
+
+def test_ties_keep_the_earlier_across_pieces() -> None:
+    model = linears(large(0))
+    scores = model[0].weight.detach().abs().flatten()
+    for target in (0.3, 0.93):
+        pruner = Pruner(copy.deepcopy(model), target, schedule=None)
+        pruner.prune(1.0)
+        lowest_then_latest = len(scores) - 1 - scores.flip(0).argsort(stable=True)
+        expected = torch.ones_like(scores, dtype=torch.bool)
+        expected[lowest_then_latest[: round(target * len(scores))]] = False
+        assert torch.equal(pruner.masks["0.weight"].flatten(), expected)
+
+
+# --- chance
+
+
+def draws(criterion: Random, model: nn.Module) -> list[Tensor]:
+    return [criterion.score(group, nothing_seen(group)) for group in SINGLE.units(model).groups]
+
+
+def test_chance_knows_the_name_but_not_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(40, 30), nn.Linear(40, 30))
+    first, second = draws(Random(), model)
+    torch.manual_seed(123)
+    nn.init.ones_(model[0].weight)
+    again = draws(Random(), model.to(torch.float64))
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, second)
+
+
+def test_chance_is_uniform() -> None:
+    (scores,) = draws(Random(), nn.Sequential(nn.Linear(100, 100)))
+    assert 0 <= scores.min() < 0.001
+    assert 0.999 < scores.max() < 1
+    assert scores.histc(10, 0, 1).sub(1000).abs().max() < 150  # five standard deviations
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", None, True])
+def test_seeds_are_whole_numbers(seed: int) -> None:
+    with pytest.raises(ValueError, match="must be an integer") as error:
+        Random(seed)
+    assert str(error.value).startswith(f"seed={seed!r} ")
