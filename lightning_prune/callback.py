@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.agenda import Agenda
 from lightning_prune.collect import (
     ExampleCapture,
     GradientCopies,
@@ -23,13 +23,14 @@ from lightning_prune.collect import (
     parameters_of,
 )
 from lightning_prune.criteria import Criterion, Magnitude, Needs
-from lightning_prune.moments import Horizon, Unit
+from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Event, Report, measure
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.trainers import horizon, loss_scale, monitored
 
 _STATE_VERSION = 1
 
@@ -77,9 +78,7 @@ class PruningCallback(Callback):
         self._watch: OptimizerWatch | None = None
         self._capture: ExampleCapture | None = None
         self._copies = GradientCopies()
-        self._timetable: Timetable | None = None
-        self._handled = {unit.value: -1 for unit in (Unit.EPOCH, Unit.STEP)}
-        self._steps = 0
+        self._agenda = Agenda()
         self._global_step = 0
         self._history: list[Event] = []
         self._monitor: str | None = None
@@ -161,16 +160,15 @@ class PruningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers, and takes over a loaded state."""
         if trainer.global_step == 0:
-            self._handled = dict.fromkeys(self._handled, -1)
-            self._steps = 0
+            self._agenda.restart()
         elif self._pruner is None and self._loaded is None:
             # resumed from a checkpoint that knew nothing of pruning
-            self._steps = trainer.global_step // max(1, len(trainer.optimizers))
+            self._agenda.steps = trainer.global_step // max(1, len(trainer.optimizers))
         pruner = self.bind(pl_module)
         self._global_step = trainer.global_step
         self._check_neighbours(trainer)
-        self._timetable = self._resolve(trainer)
-        self._monitor = _monitored(trainer)
+        self._agenda.timetable = self._resolve(trainer)
+        self._monitor = monitored(trainer)
         self._shown = None
         self._warned = False
         self._watch = OptimizerWatch(pruner.store)
@@ -199,7 +197,7 @@ class PruningCallback(Callback):
 
     def _resolve(self, trainer: Trainer) -> Timetable:
         try:
-            timetable = self.schedule.timetable(_horizon(trainer))
+            timetable = self.schedule.timetable(horizon(trainer))
             first = next(event for event in timetable.events if event.fraction > 0)
             if first.position == 0 and Needs.GRADIENT in self.criterion.needs:
                 raise ValueError(
@@ -216,14 +214,24 @@ class PruningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, and leaves nothing on the model."""
         self._release()
-        if self._events_remain:
+        if not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         report = self.report
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
             print(report.table())
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                _write(report, folder)
+                self._write(report, folder)
+
+    def _write(self, report: Report, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = "report" if self.name is None else f"report-{self.name}"
+        (folder / f"{stem}.json").write_text(report.to_json())
+        try:
+            report.plot(folder / f"{stem}.png")
+        except ImportError:
+            rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
+        rank_zero_info(f"Pruning report written to {folder / stem}.json.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C."""
@@ -256,10 +264,7 @@ class PruningCallback(Callback):
 
     def _prune_if_due(self, trainer: Trainer) -> None:
         assert self._pruner is not None
-        assert self._timetable is not None
-        now = {Unit.EPOCH.value: trainer.current_epoch, Unit.STEP.value: self._steps}
-        unit = self._timetable.unit.value
-        event = self._timetable.due(self._handled[unit], now[unit])
+        event = self._agenda.due(trainer.current_epoch)
         if event is None:
             return
         if event.fraction > 0 and not self._pruner.ready:
@@ -268,24 +273,17 @@ class PruningCallback(Callback):
                 self._warned = True
             return
         self._pruner.prune(event.fraction, *trainer.optimizers)
-        self._handled = now
+        self._agenda.handle(trainer.current_epoch)
         sparsity = self._pruner.sparsity
-        if event is self._timetable.events[-1] and sparsity == 0:
+        if self._agenda.over and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._history.append(Event(trainer.current_epoch, self._steps, sparsity))
+        self._history.append(Event(trainer.current_epoch, self._agenda.steps, sparsity))
         removed = {
             f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
             for name, mask in self.masks.items()
         }
         for logger in trainer.loggers:
-            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._steps)
-
-    @property
-    def _events_remain(self) -> bool:
-        if self._timetable is None or not self._timetable.events:
-            return False
-        handled = self._handled[self._timetable.unit.value]
-        return self._timetable.events[-1].position > handled
+            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._agenda.steps)
 
     # --- steps
 
@@ -299,7 +297,7 @@ class PruningCallback(Callback):
         if self._observing and self._watch.first_look(optimizer):
             if pl_module.automatic_optimization:
                 unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
-                scale = 1.0 if unscaled else _loss_scale(trainer)
+                scale = 1.0 if unscaled else loss_scale(trainer)
                 self._pruner.observe(gradients(store, parameters, scale))
             else:
                 self._pruner.observe(self._copies.take(store.named(parameters)))
@@ -312,12 +310,12 @@ class PruningCallback(Callback):
         assert self._pruner is not None
         parameters = list(pl_module.parameters())
         if self._observing:
-            self._copies.hold(gradients(self._pruner.store, parameters, _loss_scale(trainer)))
+            self._copies.hold(gradients(self._pruner.store, parameters, loss_scale(trainer)))
         self._pruner.store.apply_to_grads_(parameters)
 
     @property
     def _observing(self) -> bool:
-        return Needs.GRADIENT in self.criterion.needs and self._events_remain
+        return Needs.GRADIENT in self.criterion.needs and not self._agenda.over
 
     # --- what the user sees on the way
 
@@ -331,7 +329,7 @@ class PruningCallback(Callback):
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
         # one for a batch, however many optimizers stepped; none while gradients accumulate
-        self._steps += trainer.global_step > self._global_step
+        self._agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step
         sparsity = self._history[-1].sparsity if self._history else 0.0
         if batch_idx == 0 or sparsity != self._shown:
@@ -352,7 +350,7 @@ class PruningCallback(Callback):
         value = trainer.callback_metrics.get(self._monitor or "")
         if value is not None:
             sparsity = self._history[-1].sparsity if self._history else 0.0
-            self._history.append(Event(trainer.current_epoch, self._steps, sparsity, float(value)))
+            self._history.append(Event(trainer.current_epoch, self._agenda.steps, sparsity, float(value)))
 
     # --- state
 
@@ -364,8 +362,7 @@ class PruningCallback(Callback):
             "version": _STATE_VERSION,
             "settings": self._settings(),
             "pruner": self._pruner.state_dict(),
-            "handled": dict(self._handled),
-            "steps": self._steps,
+            "agenda": self._agenda.state_dict(),
             "history": [asdict(event) for event in self._history],
             "monitor": self._monitor,
         }
@@ -390,8 +387,7 @@ class PruningCallback(Callback):
 
     def _take_over(self, pruner: Pruner, state: Mapping[str, Any]) -> None:
         notes = pruner.load_state_dict(state["pruner"])
-        self._handled = dict(state["handled"])
-        self._steps = state["steps"]
+        self._agenda.load_state_dict(state["agenda"])
         self._history = [Event(**event) for event in state["history"]]
         self._monitor = state["monitor"]
         for name, now in self._settings().items():
@@ -404,37 +400,3 @@ class PruningCallback(Callback):
     def _settings(self) -> dict[str, str]:
         parts = ("target", "criterion", "structure", "selector", "schedule")
         return {name: repr(getattr(self, name)) for name in parts}
-
-
-def _horizon(trainer: Trainer) -> Horizon:
-    batches = trainer.num_training_batches
-    optimizers = max(1, len(trainer.optimizers))
-    return Horizon(
-        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
-        # max_steps counts the steps of every optimizer
-        steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
-        steps_per_epoch=None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches),
-    )
-
-
-def _loss_scale(trainer: Trainer) -> float:
-    """What the loss, and so its gradients, are multiplied with at present."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def _monitored(trainer: Trainer) -> str | None:
-    """The metric that the run is judged by, if a callback watches one."""
-    watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
-    names = (getattr(callback, "monitor", None) for callback in watching)
-    return next((name for name in names if name), None)
-
-
-def _write(report: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(report.to_json())
-    try:
-        report.plot(folder / "report.png")
-    except ImportError:
-        rank_zero_info("matplotlib is not installed, so there is no report.png.")
-    rank_zero_info(f"Report written to {folder}.")

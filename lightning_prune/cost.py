@@ -18,7 +18,8 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
 
     Args:
         model: What runs.
-        example: A tensor, or a tuple of ``forward``'s arguments; counted as it is, batch included.
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords; counted as it is,
+            batch included.
 
     Returns:
         Module name to multiply-adds within it; "" is the whole model.
@@ -26,10 +27,11 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
     {'': 12, '0': 12, '1': 0}
     """
-    arguments = example if isinstance(example, tuple) else (example,)
+    keywords = example if isinstance(example, Mapping) else {}
+    arguments = example if isinstance(example, tuple) else () if keywords else (example,)
     counter = FlopCounterMode(display=False)
     with _undisturbed(model), counter:
-        model(*arguments)
+        model(*arguments, **keywords)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     result = {"": counter.get_total_flops() // 2}

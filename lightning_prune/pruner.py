@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.masks import MaskStore
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
-from lightning_prune.selectors import Candidates, Global, Selector
+from lightning_prune.selectors import Global, Selector
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units import UnitGroup

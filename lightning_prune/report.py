@@ -143,6 +143,8 @@ class Report:
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
         if self.macs is not None and self.macs_kept is not None:
             lines.append(f"multiply-adds {self.macs:,}, of which {self.macs_kept:,} with kept weights")
+        else:
+            lines.append("multiply-adds not counted: no example of forward's input was seen")
         lines.append(f"bytes {self.bytes:,}, packed {self.bytes_packed:,}; parameters {self.params:,}")
         lines.append(_NO_SPEED)
         lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]

@@ -1,0 +1,55 @@
+"""Where a fit stands among its pruning events. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_prune.moments import Unit
+from lightning_prune.schedules import Event, Timetable
+
+
+class Agenda:
+    """The events of one fit, and which of them are behind it.
+
+    Attributes:
+        timetable: The events; of the present fit only, so no part of the state.
+        steps: Batches that stepped so far.
+    """
+
+    def __init__(self) -> None:
+        self.timetable = Timetable(Unit.EPOCH, ())
+        self.steps = 0
+        self._handled = {Unit.EPOCH.value: -1, Unit.STEP.value: -1}
+
+    def restart(self) -> None:
+        """A fit begins at its first step: nothing is behind it."""
+        self.steps = 0
+        self._handled = dict.fromkeys(self._handled, -1)
+
+    def due(self, epoch: int) -> Event | None:
+        """The latest event that should have happened by now and has not."""
+        unit = self.timetable.unit.value
+        return self.timetable.due(self._handled[unit], self._now(epoch)[unit])
+
+    def handle(self, epoch: int) -> None:
+        """All events up to now are behind the fit."""
+        self._handled = self._now(epoch)
+
+    @property
+    def over(self) -> bool:
+        """Whether no event is left."""
+        events = self.timetable.events
+        return not events or events[-1].position <= self._handled[self.timetable.unit.value]
+
+    def _now(self, epoch: int) -> dict[str, int]:
+        return {Unit.EPOCH.value: epoch, Unit.STEP.value: self.steps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"steps": self.steps, "handled": dict(self._handled)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a saved position."""
+        self.steps = state["steps"]
+        self._handled = dict(state["handled"])
