@@ -65,27 +65,25 @@ class Candidates:
         """
         highest = -math.inf
         for start, stop in self._ranges:
-            score = self._criterion.score(self.group.rows(start, stop), self._statistics.rows(start, stop)).to(
-                self._dtype
-            )
-            if self._highest is None:
-                self._check(score)
-            if self._shield is not None:
-                score = torch.where(self._shield[start:stop], self._above, score)
+            rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
+            score = self._criterion.score(rows, statistics).to(self._dtype)
             if self.removed:
                 score = torch.where(self.kept[start:stop], score, self._below)
             if self._highest is None:
-                highest = max(highest, float(score.max()))
+                highest = max(highest, self._top(score))
+            if self._shield is not None:
+                score = torch.where(self._shield[start:stop], self._above, score)
             yield score
         self._highest = highest if self._highest is None else self._highest
 
-    def _check(self, score: Tensor) -> None:
+    def _top(self, score: Tensor) -> float:
         low, high = (float(value) for value in score.aminmax())
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if not high < math.inf or (low == -math.inf and not self.removed):
             raise ValueError(
                 f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from {low} to"
                 f" {high}."
             )
+        return high
 
     def scores(self) -> Tensor:
         """All scores at once, of the units' shape."""
@@ -96,8 +94,8 @@ class Candidates:
         return self._criterion.deviation(self.group, self.scores(), self.kept)
 
     def shield(self, units: Tensor) -> None:
-        """Puts units out of reach, given as a bool tensor of the units' shape."""
-        self._shield = units
+        """Puts units that are still there out of reach, given as a bool tensor of the units' shape."""
+        self._shield = units & self.kept
 
     def protect(self) -> None:
         """Puts the best unit out of reach, the earliest of equals."""
@@ -144,6 +142,8 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     if count > sum(each.removed for each in candidates):
         while True:
             edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
+            if edge.value == -math.inf:
+                raise ValueError("a criterion must give finite scores; some are -inf.")
             emptied = [each for each in candidates if not each.survives(edge.value)]
             if not emptied:
                 break

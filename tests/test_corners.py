@@ -230,3 +230,17 @@ def test_shares_cannot_be_changed_from_outside() -> None:
     shares["50%"] = 0.1
     assert schedule(1.0) == 1.0
     assert schedule(0.6) == 1.0
+
+
+def test_a_score_of_minus_infinity_brings_nothing_back() -> None:
+    class Signed(Criterion):
+        def score(self, group: UnitGroup, statistics: Statistics) -> torch.Tensor:
+            return group.weights[0]
+
+    model = linears([[-9.0, 1.0, 2.0, 3.0, 4.0, 5.0]])
+    pruner = Pruner(model, 2 / 6, criterion=Signed(), schedule=None)
+    pruner.prune(0.5)
+    model[0].weight.data[0, 3:5] = -math.inf
+    with pytest.raises(ValueError, match="finite"):
+        pruner.prune(1.0)
+    assert pruner.masks["0.weight"].tolist() == [[False, True, True, True, True, True]]

@@ -1,0 +1,41 @@
+"""What the documents show runs, and is as short as they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import lightning_prune
+from lightning_prune import Criterion, Pruner
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def test_the_criteria_in_the_guide_work_and_are_short() -> None:
+    space: dict[str, object] = {}
+    for block in blocks("docs/criterion.md"):
+        exec(block, space)
+        body = block[block.index("class ") :].split("\n\n\n")[0]
+        assert len([line for line in body.splitlines() if line.strip()]) < 15
+    for name in ("Persistence", "Smallest"):
+        criterion = space[name]()
+        assert isinstance(criterion, Criterion)
+        model = nn.Linear(4, 4)
+        pruner = Pruner(model, 0.5, criterion=criterion, schedule=None)
+        model(torch.ones(1, 4)).sum().backward()
+        pruner.observe()
+        pruner.prune(1.0)
+        assert int((model.weight == 0).sum()) == 8
+
+
+def test_the_readme_names_every_part() -> None:
+    text = (ROOT / "README.md").read_text()
+    bases = {"Criterion", "LocalCriterion", "Report", "Schedule", "Selector", "Structure", "measure"}
+    assert [name for name in lightning_prune.__all__ if name not in text and name not in bases] == []
