@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_prune import (
+    Criterion,
     Fisher,
     Global,
     Gradient,
