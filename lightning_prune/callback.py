@@ -26,7 +26,7 @@ from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.pruner import Pruner, check_parts
-from lightning_prune.report import Event, Report, measure
+from lightning_prune.report import Entry, Report, measure
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
@@ -80,7 +80,7 @@ class PruningCallback(Callback):
         self._copies = GradientCopies()
         self._agenda = Agenda()
         self._global_step = 0
-        self._history: list[Event] = []
+        self._history: list[Entry] = []
         self._monitor: str | None = None
         self._loaded: dict[str, Any] | None = None
         self._shown: float | None = None
@@ -277,7 +277,7 @@ class PruningCallback(Callback):
         sparsity = self._pruner.sparsity
         if self._agenda.over and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._history.append(Event(trainer.current_epoch, self._agenda.steps, sparsity))
+        self._history.append(Entry(trainer.current_epoch, self._agenda.steps, sparsity))
         removed = {
             f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
             for name, mask in self.masks.items()
@@ -350,7 +350,7 @@ class PruningCallback(Callback):
         value = trainer.callback_metrics.get(self._monitor or "")
         if value is not None:
             sparsity = self._history[-1].sparsity if self._history else 0.0
-            self._history.append(Event(trainer.current_epoch, self._agenda.steps, sparsity, float(value)))
+            self._history.append(Entry(trainer.current_epoch, self._agenda.steps, sparsity, float(value)))
 
     # --- state
 
@@ -363,7 +363,7 @@ class PruningCallback(Callback):
             "settings": self._settings(),
             "pruner": self._pruner.state_dict(),
             "agenda": self._agenda.state_dict(),
-            "history": [asdict(event) for event in self._history],
+            "history": [asdict(entry) for entry in self._history],
             "monitor": self._monitor,
         }
 
@@ -388,7 +388,7 @@ class PruningCallback(Callback):
     def _take_over(self, pruner: Pruner, state: Mapping[str, Any]) -> None:
         notes = pruner.load_state_dict(state["pruner"])
         self._agenda.load_state_dict(state["agenda"])
-        self._history = [Event(**event) for event in state["history"]]
+        self._history = [Entry(**entry) for entry in state["history"]]
         self._monitor = state["monitor"]
         for name, now in self._settings().items():
             before = state["settings"].get(name)

@@ -37,8 +37,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One pruning event, or one look at the monitored metric.
+class Entry:
+    """A line of the history: a pruning event, or a look at the monitored metric.
 
     Args:
         epoch: The epoch it fell in.
@@ -82,7 +82,7 @@ class Report:
     protected: tuple[str, ...] = ()
     left_out: int = 0
     monitor: str | None = None
-    history: tuple[Event, ...] = ()
+    history: tuple[Entry, ...] = ()
 
     @property
     def size(self) -> int:

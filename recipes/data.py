@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
-_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-_CIFAR_STD = (0.2470, 0.2435, 0.2616)
-
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
     """Images as one uint8 tensor N x 3 x 32 x 32 with their labels; a batch is one indexing."""
@@ -144,19 +141,19 @@ class Digits(Images):
         return TensorImages(images[half], torch.tensor(labels)[half])
 
 
-class CIFAR10(Images):
-    """CIFAR-10 as published, downloaded by torchvision where it is not there yet.
+class Colours(Images, ABC):
+    """Colour images of 32x32 with the statistics of CIFAR-10.
 
     Args:
-        root: Folder for the data.
+        root: Folder of the data.
         batch_size: Images a batch.
         val_size: Training images held out for validation.
         augment: Whether training images are shifted and mirrored.
         train_size: Use only so many training images.
     """
 
-    mean = _CIFAR_MEAN
-    std = _CIFAR_STD
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2470, 0.2435, 0.2616)
 
     def __init__(
         self,
@@ -168,6 +165,10 @@ class CIFAR10(Images):
     ) -> None:
         super().__init__(batch_size, val_size, augment, train_size)
         self.root = root
+
+
+class CIFAR10(Colours):
+    """CIFAR-10 as published, downloaded by torchvision into ``root`` where it is not there yet."""
 
     def prepare_data(self) -> None:
         """Downloads.
@@ -190,30 +191,8 @@ class CIFAR10(Images):
         return TensorImages(torch.from_numpy(raw.data).permute(0, 3, 1, 2), torch.tensor(raw.targets))
 
 
-class ImageFolder(Images):
-    """Images of 32x32 under ``root/train/CLASS`` and ``root/test/CLASS``.
-
-    Args:
-        root: The folder.
-        batch_size: Images a batch.
-        val_size: Training images held out for validation.
-        augment: Whether training images are shifted and mirrored.
-        train_size: Use only so many training images.
-    """
-
-    mean = _CIFAR_MEAN
-    std = _CIFAR_STD
-
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 128,
-        val_size: int = 5000,
-        augment: bool = True,
-        train_size: int | None = None,
-    ) -> None:
-        super().__init__(batch_size, val_size, augment, train_size)
-        self.root = root
+class ImageFolder(Colours):
+    """Images of 32x32 under ``root/train/CLASS`` and ``root/test/CLASS``."""
 
     def load(self, train: bool) -> TensorImages:
         """All images of one half, in torchvision's order.
