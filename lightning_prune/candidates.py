@@ -14,6 +14,8 @@ from lightning_prune.radix import boundary
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
+_SAMPLED = 16  # one row in so many
+
 
 class Candidates:
     """One group as a selector sees it: scores worked out piece by piece, and which units are still there.
@@ -65,16 +67,28 @@ class Candidates:
         """
         highest = -math.inf
         for start, stop in self._ranges:
-            rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
-            score = self._criterion.score(rows, statistics).to(self._dtype)
-            if self.removed:
-                score = torch.where(self.kept[start:stop], score, self._below)
+            score = self._score(start, stop)
             if self._highest is None:
                 highest = max(highest, self._top(score))
             if self._shield is not None:
                 score = torch.where(self._shield[start:stop], self._above, score)
             yield score
         self._highest = highest if self._highest is None else self._highest
+
+    def sample(self) -> Iterator[Tensor]:
+        """Some of the scores, spread over the group; shields are not seen."""
+        for start, stop in self._ranges:
+            if self._criterion.pointwise:
+                yield self._score(start, start + -(-(stop - start) // _SAMPLED))
+            else:
+                yield self._score(start, stop)
+
+    def _score(self, start: int, stop: int) -> Tensor:
+        rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
+        score = self._criterion.score(rows, statistics).to(self._dtype)
+        if self.removed:
+            score = torch.where(self.kept[start:stop], score, self._below)
+        return score
 
     def _top(self, score: Tensor) -> float:
         low, high = (float(value) for value in score.aminmax())
@@ -141,7 +155,12 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     count = min(count, possible)
     if count > sum(each.removed for each in candidates):
         while True:
-            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
+            edge = boundary(
+                lambda: (piece for each in candidates for piece in each.pieces()),
+                count,
+                sum(each.size for each in candidates),
+                lambda: (piece for each in candidates for piece in each.sample()),
+            )
             if edge.value == -math.inf:
                 raise ValueError("a criterion must give finite scores; some are -inf.")
             emptied = [each for each in candidates if not each.survives(edge.value)]

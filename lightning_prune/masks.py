@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.units import row_ranges
+
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -68,7 +70,9 @@ class MaskStore:
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
         # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
-        tensor.detach().view(_INTEGER[tensor.element_size()]).mul_(self._masks[name])
+        bits, mask = tensor.detach().view(_INTEGER[tensor.element_size()]), self._masks[name]
+        for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
+            bits[start:stop].mul_(mask[start:stop])
 
     def state_dict(self) -> dict[str, Any]:
         """Masks packed 8 to the byte, with their shapes; tensors and plain values only."""

@@ -227,7 +227,8 @@ class Pruner:
         self._selector.select(candidates, fraction * self._share)
         for each in candidates:
             for part in each.group.slices:
-                self.masks[part.name].logical_and_(part.spread(each.kept))
+                if part.dim is not None:  # a single weight's unit is its place in the mask
+                    self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
     def apply_(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _BINS = 1 << 16
+_MARGIN = 0.01  # of the rank; scores between make up twice that share, to be kept for a moment
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -32,21 +33,53 @@ class Boundary:
     ties: int
 
 
-def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
+def boundary(
+    pieces: Callable[[], Iterable[Tensor]],
+    count: int,
+    total: int = 0,
+    sample: Callable[[], Iterable[Tensor]] | None = None,
+) -> Boundary:
     """Finds the ``count``-th smallest score.
 
     Args:
         pieces: Gives the scores, of any shape, float32 or float64 (one of them throughout), the same at
             every call. No nan.
         count: From 1 to the number of scores.
+        total: The number of scores; needed with a sample.
+        sample: Gives some of them. With it one pass over all is enough as a rule: it counts what lies below
+            a bracket that the sample suggests, and keeps the few scores inside.
 
     Returns:
-        The boundary; exact, ties counted.
+        The boundary; exact, ties counted, whatever the sample.
 
     >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 2.0]])]
     >>> boundary(lambda: scores, 2)
     Boundary(value=2.0, below=1, ties=2)
     """
+    if sample is not None:
+        low, high = _bracket(torch.cat([piece.flatten() for piece in sample()]), count / total)
+        below, inside = 0, []
+        for piece in pieces():
+            reaches = piece >= low
+            below += piece.numel() - int(reaches.count_nonzero())
+            inside.append(piece[reaches.logical_and_(piece <= high)])
+        close = torch.cat(inside)
+        if below < count <= below + len(close):
+            found = _search(lambda: [close], count - below)
+            return Boundary(found.value, below + found.below, found.ties)
+    return _search(pieces, count)
+
+
+def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
+    """Scores of the sample a little below and above the one of this rank."""
+    size = len(sample)
+    ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
+    low, high = (min(max(1, round(rank)), size) for rank in ranks)
+    return _search(lambda: [sample], low).value, _search(lambda: [sample], high).value
+
+
+def _search(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
+    """The radix search."""
     prefix, seen, below = 0, 0, 0
     while True:
         histogram, dtype = _histogram(pieces(), prefix, seen)
@@ -75,7 +108,7 @@ def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor
         keys = piece.view(_INTEGER[piece.dtype]).flatten()
         if seen:
             keys = keys[keys >> bits == prefix]
-        counts = torch.bincount(keys >> (bits - 16) & (_BINS - 1), minlength=_BINS)
+        counts = torch.bincount((keys >> (bits - 16)).bitwise_and_(_BINS - 1), minlength=_BINS)
         total = counts if total is None else total.add_(counts.to(total.device))
     assert total is not None
     return total, piece.dtype

@@ -133,11 +133,15 @@ class Report:
             )
             for layer in self.layers
         ]
-        rows.append(("all", "", f"{self.size:,}", *_share(self.size - self.removed, self.size)))
+        known = all(layer.kept is not None for layer in self.layers)
+        left = self.size - self.removed if known else None
+        rows.append(("all", "", f"{self.size:,}", *_share(left, self.size)))
         return _draw(("layer", "shape", "weights", "kept", "kept %"), rows) + "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
         lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
+        if any(layer.kept is None for layer in self.layers):
+            lines = [f"which of the {self.size:,} weights go, training steps will tell"]
         if self.monitor is not None:
             dense, pruned = (_number(value) for value in (self.dense_metric, self.pruned_metric))
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
@@ -171,14 +175,15 @@ class Report:
         left.invert_yaxis()
         left.set(title="Sparsity by layer", xlabel="share removed", xlim=(0, 1))
         left.axvline(self.sparsity, color="black", linestyle="--", linewidth=1)
-        right.set(title="Over time", xlabel="optimizer steps", ylabel="sparsity", ylim=(0, 1))
+        right.set(title="Over time", xlabel="optimizer steps", ylim=(0, 1))
+        right.set_ylabel("sparsity", color="tab:blue")
         steps = [event.step for event in self.history]
-        right.step(steps, [event.sparsity for event in self.history], where="post", label="sparsity")
+        right.step(steps, [event.sparsity for event in self.history], where="post", color="tab:blue")
         seen = [(event.step, event.metric) for event in self.history if event.metric is not None]
         if seen:
             twin = right.twinx()
-            twin.plot(*zip(*seen, strict=True), color="tab:orange", marker=".", label=self.monitor)
-            twin.set_ylabel(self.monitor or "")
+            twin.plot(*zip(*seen, strict=True), color="tab:orange", marker=".")
+            twin.set_ylabel(self.monitor or "", color="tab:orange")
         figure.savefig(path, dpi=120)
 
 

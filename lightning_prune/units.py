@@ -110,13 +110,8 @@ class UnitGroup:
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Row ranges whose elements fit a processor's cache, so that passes over them are cheap."""
-        rows = self.shape[0]
         elements = sum(part.weight.numel() for part in self.slices)
-        # On an accelerator a launch costs more than the memory.
-        budget = 2**18 if self.slices[0].weight.device.type == "cpu" else 2**26
-        step = max(1, rows * budget // max(1, elements))
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)
+        return row_ranges(self.shape[0], elements, self.slices[0].weight.device)
 
 
 @dataclass(frozen=True)
@@ -130,3 +125,12 @@ class Units:
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
+
+
+def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Cuts ``rows``, which hold ``elements`` in all, into ranges that fit a processor's cache."""
+    # On an accelerator a launch costs more than the memory.
+    budget = 2**19 if device.type == "cpu" else 2**26
+    step = max(1, rows * budget // max(1, elements))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)

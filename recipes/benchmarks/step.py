@@ -30,7 +30,7 @@ from torchvision.models import resnet18
 
 from lightning_prune import Fisher, Gradient, Magnitude, Movement, PruningCallback, Random, Steps, Taylor
 
-STEPS = 4  # an epoch
+STEPS = 3  # an epoch
 
 
 class Net(LightningModule):
