@@ -212,8 +212,7 @@ class PruningCallback(Callback):
         return timetable
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports, and leaves nothing on the model."""
-        self._release()
+        """Reports."""
         if not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         report = self.report

@@ -72,6 +72,16 @@ def test_each_event_removes_what_the_schedule_says(
     assert found == {step: round(share * 0.7 * SIZE) for step, share in events.items()}
 
 
+def test_the_modules_own_epoch_start_sees_the_pruned_weights(tmp_path: Path) -> None:
+    class Looks(Lit):
+        def on_train_epoch_start(self) -> None:
+            seen.append(sum(int((self.net[index].weight == 0).sum()) for index in (0, 4, 6)))
+
+    seen: list[int] = []
+    fit(tmp_path, Looks(), PruningCallback(0.5, schedule=OneShot("1ep")), max_epochs=2)
+    assert seen == [0, round(0.5 * SIZE)]
+
+
 def test_per_layer_counts_are_exact(tmp_path: Path) -> None:
     pruning = PruningCallback(0.7, selector=PerLayer(), schedule=OneShot("1ep"))
     fit(tmp_path, Lit(), pruning, max_epochs=2)

@@ -98,9 +98,13 @@ def test_masked_weights_are_zero_after_every_step(tmp_path: Path, optimizer: str
 
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_masked_weights_are_zero_under_manual_optimization(tmp_path: Path, clip: float | None) -> None:
+    class Mixed(Manual):
+        def configure_optimizers(self) -> Any:
+            return [SGD(self.net[:4].parameters(), 0.05), Orthogonal(self.net[4:].parameters())]
+
     pruning = PruningCallback(0.8, criterion=Gradient(), schedule=EVERY_EPOCH)
     watch = ZeroWatch(pruning)
-    fit(tmp_path, seeded(lambda: Manual(clip)), pruning, watch)
+    fit(tmp_path, seeded(lambda: Mixed(clip)), pruning, watch)
     assert watch.masked == round(0.8 * sum(mask.numel() for mask in pruning.masks.values()))
 
 
