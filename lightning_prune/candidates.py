@@ -76,12 +76,9 @@ class Candidates:
         self._highest = highest if self._highest is None else self._highest
 
     def sample(self) -> Iterator[Tensor]:
-        """Some of the scores, spread over the group; shields are not seen."""
-        for start, stop in self._ranges:
-            if self._criterion.pointwise:
-                yield self._score(start, start + -(-(stop - start) // _SAMPLED))
-            else:
-                yield self._score(start, stop)
+        """Some of the scores; shields are not seen."""
+        rows = self.group.shape[0]
+        yield self._score(0, -(-rows // _SAMPLED) if self._criterion.pointwise else rows)
 
     def _score(self, start: int, stop: int) -> Tensor:
         rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)

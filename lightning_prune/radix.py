@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _BINS = 1 << 16
-_MARGIN = 0.01  # of the rank; scores between make up twice that share, to be kept for a moment
+_MARGIN = 0.005  # of the rank; scores between make up twice that share, to be kept for a moment
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -60,14 +60,24 @@ def boundary(
         low, high = _bracket(torch.cat([piece.flatten() for piece in sample()]), count / total)
         below, inside = 0, []
         for piece in pieces():
-            reaches = piece >= low
-            below += piece.numel() - int(reaches.count_nonzero())
-            inside.append(piece[reaches.logical_and_(piece <= high)])
+            flat = piece.flatten()
+            reaches = flat >= low
+            below += flat.numel() - int(reaches.count_nonzero())
+            inside.append(flat.index_select(0, _places(reaches.logical_and_(flat <= high))))
         close = torch.cat(inside)
         if below < count <= below + len(close):
             found = _search(lambda: [close], count - below)
             return Boundary(found.value, below + found.below, found.ties)
     return _search(pieces, count)
+
+
+def _places(rare: Tensor) -> Tensor:
+    """Where a flat bool tensor is True. Looks at eight at a time, which pays when few are."""
+    whole = len(rare) // 8 * 8
+    eights = rare[:whole].view(torch.int64).nonzero() * 8
+    near = (eights + torch.arange(8, device=rare.device)).flatten()
+    near = torch.cat([near, torch.arange(whole, len(rare), device=rare.device)])
+    return near[rare[near]]
 
 
 def _bracket(sample: Tensor, share: float) -> tuple[float, float]:

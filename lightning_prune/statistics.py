@@ -32,8 +32,11 @@ class Statistics:
 
     def add_(self, addends: Mapping[str, Tensor], valid: Tensor) -> None:
         """Adds one observation's values, or nothing where ``valid`` is false. Does not count it."""
+        known = valid.device.type == "cpu"  # an accelerator is not waited for
+        if known and not valid:
+            return
         for name, addend in addends.items():
-            self.sums[name].add_(torch.where(valid, addend, 0))
+            self.sums[name].add_(addend if known else torch.where(valid, addend, 0))
 
     def mean(self, name: str) -> Tensor:
         """The mean over observations."""

@@ -39,6 +39,19 @@ def test_finds_what_a_sort_finds(dtype: torch.dtype, data: st.DataObject) -> Non
     assert boundary(lambda: pieces, count) == by_sorting(scores, count)
 
 
+@settings(deadline=None)
+@given(st.data())
+def test_a_sample_changes_nothing_however_misleading(data: st.DataObject) -> None:
+    values = data.draw(st.lists(numbers(torch.float32), min_size=1, max_size=40))
+    sample = data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=10))
+    count = data.draw(st.integers(1, len(values)))
+    cuts = data.draw(st.lists(st.integers(0, len(values)), max_size=3).map(sorted))
+    scores = torch.tensor(values)
+    pieces = scores.tensor_split(cuts)
+    found = boundary(lambda: pieces, count, len(values), lambda: [torch.tensor(sample)])
+    assert found == by_sorting(scores, count)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=30)
 @given(st.data())

@@ -101,7 +101,7 @@ def compare(millions: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Prints both tables and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[11, 120])
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH)
     parser.add_argument("--out", type=Path, default=Path("event.json"))
