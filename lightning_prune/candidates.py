@@ -14,7 +14,7 @@ from lightning_prune.radix import boundary
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
-_SAMPLED = 16  # one row in so many
+_SAMPLED, _BLOCK = 16, 64  # a sample is one of so many blocks, of so many scores
 
 
 class Candidates:
@@ -76,16 +76,19 @@ class Candidates:
         self._highest = highest if self._highest is None else self._highest
 
     def sample(self) -> Iterator[Tensor]:
-        """Some of the scores; shields are not seen."""
-        rows = self.group.shape[0]
-        yield self._score(0, -(-rows // _SAMPLED) if self._criterion.pointwise else rows)
+        """Some of the scores, spread over the group; shields are not seen."""
+        if self._criterion.pointwise and self.group.divisible:
+            yield self._masked(self.group.view(_thin), self._statistics.view(_thin), _thin(self.kept))
+        else:
+            yield self._score(0, self.group.shape[0])
 
     def _score(self, start: int, stop: int) -> Tensor:
         rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
-        score = self._criterion.score(rows, statistics).to(self._dtype)
-        if self.removed:
-            score = torch.where(self.kept[start:stop], score, self._below)
-        return score
+        return self._masked(rows, statistics, self.kept[start:stop])
+
+    def _masked(self, group: UnitGroup, statistics: Statistics, kept: Tensor) -> Tensor:
+        score = self._criterion.score(group, statistics).to(self._dtype)
+        return torch.where(kept, score, self._below) if self.removed else score
 
     def _top(self, score: Tensor) -> float:
         low, high = (float(value) for value in score.aminmax())
@@ -139,6 +142,12 @@ class Candidates:
                 kept[tuple(equal.T)] = True
                 ties -= len(equal)
         return ties
+
+
+def _thin(tensor: Tensor) -> Tensor:
+    """Blocks of it: reading them costs less than single elements would, and they come from all over."""
+    flat = tensor.flatten()
+    return flat.unfold(0, min(_BLOCK, len(flat)), _BLOCK * _SAMPLED)
 
 
 def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:

@@ -90,7 +90,7 @@ class Pruner:
         self.protected: set[str] = set()
         self._check_groups(target)
         self._store = MaskStore(
-            model, dict.fromkeys(part.name for group in self.groups for part in group.slices)
+            model, dict.fromkeys(part.name for group in self.groups for part in group.masked)
         )
         self._statistics = {
             group.name: Statistics.zeros(criterion.sums, self._kept(group), group.dtype)
@@ -226,7 +226,7 @@ class Pruner:
             )
         self._selector.select(candidates, fraction * self._share)
         for each in candidates:
-            for part in each.group.slices:
+            for part in each.group.masked:
                 if part.dim is not None:  # a single weight's unit is its place in the mask
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}

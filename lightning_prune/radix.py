@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _BINS = 1 << 16
-_MARGIN = 0.005  # of the rank; scores between make up twice that share, to be kept for a moment
+_MARGIN = 0.003  # of the rank; scores between make up twice that share, to be kept for a moment
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 

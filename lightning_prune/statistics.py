@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,13 @@ class Statistics:
         """The mean over observations."""
         return self.sums[name] / self.count
 
+    def view(self, look: Callable[[Tensor], Tensor]) -> Statistics:
+        """The sums as ``look`` shows them: what is added there is added here."""
+        return Statistics({name: look(tensor) for name, tensor in self.sums.items()}, self.count)
+
     def rows(self, start: int, stop: int) -> Statistics:
-        """Views of some rows, to score or to fill a large group piece by piece."""
-        return Statistics({name: tensor[start:stop] for name, tensor in self.sums.items()}, self.count)
+        """Some rows, to score or to fill a large group piece by piece."""
+        return self.view(lambda tensor: tensor[start:stop])
 
     def reset_(self) -> None:
         """Starts anew."""

@@ -83,7 +83,7 @@ class Unstructured(Structure):
             elif parameter.numel() == 0:
                 frozen[name] = "it has no elements"
             else:
-                groups.append(UnitGroup(name, (Slice(name, parameter),), _input_dim(uses[name])))
+                groups.append(UnitGroup(name, (Slice(name, parameter),), input_dim=_input_dim(uses[name])))
         if not groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())

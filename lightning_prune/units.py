@@ -12,23 +12,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One parameter's share in a group.
+    """One tensor's share in a group.
 
     Args:
-        name: The parameter's name in ``named_parameters()``.
-        weight: The parameter.
-        dim: The dimension along which units lie: index ``i`` of it belongs to unit ``i``.
-            ``None``: each element is a unit of its own.
+        name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
+        weight: The tensor.
+        dim: The dimension along which units lie. ``None``: each element is a unit of its own.
+        index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
+            place ``i`` belongs to unit ``i``.
     """
 
     name: str
     weight: Tensor
     dim: int | None = None
+    index: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the units: that of the weight, or one dimension of it."""
-        return self.weight.shape if self.dim is None else self.weight.shape[self.dim :][:1]
+        """Shape of the units: that of the weight, or one dimension."""
+        if self.dim is None:
+            return self.weight.shape
+        if self.index is None:
+            return self.weight.shape[self.dim :][:1]
+        return torch.Size([int(self.index.max()) + 1])
 
     def sum(self, elements: Tensor) -> Tensor:
         """Adds up what belongs to each unit.
@@ -41,18 +47,28 @@ class Slice:
         """
         if self.dim is None:
             return elements
-        return elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1).sum(1)
+        places = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1).sum(1)
+        if self.index is None:
+            return places
+        sums = places.new_zeros(self.shape[0] + 1)  # the last takes in what belongs to no unit
+        return sums.index_add_(0, self.index % len(sums), places)[:-1]
+
+    def places(self, units: Tensor) -> Tensor:
+        """For each place along ``dim`` what its unit has, True where it belongs to none."""
+        if self.index is None:
+            return units
+        return torch.cat([units, units.new_ones(1)])[self.index]
 
     def spread(self, units: Tensor) -> Tensor:
         """Gives each element what its unit has: the weight's shape, without a copy."""
         if self.dim is None:
             return units
         last = self.weight.ndim - 1 - self.dim
-        return units.view(-1, *(1 for _ in range(last))).expand(self.weight.shape)
+        return self.places(units).view(-1, *(1 for _ in range(last))).expand(self.weight.shape)
 
     def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
         """What belongs to units ``start`` to ``stop``, of a tensor of the weight's shape."""
-        return tensor.narrow(self.dim or 0, start, stop - start)
+        return tensor if self.dim is not None else tensor[start:stop]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +77,22 @@ class UnitGroup:
 
     Args:
         name: Of the group, for people; unique in a model.
-        slices: Which elements of which parameters make up each unit; all of one unit shape.
+        slices: Which elements of which parameters make up each unit, and its score; all of one unit shape.
+        followers: What is masked along with a unit, and does not count in its score.
+        buffers: What goes along with a unit when it is cut out.
         input_dim: The dimension of ``shape`` that runs over a layer's inputs, if there is one.
     """
 
     name: str
     slices: tuple[Slice, ...]
+    followers: tuple[Slice, ...] = ()
+    buffers: tuple[Slice, ...] = ()
     input_dim: int | None = None
+
+    @property
+    def masked(self) -> tuple[Slice, ...]:
+        """All that is 0 where a unit is gone."""
+        return self.slices + self.followers
 
     @property
     def shape(self) -> torch.Size:
@@ -103,15 +128,30 @@ class UnitGroup:
         sums = [part.sum(local(*arguments)) for part, *arguments in per_slice]
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
-    def rows(self, start: int, stop: int) -> UnitGroup:
-        """The units ``start`` to ``stop`` of the first dimension, as a group of their own."""
-        parts = (replace(part, weight=part.rows(part.weight, start, stop)) for part in self.slices)
+    def view(self, look: Callable[[Tensor], Tensor]) -> UnitGroup:
+        """Some of its units as a group of their own, where each element is one.
+
+        Args:
+            look: Gives a view of a tensor of the units' shape.
+        """
+        parts = (replace(part, weight=look(part.weight)) for part in self.slices)
         return replace(self, slices=tuple(parts))
 
+    def rows(self, start: int, stop: int) -> UnitGroup:
+        """The units ``start`` to ``stop`` of the first dimension; the group itself if it is not divisible."""
+        return self.view(lambda tensor: tensor[start:stop]) if self.divisible else self
+
+    @property
+    def divisible(self) -> bool:
+        """Whether some of its units make a group: single weights do."""
+        return self.slices[0].dim is None
+
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Row ranges whose elements fit a processor's cache, so that passes over them are cheap."""
-        elements = sum(part.weight.numel() for part in self.slices)
-        return row_ranges(self.shape[0], elements, self.slices[0].weight.device)
+        """Row ranges whose elements fit a processor's cache, or one range if the group is not divisible."""
+        if not self.divisible:
+            return iter([(0, self.shape[0])])
+        weight = self.slices[0].weight
+        return row_ranges(len(weight), weight.numel(), weight.device)
 
 
 @dataclass(frozen=True)
@@ -130,7 +170,7 @@ class Units:
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Cuts ``rows``, which hold ``elements`` in all, into ranges that fit a processor's cache."""
     # On an accelerator a launch costs more than the memory.
-    budget = 2**19 if device.type == "cpu" else 2**26
+    budget = 2**20 if device.type == "cpu" else 2**26
     step = max(1, rows * budget // max(1, elements))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)

@@ -414,7 +414,7 @@ def large(seed: int) -> Tensor:
 def test_scores_in_pieces_are_those_of_the_whole(criterion: Criterion, structure: Structure) -> None:
     model = linears(large(0), large(1).T)
     group = structure.units(model).groups[0]
-    assert (len(criterion.pieces(group)) > 1) == criterion.pointwise
+    assert (len(criterion.pieces(group)) > 1) == (criterion.pointwise and group.divisible)
     statistics = Statistics.zeros(criterion.sums, torch.ones(group.shape), group.dtype)
     pruner = watched(criterion, model, structure)
     for seed in (2, 3):
