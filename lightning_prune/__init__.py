@@ -1,6 +1,7 @@
 """Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
 
 from lightning_prune.callback import PruningCallback
+from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     Criterion,
     Fisher,
@@ -15,9 +16,11 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
-from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.structures import Channels, Structure, Unstructured
 
 __all__ = [
+    "Channels",
+    "CompactionError",
     "Criterion",
     "Cubic",
     "Exponential",
@@ -42,5 +45,6 @@ __all__ = [
     "Taylor",
     "Threshold",
     "Unstructured",
+    "compact",
     "measure",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.probe import as_probe, evaluating
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:
@@ -24,14 +24,14 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     Returns:
         Module name to multiply-adds within it; "" is the whole model.
 
+    >>> import torch
     >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
     {'': 12, '0': 12, '1': 0}
     """
-    keywords = example if isinstance(example, Mapping) else {}
-    arguments = example if isinstance(example, tuple) else () if keywords else (example,)
+    probe = as_probe(example)
     counter = FlopCounterMode(display=False)
-    with _undisturbed(model), counter:
-        model(*arguments, **keywords)
+    with evaluating(model), counter:
+        probe(model)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     result = {"": counter.get_total_flops() // 2}
@@ -39,20 +39,6 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
         if name:
             result[name] = sum(counts.get(f"{root}.{name}", {}).values()) // 2
     return result
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; modes and random state as before when it ends."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(list(devices)):
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def dense_bytes(model: nn.Module) -> int:

@@ -64,7 +64,7 @@ class Arm:
         pruner, begun, self._pruning = self.pruner, _now(images), 0.0
         self.optimizer.zero_grad()
         loss: torch.Tensor = F.cross_entropy(self.model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if pruner is not None:
             self._time(images, pruner.observe)
             self._time(images, lambda: pruner.store.apply_to_grads_(self.model.parameters()))

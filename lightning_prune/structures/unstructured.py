@@ -1,12 +1,9 @@
-"""What lives or dies together: which unit groups a model has, and what stays out, with the reason."""
+"""Single weights: each is a unit of its own."""
 
 from __future__ import annotations
 
-import difflib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -14,30 +11,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.parts import Part
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
 from lightning_prune.units import Slice, UnitGroup, Units
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 
 _LAYERS = (nn.Linear, _ConvNd)
 _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-class Structure(Part, ABC):
-    """Which units a model has."""
-
-    @abstractmethod
-    def units(self, model: nn.Module, example: Any = None) -> Units:
-        """The unit groups of a model, and what is frozen, with reasons.
-
-        Args:
-            model: Whose parameters.
-            example: A tensor, or a tuple of ``forward``'s arguments, for structures that follow the data
-                through the model.
-
-        Raises:
-            ValueError: If there is nothing to prune.
-        """
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,18 +40,15 @@ class Unstructured(Structure):
     exclude: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            listed = value is None or isinstance(value, Sequence)
-            if not listed or not all(isinstance(pattern, str) for pattern in _patterns(value)):
-                raise ValueError(f"{name}={value!r} must be a pattern or a list of them.")
+        check_are_patterns(include=self.include, exclude=self.exclude)
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """One group a weight tensor."""
         uses = _uses(model)
         names = {name for name, _ in model.named_modules() if name}
         names |= {name for places in uses.values() for name, _ in places}
-        _check_patterns("include", self.include, names)
-        _check_patterns("exclude", self.exclude, names)
+        check_patterns("include", self.include, names)
+        check_patterns("exclude", self.exclude, names)
         groups, frozen = [], _computed_weights(model)
         for name, parameter in model.named_parameters():
             if not self._wants(parameter, uses[name]):
@@ -90,11 +68,11 @@ class Unstructured(Structure):
         return Units(tuple(groups), frozen)
 
     def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
-        if any(_matches(name, self.exclude) for name, _ in uses):
+        if any(matches(name, self.exclude) for name, _ in uses):
             return False
         if self.include is None:
             return any(name.endswith("weight") and isinstance(module, _LAYERS) for name, module in uses)
-        wanted = any(_matches(name, self.include) for name, _ in uses)
+        wanted = any(matches(name, self.include) for name, _ in uses)
         return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
 
     def _outsider(self, uses: list[_Use]) -> nn.Module | None:
@@ -130,24 +108,3 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
         for name, module in model.named_modules()
         if isinstance(module, _LAYERS) and module._parameters.get("weight") is None
     }
-
-
-def _patterns(patterns: str | Sequence[str] | None) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns or ())
-
-
-def _matches(name: str, patterns: str | Sequence[str] | None) -> bool:
-    """Whether a pattern names the parameter, or a module that it lies in."""
-    parts = name.split(".")
-    path = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-    return any(fnmatchcase(each, pattern) for pattern in _patterns(patterns) for each in path)
-
-
-def _check_patterns(argument: str, patterns: str | Sequence[str] | None, names: set[str]) -> None:
-    for pattern in _patterns(patterns):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            nearest = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0)
-            raise ValueError(
-                f"{argument}={pattern!r} matches no parameter or module; the nearest names are"
-                f" {', '.join(map(repr, nearest))}."
-            )

@@ -1,0 +1,99 @@
+"""Carries a plan out on a module, in place, and takes it back: the same parameters, of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.compaction.plan import Cut, Plan
+
+
+@torch.no_grad()
+def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Shrinks a module. Parameters stay the objects they are, so that optimizers keep their references.
+
+    Args:
+        model: Of the architecture that the plan was made for.
+        plan: What to cut.
+        optimizers: What they remember of a parameter in its shape is cut along with it; of a parameter of
+            which they remember something in another shape they forget all.
+
+    Raises:
+        ValueError: If a tensor or module is missing or of another size; nothing has changed then.
+    """
+    tensors = _tensors(model)
+    _check(model, plan)
+    cuts = {name: [cut for cut in plan.cuts if cut.name == name] for name in {cut.name for cut in plan.cuts}}
+    for name, own in cuts.items():
+        tensor = tensors[name]
+        for optimizer in optimizers:
+            _shorten_state(optimizer, tensor, own)
+        tensor.data = shorten(tensor.data, own)
+        tensor.grad = None
+    _set(model, plan, after=True)
+
+
+@torch.no_grad()
+def expand_(model: nn.Module, plan: Plan) -> None:
+    """Takes a plan back: shapes are as before, with 0 where something was cut."""
+    tensors = _tensors(model)
+    for cut in reversed(plan.cuts):
+        tensor = tensors[cut.name]
+        sizes = list(tensor.shape)
+        sizes[cut.dim] = cut.size
+        places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
+        tensor.data = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
+        tensor.grad = None
+    _set(model, plan, after=False)
+
+
+def shorten(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+    """The places that stay, in the tensor's memory layout."""
+    shorter = tensor
+    for cut in cuts:
+        places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
+        shorter = shorter.index_select(cut.dim, places)
+    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not tensor.is_contiguous():
+        return shorter.contiguous(memory_format=torch.channels_last)
+    return shorter
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict((*model.named_parameters(), *model.named_buffers()))
+
+
+def _check(model: nn.Module, plan: Plan) -> None:
+    tensors, modules = _tensors(model), dict(model.named_modules())
+    for cut in plan.cuts:
+        tensor = tensors.get(cut.name)
+        if tensor is None or tensor.ndim <= cut.dim or tensor.shape[cut.dim] != cut.size:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise ValueError(
+                f"the plan cuts {cut.name!r}, of size {cut.size} along dimension {cut.dim}, but in this model"
+                f" it {found}: it was made for another architecture."
+            )
+    for name in plan.attributes:
+        if name not in modules:
+            raise ValueError(f"the plan changes {name!r}, which this model does not have.")
+
+
+def _set(model: nn.Module, plan: Plan, *, after: bool) -> None:
+    modules = dict(model.named_modules())
+    for name, changes in plan.attributes.items():
+        for key, change in changes.items():
+            setattr(modules[name], key, change[after])
+
+
+def _shorten_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:
+    state = optimizer.state.get(parameter, {})
+    shaped = [value for value in state.values() if torch.is_tensor(value) and value.numel() > 1]
+    if any(value.shape != parameter.shape for value in shaped):
+        del optimizer.state[parameter]
+        return
+    for key, value in state.items():
+        if torch.is_tensor(value) and value.shape == parameter.shape:
+            state[key] = shorten(value, cuts)

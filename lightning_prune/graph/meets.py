@@ -1,0 +1,170 @@
+"""Ops in which labels meet, or elements mix: element by element, in a sum, or in a product with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_prune.graph.calls import Call, Rule
+from lightning_prune.graph.fields import Fields, align, merge, varying
+
+NOT_CUT = "meets elements that nothing cuts"
+
+
+def pointwise(call: Call) -> Sequence[Fields]:
+    """Couples what meets."""
+    rank = call.outputs[0].ndim
+    found = [(tensor, call.fields(tensor)) for tensor in call.tensors]
+    for tensor, _ in found:
+        bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
+        bare -= frozenset(rank - tensor.ndim + dim for field in call.fields(tensor) for dim in varying(field))
+        for _, fields in found:
+            aligned = tuple(align(field, rank) for field in fields)
+            call.without(aligned, bare, NOT_CUT)
+    merged = merge(call.labels, (align(field, rank) for _, fields in found for field in fields))
+    return [merged for _ in call.outputs]
+
+
+def along_last(count: int) -> Rule:
+    """Works on the last dimensions, such as pooling: what comes before them is left as it is."""
+
+    def rule(call: Call) -> Sequence[Fields]:
+        tensor = call.tensors[0]
+        dims = frozenset(range(tensor.ndim - count, tensor.ndim))
+        fields = call.without(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
+        return [fields for _ in call.outputs]
+
+    return rule
+
+
+def reduce(call: Call) -> Sequence[Fields]:
+    """Mixes along its dimensions: labels there stay, and with them what the result holds."""
+    tensor = call.tensors[0]
+    given = call.argument("dim")
+    listed = [given] if isinstance(given, int) else given
+    dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
+    fields = call.without(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
+    reduced = tuple(field.squeeze(tuple(dims)) for field in fields)
+    return [fields if output.ndim == tensor.ndim else reduced for output in call.outputs]
+
+
+def glu(call: Call) -> Sequence[Fields]:
+    """One half of a dimension gates the other: both go together."""
+    tensor = call.tensors[0]
+    dim = call.argument("dim") % tensor.ndim
+    halves = [(field, field) if field.shape[dim] == 1 else field.chunk(2, dim) for field in call.fields(tensor)]
+    for left, right in halves:
+        call.labels.couple(left, right)
+    return [tuple(left for left, _ in halves)]
+
+
+def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], batch: frozenset[int]) -> Fields:
+    """Sums over a dimension of each: couples the labels there, and lets the others through.
+
+    Args:
+        call: The op.
+        left: Fields of the first operand.
+        right: Fields of the second.
+        dims: The dimension of each that is summed over.
+        batch: Dimensions that both have in common with the result.
+    """
+    summed = []
+    passed = []
+    for fields, dim in zip((left, right), dims, strict=True):
+        others = frozenset(range(8)) - batch - {dim}
+        along = tuple(field for field in fields if dim in varying(field))
+        passed.append(tuple(field for field in fields if dim not in varying(field)))
+        summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
+        for field in passed[-1]:
+            call.make(field)
+    for mine, other in zip(summed, reversed(summed), strict=True):
+        if not other:
+            call.freeze(mine, "is read together with elements that nothing cuts")
+    if all(summed):
+        lined = [
+            [field.movedim(dim, -1).flatten(0, -2) for field in side]
+            for side, dim in zip(summed, dims, strict=True)
+        ]
+        # batch dimensions come first in both, and what else there is does not vary
+        first, *rest = (field for side in lined for field in side)
+        for field in rest:
+            call.labels.couple(first, field)
+    return merge(call.labels, (*passed[0], *passed[1]))
+
+
+def matmul(call: Call) -> Sequence[Fields]:
+    """A matrix product, of batches or not, with or without something added."""
+    *added, left, right = call.tensors
+    fields = _contract(
+        call,
+        call.fields(left),
+        call.fields(right),
+        (left.ndim - 1, right.ndim - 2),
+        frozenset(range(left.ndim - 2)),
+    )
+    rank = call.outputs[0].ndim
+    for tensor in added:
+        bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
+        more = tuple(align(field, rank) for field in call.fields(tensor))
+        if not more:
+            call.without(fields, bare, NOT_CUT)
+        fields = merge(call.labels, (*fields, *more))
+    return [fields]
+
+
+def convolution(call: Call) -> Sequence[Fields]:
+    """Consumes channels along the weight's inputs, makes new ones along its outputs."""
+    image, weight, bias = call.args[:3]
+    transposed, groups = call.argument("transposed"), call.argument("groups")
+    inward, outward = (0, 1) if transposed else (1, 0)
+    labels = call.labels
+    spatial = frozenset(range(2, image.ndim))
+    found = call.without(call.fields(image), spatial, "varies along positions where it is convolved")
+    through = tuple(field for field in found if 1 not in varying(field))
+    found = call.without(
+        tuple(field for field in found if 1 in varying(field)), frozenset({0}), "varies along the batch"
+    )
+    sides = []
+    for dim in (inward, outward):
+        along = tuple(field for field in call.fields(weight) if dim in varying(field))
+        along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
+        sides.append([field.flatten() for field in along])
+    channels, outputs = image.shape[1], call.outputs[0].shape[1]
+    nothing = torch.zeros(1, dtype=torch.int64)
+
+    def line(candidates: list[Tensor]) -> Tensor:
+        first, *others = candidates or [nothing]
+        for other in others:
+            labels.couple(first, other)
+        return first
+
+    read, inner, outer = line([field.flatten() for field in found]), line(sides[0]), line(sides[1])
+    read = read.expand(channels)
+    grid = read.view(groups, -1)
+    unread = "reads what nothing cuts"
+    if groups == 1:
+        labels.couple(read, inner, unread)
+        made = outer.expand(outputs)
+    elif transposed:
+        # weight: all inputs, the outputs of one group
+        made = (
+            outer.expand(outputs // groups).repeat(groups) if outputs > groups else inner.view(groups, -1)[:, 0]
+        )
+        labels.couple(read, inner, unread)
+        if grid.shape[1] > 1:
+            labels.couple(grid, grid[:1], unread)
+    elif grid.shape[1] > 1:
+        # every group reads and makes as many as the others
+        labels.couple(grid, inner, unread)
+        made = outer.expand(outputs)
+        labels.couple(made.view(groups, -1), made.view(groups, -1)[:1])
+    else:
+        made = outer.expand(outputs)
+        labels.couple(grid, made.view(groups, -1), unread)
+    if bias is not None:
+        for field in call.fields(bias):
+            labels.couple(made, field)
+    call.make(made)
+    return [merge(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -1,0 +1,112 @@
+"""A probe: one pass of a model on real data, to trace it, to try a cut on it, and to prove one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Probe(ABC):
+    """Runs a model once, always on the same data."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module) -> Any:
+        """What the model makes of the data; a model that keeps records of its passes is to be a copy."""
+
+    @abstractmethod
+    def to(self, target: torch.dtype | torch.device) -> Probe:
+        """The same data, its floating-point tensors in another type, or all of them on another device."""
+
+
+class ForwardProbe(Probe):
+    """Calls ``forward``.
+
+    Args:
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
+        keywords: More of them.
+    """
+
+    def __init__(self, example: Any, keywords: Mapping[str, Any] | None = None) -> None:
+        self._keywords = dict(keywords or {})
+        if isinstance(example, Mapping):
+            self._arguments: tuple[Any, ...] = ()
+            self._keywords |= example
+        else:
+            self._arguments = example if isinstance(example, tuple) else (example,)
+
+    def __call__(self, model: nn.Module) -> Any:
+        """The model's outputs."""
+        return model(*self._arguments, **self._keywords)
+
+    def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
+        """The same arguments."""
+        return ForwardProbe(transfer(self._arguments, target), transfer(self._keywords, target))
+
+
+class Probes(Probe):
+    """Several, one after the other."""
+
+    def __init__(self, probes: Iterable[Probe]) -> None:
+        self._probes = tuple(probes)
+
+    def __call__(self, model: nn.Module) -> Any:
+        """What each of them gives."""
+        return [probe(model) for probe in self._probes]
+
+    def to(self, target: torch.dtype | torch.device) -> Probes:
+        """The same data."""
+        return Probes(probe.to(target) for probe in self._probes)
+
+
+def as_probe(example: Any) -> Probe:
+    """The probe itself, or one that calls ``forward`` with the example."""
+    return example if isinstance(example, Probe) else ForwardProbe(example)
+
+
+def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
+    """Floating-point tensors in a type, or all tensors on a device; anything else as it is."""
+
+    def transferred(leaf: Any) -> Any:
+        wanted = torch.is_tensor(leaf) and (isinstance(target, torch.device) or leaf.is_floating_point())
+        return leaf.to(target) if wanted else leaf
+
+    return tree_map(transferred, data)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; modes and random state as before when it ends."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(list(devices)):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def relative_difference(expected: Any, found: Any) -> float:
+    """The largest difference between two results, relative to the largest number; inf if shapes differ."""
+    left, right = _floats(expected), _floats(found)
+    if [each.shape for each in left] != [each.shape for each in right]:
+        return math.inf
+    worst = 0.0
+    for one, other in zip(left, right, strict=True):
+        if one.numel():
+            scale = one.abs().max().clamp_min(torch.finfo(one.dtype).tiny)
+            difference = float((one - other).abs().max() / scale)
+            worst = max(worst, math.inf if math.isnan(difference) else difference)
+    return worst
+
+
+def _floats(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf) and leaf.is_floating_point()]

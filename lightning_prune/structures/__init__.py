@@ -1,0 +1,7 @@
+"""What lives or dies together: which unit groups a model has, and what stays out, with the reason."""
+
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.channels import Channels
+from lightning_prune.structures.unstructured import Unstructured
+
+__all__ = ["Channels", "Structure", "Unstructured"]

@@ -1,0 +1,395 @@
+"""Channels: what is coupled goes together, masked and compacted networks are equal, the rest has a reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import Channels, CompactionError, PerLayer, Pruner, Unstructured, compact
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Layers by name, and a forward that is given."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def conv(inward: int, outward: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inward, outward, 3, padding=1, **options)
+
+
+def head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.Sigmoid(), head(6))
+
+
+def residual() -> nn.Module:
+    return Net(
+        lambda m, x: m.head((y := m.stem(x).relu_()) + m.two(m.one(y).tanh())),
+        stem=conv(3, 8),
+        one=conv(8, 6),
+        two=conv(6, 8),
+        head=head(8),
+    )
+
+
+def dense() -> nn.Module:
+    return Net(
+        lambda m, x: m.head(torch.cat([y := m.one(x).relu(), m.two(y).relu()], 1)),
+        one=conv(3, 4),
+        two=conv(4, 6),
+        head=head(10),
+    )
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 8),
+        nn.ReLU6(inplace=True),
+        conv(8, 8, groups=8),
+        nn.Hardswish(inplace=True),
+        conv(8, 6),
+        head(6),
+    )
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12, groups=2), nn.BatchNorm2d(12), nn.GELU(), head(12))
+
+
+def gate() -> nn.Module:
+    return Net(
+        lambda m, x: m.head(
+            (y := m.stem(x).relu()) * m.up(m.down(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        ),
+        stem=conv(3, 8),
+        down=nn.Conv2d(8, 4, 1),
+        up=nn.Conv2d(4, 8, 1),
+        head=head(8),
+    )
+
+
+def shuffle() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.one(x).relu()
+        batch, channels, height, width = y.shape
+        y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
+        return m.head(m.two(y))
+
+    return Net(run, one=conv(3, 8), two=conv(8, 6), head=head(6))
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3)
+    )
+
+
+def tied() -> nn.Module:
+    twice = conv(6, 6)
+    return nn.Sequential(conv(3, 6), twice, nn.ReLU(), twice, nn.BatchNorm2d(6), head(6))
+
+
+def functional() -> nn.Module:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(7, 3, 3, 3) / 3)
+            self.matrix = nn.Parameter(torch.randn(4, 7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.conv2d(x, self.kernel).relu().mean((2, 3)), self.matrix)
+
+    return Functional()
+
+
+def transposed() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.BatchNorm2d(6), nn.ReLU(), head(6)
+    )
+
+
+def instance() -> nn.Module:
+    return nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.SiLU(), head(8))
+
+
+def group_norm() -> nn.Module:
+    return nn.Sequential(conv(3, 12), nn.GroupNorm(4, 12), nn.ReLU(), head(12))
+
+
+def gated_linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 12), nn.GLU(), nn.Linear(6, 3))
+
+
+def swiglu() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        one, two = m.up(x).chunk(2, dim=-1)
+        return x + m.down(F.silu(one) * two)
+
+    return Net(run, up=nn.Linear(6, 20), down=nn.Linear(10, 6))
+
+
+def slopes() -> nn.Module:
+    return nn.Sequential(conv(3, 8), nn.PReLU(8), nn.Upsample(scale_factor=2), conv(8, 6), nn.Mish(), head(6))
+
+
+def one_dimension() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(5, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(16, 3)
+    )
+
+
+# factory, example, and the number of units of each group, in order
+NETS: list[tuple[Callable[[], nn.Module], Tensor, list[int]]] = [
+    (plain, IMAGES, [8, 6]),
+    (residual, IMAGES, [8, 6]),
+    (dense, IMAGES, [4, 6]),
+    (depthwise, IMAGES, [8, 6]),
+    (grouped, IMAGES, [4, 6]),
+    (gate, IMAGES, [8, 4]),
+    (shuffle, IMAGES, [4, 6]),
+    (flat, IMAGES, [4, 10]),
+    (tied, IMAGES, [6]),
+    (functional, IMAGES, [7]),
+    (transposed, IMAGES, [8, 6]),
+    (instance, IMAGES, [8]),
+    (group_norm, IMAGES, [4]),
+    (gated_linear, TOKENS, [6]),
+    (swiglu, TOKENS, [10]),
+    (slopes, IMAGES, [8, 6]),
+    (one_dimension, TOKENS, [8]),
+]
+ALL = pytest.mark.parametrize(("make", "example", "sizes"), NETS, ids=[make.__name__ for make, *_ in NETS])
+
+
+def outputs(model: nn.Module, example: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double().eval()(example.double())
+
+
+def params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def pruned(make: Callable[[], nn.Module], example: Any) -> tuple[nn.Module, Pruner]:
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            module.running_mean.normal_()
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
+    pruner.prune(1.0)
+    return model, pruner
+
+
+@ALL
+def test_each_network_has_these_units(make: Any, example: Tensor, sizes: list[int]) -> None:
+    assert [group.size for group in Channels().units(make(), example).groups] == sizes
+
+
+@ALL
+def test_masked_and_compacted_networks_are_equal(make: Any, example: Tensor, sizes: list[int]) -> None:
+    model, pruner = pruned(make, example)
+    before = copy.deepcopy(model.state_dict())
+    smaller = compact(model, pruner.masks, example)
+    expected = outputs(model, example)
+    assert (outputs(smaller, example) - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert params(smaller) < params(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    left = [group.size for group in Channels().units(smaller, example).groups]
+    assert left == [size - round(size / 2) for size in sizes]
+
+
+@ALL
+def test_a_unit_is_masked_wherever_it_leads(make: Any, example: Tensor, sizes: list[int]) -> None:
+    _, pruner = pruned(make, example)
+    for group in pruner.groups:
+        for part in group.masked:
+            stays = part.spread(part.sum(pruner.masks[part.name]) > 0)
+            assert (part.weight[~stays.expand_as(part.weight)] == 0).all()
+
+
+def test_attributes_say_what_the_tensors_are() -> None:
+    _, pruner = pruned(depthwise, IMAGES)
+    smaller = compact(depthwise(), pruner.masks, IMAGES)
+    assert (smaller[0].in_channels, smaller[0].out_channels) == (3, 4)
+    assert (smaller[2].in_channels, smaller[2].out_channels, smaller[2].groups) == (4, 4, 4)
+    assert (smaller[4].in_channels, smaller[4].out_channels) == (4, 3)
+    assert (smaller[5][2].in_features, smaller[5][2].out_features) == (3, 4)
+
+
+# --- what stays, and why
+
+
+def layer_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def literal() -> nn.Module:
+    return Net(
+        lambda m, x: m.head(m.one(x).view(2, 4, 2, 8, 8).flatten(1, 2)), one=conv(3, 8), head=nn.Conv2d(8, 2, 1)
+    )
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 7)
+        self.memory = kind(7, 4, batch_first=True)
+        self.outer = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.memory(self.inner(x))[0])
+
+
+def frozen(model: nn.Module, example: Any) -> dict[str, str]:
+    return Channels().units(model, example).frozen
+
+
+def test_outputs_stay() -> None:
+    assert frozen(plain(), IMAGES) == {"5.2.weight": "is the network's output"}
+
+
+def test_what_a_layer_norm_normalises_over_stays() -> None:
+    assert frozen(layer_norm(), TOKENS)["0.weight"] == "is normalised over by native_layer_norm"
+
+
+def test_a_literal_size_is_found_out_by_a_trial() -> None:
+    model = literal()
+    model.more = nn.Conv2d(2, 2, 1)
+    with pytest.raises(ValueError, match=r"one: cannot be cut: RuntimeError: shape '\[2, 4, 2, 8, 8\]'"):
+        Channels().units(model, IMAGES)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_stay_and_are_named(kind: type[nn.RNNBase]) -> None:
+    units = Channels().units(Recurrent(kind), TOKENS)
+    assert [group.name for group in units.groups] == ["outer.0"]
+    assert f"{kind.__name__} layers are not cut" in str(units.frozen)
+
+
+def test_an_op_without_a_rule_is_named() -> None:
+    model = Net(
+        lambda m, x: m.two(torch.cdist(m.one(x), m.one(x))),
+        one=nn.Linear(6, 8),
+        two=nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)),
+    )
+    assert frozen(model, TOKENS)["one.weight"] == "reaches aten._cdist_forward.default, which has no rule"
+
+
+def test_constants_that_channels_meet_keep_them() -> None:
+    model = Net(
+        lambda m, x: m.two(m.one(x) + torch.arange(8.0).view(-1, 1, 1).to(x)),
+        one=conv(3, 8),
+        two=nn.Sequential(conv(8, 6), nn.ReLU(), head(6)),
+    )
+    assert frozen(model, IMAGES)["one.weight"] == "meets elements that nothing cuts"
+
+
+def test_what_does_not_run_stays() -> None:
+    model = Net(lambda m, x: m.used(x), used=plain(), unused=nn.Linear(3, 3))
+    assert frozen(model, IMAGES)["unused.weight"] == "took no part in the forward pass"
+
+
+def test_include_and_exclude_name_what_makes_the_channels() -> None:
+    groups = Channels(include="0").units(plain(), IMAGES).groups
+    assert [group.name for group in groups] == ["0"]
+    units = Channels(exclude="0").units(plain(), IMAGES)
+    assert [group.name for group in units.groups] == ["3"]
+    assert units.frozen["0"] == "left out by Channels(include=None, exclude='0')"
+    with pytest.raises(ValueError, match="include='1x' matches no parameter or module"):
+        Channels(include="1x").units(plain(), IMAGES)
+
+
+def test_an_example_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"example=None: .* follows an example"):
+        Channels().units(plain())
+
+
+def test_an_example_that_does_not_fit_is_refused_and_the_model_left_alone() -> None:
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="Sequential cannot run on the example: RuntimeError"):
+        Channels().units(model, torch.ones(1, 5, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Fickle(nn.Module):
+    """Gives something else each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.calls = conv(3, 8), conv(8, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.two(self.one(x)) * self.calls
+
+
+def test_a_model_that_gives_something_else_each_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="different outputs for one example"):
+        Channels().units(Fickle(), IMAGES)
+
+
+# --- compaction
+
+
+def test_neurons_that_single_weights_have_emptied_go() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 2))
+    pruner = Pruner(model, 0.5, structure=Unstructured(), schedule=None)
+    pruner.masks["2.weight"][:, [1, 4]] = False  # nothing reads these
+    pruner.masks["2.weight"][3] = False  # this has no inputs: its bias is all that is left
+    pruner.masks["2.weight"][5] = False  # nor has this, and no bias
+    with torch.no_grad():
+        model[2].bias[5] = 0
+    smaller = compact(model, pruner.masks, TOKENS)
+    assert [smaller[0].out_features, smaller[2].in_features, smaller[2].out_features] == [6, 6, 6]
+    assert smaller[4].in_features == 6
+    pruner.apply_()
+    torch.testing.assert_close(outputs(smaller, TOKENS), outputs(model, TOKENS), rtol=1e-12, atol=0)
+
+
+def test_a_unit_that_gives_something_though_its_weights_are_zero_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 2))
+    mask = torch.ones(8, 6, dtype=torch.bool)
+    mask[2] = False
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        CompactionError, match=r"Sequential stays as it was. 0 cannot be cut: outputs change by"
+    ):
+        compact(model, {"0.weight": mask}, TOKENS)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_masked_gives_a_copy() -> None:
+    model = plain()
+    copied = compact(model, {}, IMAGES)
+    assert copied is not model
+    assert {name: value.shape for name, value in copied.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+
+
+def test_a_mask_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"masks\['x'\] of shape \(3,\) fits no parameter"):
+        compact(plain(), {"x": torch.ones(3, dtype=torch.bool)}, IMAGES)
