@@ -12,6 +12,7 @@ from lightning_prune.criteria import (
     Random,
     Taylor,
 )
+from lightning_prune.loading import load_compact
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
@@ -46,5 +47,6 @@ __all__ = [
     "Threshold",
     "Unstructured",
     "compact",
+    "load_compact",
     "measure",
 ]

@@ -23,14 +23,18 @@ from lightning_prune.collect import (
     parameters_of,
 )
 from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.loading import LoadHook
 from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
+from lightning_prune.probe import Probe, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Entry, Report, measure
+from lightning_prune.sandbox import probe_of
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.trainers import horizon, loss_scale, monitored
+from lightning_prune.subject import Subject
+from lightning_prune.trainers import check_whole, horizon, loss_scale, monitored, write_report
 
 _STATE_VERSION = 1
 
@@ -48,11 +52,14 @@ class PruningCallback(Callback):
         structure: What lives or dies together.
         selector: Which units go.
         schedule: How much, and when.
+        compact: Whether to shrink the module when the fit has ended, in place, once it is shown on a training
+            batch that its outputs stay the same. Checkpoints saved from then on hold the smaller network.
         name: Tells two callbacks in one Trainer apart.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
             prune, or a moment does not fit into the training.
+        CompactionError: At the end of the fit, if outputs would change; the module is as it was.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class PruningCallback(Callback):
         structure: Structure = Unstructured(),
         selector: Selector = Global(),
         schedule: Schedule = Cubic(),
+        compact: bool = False,
         name: str | None = None,
     ) -> None:
         check_parts(target, criterion, structure, selector)
@@ -72,9 +80,11 @@ class PruningCallback(Callback):
         self.structure = structure
         self.selector = selector
         self.schedule = schedule
+        self.compact = compact
         self.name = name
-        self._model: LightningModule | None = None
-        self._pruner: Pruner | None = None
+        self._subject = Subject()
+        self._probe: Probe | None = None
+        self._load_hook: LoadHook | None = None
         self._watch: OptimizerWatch | None = None
         self._capture: ExampleCapture | None = None
         self._copies = GradientCopies()
@@ -83,6 +93,7 @@ class PruningCallback(Callback):
         self._history: list[Entry] = []
         self._monitor: str | None = None
         self._loaded: dict[str, Any] | None = None
+        self._folder = Path()
         self._shown: float | None = None
         self._warned = False
 
@@ -94,7 +105,8 @@ class PruningCallback(Callback):
     @property
     def masks(self) -> Mapping[str, Tensor]:
         """Name in ``pl_module.named_parameters()`` to bool mask, True where kept; empty before a fit."""
-        return MappingProxyType({}) if self._pruner is None else self._pruner.masks
+        store = self._subject.store
+        return MappingProxyType({}) if store is None else store.masks
 
     @property
     def report(self) -> Report:
@@ -103,24 +115,33 @@ class PruningCallback(Callback):
         Raises:
             RuntimeError: Before the first fit.
         """
-        if self._pruner is None or self._model is None:
+        subject = self._subject
+        if subject.model is None or subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        example = getattr(self._model, "example_input_array", None)
+        if subject.record is not None:
+            report = subject.record
+        else:
+            assert subject.pruner is not None
+            try:
+                report = measure(subject.model, self.masks, self._example)
+            except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
+                rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
+                report = measure(subject.model, self.masks)
+            report = replace(
+                report,
+                frozen=subject.pruner.frozen,
+                protected=tuple(sorted(subject.pruner.protected)),
+                left_out=subject.pruner.left_out,
+            )
+        return replace(report, monitor=self._monitor, history=tuple(self._history))
+
+    @property
+    def _example(self) -> Any:
+        """An example for ``forward``, if one is known."""
+        example = getattr(self._subject.model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
-        try:
-            report = measure(self._model, self.masks, example)
-        except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
-            rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
-            report = measure(self._model, self.masks)
-        return replace(
-            report,
-            frozen=self._pruner.frozen,
-            protected=tuple(sorted(self._pruner.protected)),
-            left_out=self._pruner.left_out,
-            monitor=self._monitor,
-            history=tuple(self._history),
-        )
+        return example
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """A dry run: what would go at the end, what stays and why. The model stays as it is.
@@ -130,11 +151,14 @@ class PruningCallback(Callback):
 
         Args:
             model: What would be pruned.
-            example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on.
+            example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on, and for
+                structures that need one; by default the module's own ``example_input_array``.
 
         Raises:
             ValueError: As the fit would, if there is nothing to prune.
         """
+        if example is None:
+            example = getattr(model, "example_input_array", None)
         pruner = self._new_pruner(model, example)
         if Needs.GRADIENT in self.criterion.needs:
             report = measure(model, pruner.masks, example)
@@ -158,41 +182,63 @@ class PruningCallback(Callback):
     # --- a fit begins and ends
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Binds to the model and its optimizers, and takes over a loaded state."""
+        """Takes over a loaded state, and the model with it unless that must wait for a batch."""
         if trainer.global_step == 0:
             self._agenda.restart()
-        elif self._pruner is None and self._loaded is None:
+        elif self._subject.model is None and self._loaded is None:
             # resumed from a checkpoint that knew nothing of pruning
             self._agenda.steps = trainer.global_step // max(1, len(trainer.optimizers))
-        pruner = self.bind(pl_module)
-        self._global_step = trainer.global_step
-        self._check_neighbours(trainer)
+        if self.compact or self.structure.needs_example:
+            check_whole(trainer)
         self._agenda.timetable = self._resolve(trainer)
+        self._global_step = trainer.global_step
         self._monitor = monitored(trainer)
         self._shown = None
         self._warned = False
-        self._watch = OptimizerWatch(pruner.store)
-        self._watch.watch(trainer.optimizers)
+        self._probe = None
         self._capture = ExampleCapture(pl_module)
+        if not self.structure.needs_example:
+            self._begin(trainer, pl_module)
 
-    def bind(self, model: LightningModule) -> Pruner:
-        """Takes charge of a model, with the state that was loaded or, for the same model, the present one."""
-        if self._pruner is None or self._model is not model:
-            self._pruner, self._model = self._new_pruner(model), model
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Binds to the model and its optimizers."""
+        self.bind(pl_module, self._probe)
+        self._check_neighbours(trainer)
+        assert self._subject.store is not None
+        self._watch = OptimizerWatch(self._subject.store)
+        self._watch.watch(trainer.optimizers)
+
+    def bind(self, model: nn.Module, example: Any = None) -> None:
+        """Takes charge of a model, with the state that was loaded or, for the same model, the present one.
+
+        Args:
+            model: What is to be pruned.
+            example: For structures that need one.
+        """
+        state = None if self._loaded is None else self._loaded["pruner"]
+        if not self._subject.bound_to(model):
             self._history = []
+        if state is not None and state["plan"] is not None:
+            self._subject.bind_compacted(model, state)
+        else:
+            self._subject.bind(model, lambda: self._new_pruner(model, example))
         if self._loaded is not None:
-            self._take_over(self._pruner, self._loaded)
+            self._take_over(self._loaded)
             self._loaded = None
-        return self._pruner
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, PruningCallback) and other is not self:
-                shared = sorted(set(self.masks) & set(other.masks))
-                if shared and other._model is self._model:
+                shared = sorted(self._subject.chosen & other._subject.chosen)
+                if shared and other._subject.model is self._subject.model:
                     raise ValueError(
                         f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                         " that keep them apart."
+                    )
+                if self.compact:
+                    raise ValueError(
+                        "compact=True is for a single PruningCallback: with several, call"
+                        " compact(model, masks, example) after the fit, with the masks of each in turn."
                     )
 
     def _resolve(self, trainer: Trainer) -> Timetable:
@@ -212,25 +258,23 @@ class PruningCallback(Callback):
         return timetable
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports."""
-        if not self._agenda.over:
+        """Reports, unless the network is to be compacted first."""
+        if self._subject.pruner is not None and not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
-        report = self.report
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if trainer.is_global_zero:
-            print(report.table())
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self._write(report, folder)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not self.compact:
+            write_report(trainer, self.report, self._folder, self.name)
 
-    def _write(self, report: Report, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = "report" if self.name is None else f"report-{self.name}"
-        (folder / f"{stem}.json").write_text(report.to_json())
-        try:
-            report.plot(folder / f"{stem}.png")
-        except ImportError:
-            rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
-        rank_zero_info(f"Pruning report written to {folder / stem}.json.")
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
+        if not self.compact:
+            return
+        subject = self._subject
+        if subject.pruner is not None and self._probe is not None and subject.pruner.sparsity > 0:
+            example = None if self._example is None else transfer(self._example, pl_module.device)
+            probe = self._probe.to(pl_module.device)
+            subject.compact_(probe, example, trainer.optimizers, self.report)
+        write_report(trainer, self.report, self._folder, self.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C."""
@@ -241,6 +285,9 @@ class PruningCallback(Callback):
         self._release()
 
     def _release(self) -> None:
+        self._probe = None
+        if self._load_hook is not None:
+            self._load_hook.release()
         if self._watch is not None:
             self._watch.release()
         if self._capture is not None:
@@ -253,27 +300,31 @@ class PruningCallback(Callback):
         """Prunes at epoch starts: the last metric was measured on the weights that were saved with it."""
         if self._watch is not None:
             self._watch.watch(trainer.optimizers)
-        self._prune_if_due(trainer)
+            self._prune_if_due(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Prunes before a batch, for moments in steps."""
+        """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
+        if self._probe is None and (self.compact or self.structure.needs_example):
+            self._probe = probe_of(trainer, pl_module, batch)
+        if self._watch is None:
+            self._begin(trainer, pl_module)
         self._prune_if_due(trainer)
 
     def _prune_if_due(self, trainer: Trainer) -> None:
-        assert self._pruner is not None
+        pruner = self._subject.pruner
         event = self._agenda.due(trainer.current_epoch)
-        if event is None:
+        if event is None or pruner is None:
             return
-        if event.fraction > 0 and not self._pruner.ready:
+        if event.fraction > 0 and not pruner.ready:
             if not self._warned:
                 rank_zero_warn("A pruning event waits: no step with finite gradients was seen yet.")
                 self._warned = True
             return
-        self._pruner.prune(event.fraction, *trainer.optimizers)
+        pruner.prune(event.fraction, *trainer.optimizers)
         self._agenda.handle(trainer.current_epoch)
-        sparsity = self._pruner.sparsity
+        sparsity = pruner.sparsity
         if self._agenda.over and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
         self._history.append(Entry(trainer.current_epoch, self._agenda.steps, sparsity))
@@ -290,31 +341,34 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Observes unclipped gradients, and takes those of masked weights out before they are clipped."""
-        assert self._pruner is not None
+        subject = self._subject
+        assert subject.store is not None
         assert self._watch is not None
-        store, parameters = self._pruner.store, parameters_of(optimizer)
+        store, parameters = subject.store, parameters_of(optimizer)
         if self._observing and self._watch.first_look(optimizer):
+            assert subject.pruner is not None
             if pl_module.automatic_optimization:
                 unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
                 scale = 1.0 if unscaled else loss_scale(trainer)
-                self._pruner.observe(gradients(store, parameters, scale))
+                subject.pruner.observe(gradients(store, parameters, scale))
             else:
-                self._pruner.observe(self._copies.take(store.named(parameters)))
+                subject.pruner.observe(self._copies.take(store.named(parameters)))
         store.apply_to_grads_(parameters)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""
         if pl_module.automatic_optimization:
             return
-        assert self._pruner is not None
-        parameters = list(pl_module.parameters())
+        assert self._subject.store is not None
+        store, parameters = self._subject.store, list(pl_module.parameters())
         if self._observing:
-            self._copies.hold(gradients(self._pruner.store, parameters, loss_scale(trainer)))
-        self._pruner.store.apply_to_grads_(parameters)
+            self._copies.hold(gradients(store, parameters, loss_scale(trainer)))
+        store.apply_to_grads_(parameters)
 
     @property
     def _observing(self) -> bool:
-        return Needs.GRADIENT in self.criterion.needs and not self._agenda.over
+        going_on = self._subject.pruner is not None and not self._agenda.over
+        return Needs.GRADIENT in self.criterion.needs and going_on
 
     # --- what the user sees on the way
 
@@ -355,12 +409,12 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, statistics, position and history: tensors and plain values only."""
-        if self._pruner is None:
+        if self._subject.store is None:
             return self._loaded or {}
         return {
             "version": _STATE_VERSION,
             "settings": self._settings(),
-            "pruner": self._pruner.state_dict(),
+            "pruner": self._subject.state_dict(),
             "agenda": self._agenda.state_dict(),
             "history": [asdict(entry) for entry in self._history],
             "monitor": self._monitor,
@@ -381,11 +435,18 @@ class PruningCallback(Callback):
         self._loaded = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a state that an earlier run loaded and did not use, as a test does."""
+        """Forgets a state that an earlier run loaded and did not use; minds the shapes of what is loaded."""
         self._loaded = None
+        self._watch = None
+        self._load_hook = LoadHook(
+            pl_module,
+            self._subject.before_load,
+            lambda checkpoint: self._subject.after_load(pl_module, checkpoint, self.state_key),
+        )
 
-    def _take_over(self, pruner: Pruner, state: Mapping[str, Any]) -> None:
-        notes = pruner.load_state_dict(state["pruner"])
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        pruner = self._subject.pruner
+        notes = [] if pruner is None else pruner.load_state_dict(state["pruner"])
         self._agenda.load_state_dict(state["agenda"])
         self._history = [Entry(**entry) for entry in state["history"]]
         self._monitor = state["monitor"]

@@ -1,14 +1,37 @@
-"""What a network costs: multiply-adds on the network that runs, parameters and bytes."""
+"""What a network costs: multiply-adds and time on the network that runs, parameters and bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.probe import as_probe, evaluating
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Args:
+        params: Parameters in all, zeros included.
+        bytes: Of parameters and buffers as they are stored.
+        macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
+            ``None`` without an example.
+        latency: Size of a batch to seconds of a forward pass, the median of several, where the network is.
+    """
+
+    params: int
+    bytes: int
+    macs: int | None = None
+    latency: Mapping[int, float] = field(default_factory=dict)
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:
@@ -39,6 +62,55 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
         if name:
             result[name] = sum(counts.get(f"{root}.{name}", {}).values()) // 2
     return result
+
+
+def latency(models: Sequence[nn.Module], example: Any, seconds: float = 0.2) -> list[float]:
+    """Seconds of a forward pass of each model: medians over rounds in which they take turns.
+
+    Args:
+        models: What runs, in evaluation mode, without gradients; left as they were.
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
+        seconds: How long to measure; there are at least three rounds, after one to warm up.
+    """
+    probe = as_probe(example)
+    times: list[list[float]] = [[] for _ in models]
+    start = time.perf_counter()
+    while len(times[0]) < 4 or time.perf_counter() - start < seconds:
+        for model, own in zip(models, times, strict=True):
+            with evaluating(model):
+                _wait()
+                before = time.perf_counter()
+                probe(model)
+                _wait()
+                own.append(time.perf_counter() - before)
+    return [median(own[1:]) for own in times]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def batch_size(example: Any) -> int:
+    """Length of the first dimension of the first tensor."""
+    return next((len(leaf) for leaf in tree_leaves(example) if torch.is_tensor(leaf) and leaf.ndim), 1)
+
+
+def of_size(example: Any, size: int) -> Any:
+    """An example repeated, or cut, to a batch of this size."""
+    before = batch_size(example)
+
+    def resized(leaf: Any) -> Any:
+        if not torch.is_tensor(leaf) or not leaf.ndim or len(leaf) != before:
+            return leaf
+        return leaf.repeat(-(-size // before), *(1 for _ in leaf.shape[1:]))[:size]
+
+    return tree_map(resized, example)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many there are, zeros included."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def dense_bytes(model: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,19 +50,27 @@ class ForwardProbe(Probe):
         return ForwardProbe(transfer(self._arguments, target), transfer(self._keywords, target))
 
 
-class Probes(Probe):
-    """Several, one after the other."""
+class Both(Probe):
+    """Two, one after the other.
 
-    def __init__(self, probes: Iterable[Probe]) -> None:
-        self._probes = tuple(probes)
+    Args:
+        result: Gives what counts.
+        other: Has to run.
+    """
+
+    def __init__(self, result: Probe, other: Probe) -> None:
+        self._result = result
+        self._other = other
 
     def __call__(self, model: nn.Module) -> Any:
-        """What each of them gives."""
-        return [probe(model) for probe in self._probes]
+        """What the first of them gives."""
+        result = self._result(model)
+        self._other(model)
+        return result
 
-    def to(self, target: torch.dtype | torch.device) -> Probes:
+    def to(self, target: torch.dtype | torch.device) -> Both:
         """The same data."""
-        return Probes(probe.to(target) for probe in self._probes)
+        return Both(self._result.to(target), self._other.to(target))
 
 
 def as_probe(example: Any) -> Probe:

@@ -124,6 +124,11 @@ class Pruner:
         return self._store
 
     @property
+    def channel_groups(self) -> tuple[UnitGroup, ...] | None:
+        """The groups, if their units can be cut out of the network; ``None`` for single weights."""
+        return None if any(group.divisible for group in self.groups) else self.groups
+
+    @property
     def sparsity(self) -> float:
         """Removed share of the elements that the structure covers."""
         return self._store.removed / sum(mask.numel() for mask in self.masks.values())

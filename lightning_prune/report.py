@@ -5,14 +5,24 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.cost import dense_bytes, macs, packed_bytes
+from lightning_prune.cost import (
+    Cost,
+    batch_size,
+    dense_bytes,
+    latency,
+    macs,
+    of_size,
+    packed_bytes,
+    parameters,
+)
 
+_BATCHES = (1, 64)
 _NO_SPEED = (
     "Zeros alone make nothing faster: the dense network still runs. They shrink the file once packed, and"
     " speed up sparse kernels."
@@ -28,12 +38,14 @@ class Layer:
         shape: Of the parameter.
         size: Number of weights.
         kept: How many are still there; ``None`` in a plan that cannot know yet.
+        compacted: Shape since the network was compacted; ``None`` before.
     """
 
     name: str
     shape: tuple[int, ...]
     size: int
     kept: int | None
+    compacted: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,8 @@ class Report:
         macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
             ``None`` without an example.
         macs_kept: The same, counting kept weights only: what a perfect sparse kernel would do.
+        latency: Size of a batch to seconds of a forward pass; empty without an example.
+        dense: What the network cost before it was compacted; ``None`` if it is not.
         frozen: What stays as it is, with the reason.
         protected: Layers that would have been emptied, and keep a last unit.
         left_out: Training steps left out of the statistics for inf or nan gradients.
@@ -78,6 +92,8 @@ class Report:
     bytes_packed: int
     macs: int | None = None
     macs_kept: int | None = None
+    latency: Mapping[int, float] = field(default_factory=dict)
+    dense: Cost | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     left_out: int = 0
@@ -122,12 +138,48 @@ class Report:
         }
         return json.dumps(derived | asdict(self), indent=2)
 
+    def to_state(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Report:
+        """The report that :meth:`to_state` wrote."""
+        return cls(
+            **{
+                **state,
+                "layers": tuple(Layer(**layer) for layer in state["layers"]),
+                "history": tuple(Entry(**entry) for entry in state["history"]),
+                "dense": state["dense"] and Cost(**state["dense"]),
+            }
+        )
+
+    def after_compaction(self, dense: nn.Module, compacted: nn.Module, example: Any = None) -> Report:
+        """This report of a masked network, with what the compacted one costs, both measured in turn.
+
+        Args:
+            dense: The network as it was.
+            compacted: What is left of it.
+            example: As for :func:`measure`.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
+        costs = _costs([dense, compacted], example)
+        return replace(
+            self,
+            layers=tuple(replace(layer, compacted=shapes[layer.name]) for layer in self.layers),
+            dense=costs[0],
+            params=costs[1].params,
+            bytes=costs[1].bytes,
+            macs=costs[1].macs,
+            latency=costs[1].latency,
+        )
+
     def table(self) -> str:
         """The report as text; drawn by rich where that is installed."""
         rows = [
             (
                 layer.name,
-                "x".join(map(str, layer.shape)),
+                _shapes(layer),
                 f"{layer.size:,}",
                 *_share(layer.kept, layer.size),
             )
@@ -145,17 +197,34 @@ class Report:
         if self.monitor is not None:
             dense, pruned = (_number(value) for value in (self.dense_metric, self.pruned_metric))
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
-        if self.macs is not None and self.macs_kept is not None:
-            lines.append(f"multiply-adds {self.macs:,}, of which {self.macs_kept:,} with kept weights")
-        else:
+        if self.macs is None:
             lines.append("multiply-adds not counted: no example of forward's input was seen")
-        lines.append(f"bytes {self.bytes:,}, packed {self.bytes_packed:,}; parameters {self.params:,}")
-        lines.append(_NO_SPEED)
+        lines += self._masked() if self.dense is None else self._compacted(self.dense)
         lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
         lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
         if self.left_out:
             lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
         return lines
+
+    def _masked(self) -> list[str]:
+        lines = [f"bytes {self.bytes:,}, packed {self.bytes_packed:,}; parameters {self.params:,}", _NO_SPEED]
+        if self.macs is not None and self.macs_kept is not None:
+            lines.insert(0, f"multiply-adds {self.macs:,}, of which {self.macs_kept:,} with kept weights")
+        return lines
+
+    def _compacted(self, dense: Cost) -> list[str]:
+        pairs = [("parameters", dense.params, self.params), ("bytes", dense.bytes, self.bytes)]
+        if dense.macs is not None and self.macs is not None:
+            pairs.insert(0, ("multiply-adds", dense.macs, self.macs))
+        lines = [
+            f"{name}: dense {before:,}, compacted {after:,}: {before / after:.2f} times fewer"
+            for name, before, after in pairs
+        ]
+        return lines + [
+            f"latency of a batch of {size}: dense {1000 * dense.latency[size]:.3g} ms, compacted"
+            f" {1000 * after:.3g} ms: {dense.latency[size] / after:.2f} times faster"
+            for size, after in self.latency.items()
+        ]
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draws sparsity by layer, and sparsity and metric over time, into an image file.
@@ -199,30 +268,55 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         ValueError: If a mask belongs to no parameter, or to one of another shape.
     """
     masks = masks or {}
-    parameters = dict(model.named_parameters())
+    own = dict(model.named_parameters())
     for name, mask in masks.items():
-        if name not in parameters or parameters[name].shape != mask.shape:
+        if name not in own or own[name].shape != mask.shape:
             raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
     layers = tuple(
         Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()
     )
     total = kept = None
+    seconds = {}
     if example is not None:
         counts = macs(model, example)
         total = counts[""]
         gone = sum(
             counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)
             for layer in layers
+            if len(layer.shape) > 1
         )
         kept = round(total - gone)
+        seconds = {batch_size(example): latency([model], example)[0]}
     return Report(
         layers=layers,
-        params=sum(parameter.numel() for parameter in parameters.values()),
+        params=parameters(model),
         bytes=dense_bytes(model),
         bytes_packed=packed_bytes(model, masks),
         macs=total,
         macs_kept=kept,
+        latency=seconds,
     )
+
+
+def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
+    """What networks cost, timed in turn on batches of several sizes."""
+    costs = [Cost(parameters(model), dense_bytes(model)) for model in models]
+    if example is None:
+        return costs
+    seconds = {size: latency(models, of_size(example, size)) for size in _BATCHES}
+    return [
+        replace(
+            cost,
+            macs=macs(model, of_size(example, 1))[""],
+            latency={size: times[place] for size, times in seconds.items()},
+        )
+        for place, (model, cost) in enumerate(zip(models, costs, strict=True))
+    ]
+
+
+def _shapes(layer: Layer) -> str:
+    shapes = [layer.shape] if layer.compacted in (None, layer.shape) else [layer.shape, layer.compacted]
+    return " > ".join("x".join(map(str, shape or ())) for shape in shapes)
 
 
 def _share(kept: int | None, size: int) -> tuple[str, str]:

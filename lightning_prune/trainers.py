@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_prune.moments import Horizon
+from lightning_prune.report import Report
+
+_SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 def horizon(trainer: Trainer) -> Horizon:
@@ -32,3 +38,29 @@ def monitored(trainer: Trainer) -> str | None:
     watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
     names = (getattr(callback, "monitor", None) for callback in watching)
     return next((name for name in names if name), None)
+
+
+def check_whole(trainer: Trainer) -> None:
+    """Raises ValueError if each process holds a part of the model only: channels run over several parts."""
+    if isinstance(trainer.strategy, _SHARDING):
+        raise ValueError(
+            f"strategy={type(trainer.strategy).__name__} splits the model up: channels, and compact=True, need"
+            " it whole, as with DDP or a single device."
+        )
+
+
+def write_report(trainer: Trainer, report: Report, folder: Path, name: str | None) -> None:
+    """Prints a report, and writes it beside the logger's files."""
+    if not trainer.is_global_zero:
+        return
+    print(report.table())
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "report" if name is None else f"report-{name}"
+    (folder / f"{stem}.json").write_text(report.to_json())
+    try:
+        report.plot(folder / f"{stem}.png")
+    except ImportError:
+        rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
+    rank_zero_info(f"Pruning report written to {folder / stem}.json.")

@@ -2,18 +2,17 @@
 
 from lightning_prune.compaction.analysis import analyse
 from lightning_prune.compaction.plan import Cut, Plan, make_plan
-from lightning_prune.compaction.replay import replay_
-from lightning_prune.compaction.shrink import CompactionError, apply_masks_, compact, prove, remaining
+from lightning_prune.compaction.replay import expand_, replay_
+from lightning_prune.compaction.shrink import CompactionError, compact, compact_
 
 __all__ = [
     "CompactionError",
     "Cut",
     "Plan",
     "analyse",
-    "apply_masks_",
     "compact",
+    "compact_",
+    "expand_",
     "make_plan",
-    "prove",
-    "remaining",
     "replay_",
 ]

@@ -45,7 +45,8 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         sizes = list(tensor.shape)
         sizes[cut.dim] = cut.size
         places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
-        tensor.data = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
+        whole = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
+        tensor.data = _in_layout(whole, tensor)
         tensor.grad = None
     _set(model, plan, after=False)
 
@@ -56,10 +57,16 @@ def shorten(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     for cut in cuts:
         places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
         shorter = shorter.index_select(cut.dim, places)
-    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not tensor.is_contiguous():
-        return shorter.contiguous(memory_format=torch.channels_last)
-    return shorter
+    return _in_layout(shorter, tensor)
+
+
+def _in_layout(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy, contiguous, whose dimensions follow each other in memory as in another tensor."""
+    # where strides are equal, as with a single channel, channels_last has dimension 1 innermost
+    strides = like.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim == 1))
+    back = sorted(range(tensor.ndim), key=order.__getitem__)
+    return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

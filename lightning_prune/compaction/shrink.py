@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_prune.compaction.analysis import analyse
 from lightning_prune.compaction.plan import Kept, Plan, make_plan
-from lightning_prune.compaction.replay import replay_
+from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
 from lightning_prune.probe import Probe, as_probe
 from lightning_prune.units import Slice, UnitGroup
@@ -54,10 +55,39 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
     """
     smaller = copy.deepcopy(model)
     apply_masks_(smaller, masks)
-    probe = as_probe(example)
-    kept = remaining(smaller, masks, analyse(smaller, probe).groups)
-    replay_(smaller, prove(smaller, kept, probe))
+    compact_(smaller, masks, None, as_probe(example))
     return smaller
+
+
+def compact_(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    groups: Iterable[UnitGroup] | None,
+    probe: Probe,
+    optimizers: Iterable[Optimizer] = (),
+) -> tuple[Plan, dict[str, Tensor]]:
+    """Shrinks a masked network in place, and what optimizers remember of it.
+
+    Args:
+        model: Masked.
+        masks: Parameter name to bool mask, True where kept.
+        groups: Its unit groups, tried already; ``None`` to find them.
+        probe: Runs it.
+        optimizers: Of its parameters.
+
+    Returns:
+        The plan that was carried out, and the masks that are left, of the new shapes.
+
+    Raises:
+        CompactionError: If outputs differ; nothing has changed then.
+    """
+    found = analyse(model, probe).groups if groups is None else groups
+    plan = prove(model, remaining(model, masks, found), probe)
+    replay_(model, plan, optimizers)
+    shorter = {
+        name: shorten(mask, [cut for cut in plan.cuts if cut.name == name]) for name, mask in masks.items()
+    }
+    return plan, {name: mask for name, mask in shorter.items() if not mask.all()}
 
 
 @torch.no_grad()

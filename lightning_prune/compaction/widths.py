@@ -32,18 +32,21 @@ def _(module: nn.Linear, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
 @widths.register
 def _(module: _ConvNd, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     outward, inward = shapes["weight"][:2]
-    before = module.weight.shape
-    # with one input a group, groups go with their channels; otherwise each of them shrinks
-    groups = module.groups * outward // before[0] if before[1] == 1 else module.groups
+    groups = _groups(module, outward / module.weight.shape[0])
     return {"in_channels": inward * groups, "out_channels": outward, "groups": groups}
 
 
 @widths.register
 def _(module: _ConvTransposeNd, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     inward, outward = shapes["weight"][:2]
-    before = module.weight.shape
-    groups = module.groups * inward // before[0] if before[1] == 1 else module.groups
+    groups = _groups(module, inward / module.weight.shape[0])
     return {"in_channels": inward, "out_channels": outward * groups, "groups": groups}
+
+
+def _groups(module: _ConvNd, share: float) -> int:
+    # with one channel each, groups go with their channels; otherwise all are there and shrink
+    alone = module.groups > 1 and module.weight.shape[1] == 1
+    return round(module.groups * share) if alone else module.groups
 
 
 @widths.register

@@ -26,6 +26,7 @@ class Call:
         outputs: The tensors that it gave.
         fields: Looks up the fields of a tensor.
         make: Notes labels of what a contraction made.
+        weights: Whether all tensors that went in are weights, or made of weights alone.
     """
 
     labels: Labels
@@ -35,6 +36,7 @@ class Call:
     outputs: list[Tensor]
     fields: Callable[[Tensor], Fields]
     make: Callable[[Tensor], None]
+    weights: bool
 
     @property
     def name(self) -> str:

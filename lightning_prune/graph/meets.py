@@ -40,12 +40,16 @@ def along_last(count: int) -> Rule:
 
 
 def reduce(call: Call) -> Sequence[Fields]:
-    """Mixes along its dimensions: labels there stay, and with them what the result holds."""
+    """Mixes along its dimensions: labels there stay. A sum over weights alone, a penalty, may lose zeros."""
     tensor = call.tensors[0]
     given = call.argument("dim")
     listed = [given] if isinstance(given, int) else given
     dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
-    fields = call.without(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
+    fields = call.fields(tensor)
+    if call.weights:
+        fields = tuple(field for field in fields if not varying(field) & dims)
+    else:
+        fields = call.without(fields, dims, f"is mixed along its dimension by {call.name}")
     reduced = tuple(field.squeeze(tuple(dims)) for field in fields)
     return [fields if output.ndim == tensor.ndim else reduced for output in call.outputs]
 

@@ -40,6 +40,7 @@ class Trace(TorchDispatchMode):
         self._seen: set[str] = set()
         self._names: dict[int, str] = {}
         self._fields: Any = WeakTensorKeyDictionary()
+        self._weights: Any = WeakTensorKeyDictionary()
         tensors = {
             name: tensor
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -50,6 +51,7 @@ class Trace(TorchDispatchMode):
         for name, tensor in tensors.items():
             self.places[name] = tuple(next(lines) for _ in tensor.shape)
             self._names[id(tensor)] = name
+            self._weights[tensor] = True
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
                 for dim, line in enumerate(self.places[name])
@@ -92,6 +94,7 @@ class Trace(TorchDispatchMode):
         """Runs the op, then its rule."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
         call = Call(
             self.labels,
             func,
@@ -100,7 +103,10 @@ class Trace(TorchDispatchMode):
             [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)],
             self._look_up,
             lambda field: self._made.append(field.flatten()),
+            all(tensor in self._weights for tensor in leaves),
         )
+        if call.weights:
+            self._weights.update((output, True) for output in call.outputs)
         for tensor in call.tensors:
             self._seen.add(self._names.get(id(tensor), ""))
         if any(self._look_up(tensor) for tensor in call.tensors):

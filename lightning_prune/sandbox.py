@@ -1,0 +1,172 @@
+"""``training_step`` outside the loop, on a copy: weights, random state, metrics, logs, optimizers stay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from lightning_prune.probe import Both, ForwardProbe, Probe, evaluating, transfer
+
+_EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
+
+
+class _StopError(Exception):
+    """``training_step`` came to its first backward pass."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class _Idle:
+    """An optimizer, a scheduler or a logger that does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Idle()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _Idle()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class _Onlooker:
+    """A Trainer to read from, whose loggers do nothing."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.logger = _Idle()
+        self.loggers: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+
+class TrainingStep(Probe):
+    """Runs ``training_step`` on one batch, up to its first manual backward pass.
+
+    Args:
+        trainer: The module's; it is read and nothing else.
+        batch: As ``training_step`` gets it.
+    """
+
+    def __init__(self, trainer: Trainer, batch: Any) -> None:
+        self._trainer = trainer
+        self._batch = batch
+
+    def __call__(self, model: nn.Module) -> Any:
+        """What ``training_step`` returns, or the loss that it wanted to go back from."""
+        assert isinstance(model, LightningModule)
+        self._detach(model)
+        given = {"batch_idx": 0} if is_param_in_hook_signature(model.training_step, "batch_idx") else {}
+        result: Any = None
+        failure: Exception | None = None
+        with isolate_rng():  # which restores nothing after an exception
+            try:
+                result = model.training_step(self._batch, **given)
+            except _StopError as stop:
+                result = stop.loss
+            except Exception as error:  # a user's step may raise anything
+                failure = error
+        if failure is not None:
+            raise failure
+        return result
+
+    def to(self, target: torch.dtype | torch.device) -> TrainingStep:
+        """The same batch."""
+        return TrainingStep(self._trainer, transfer(self._batch, target))
+
+    def _detach(self, model: LightningModule) -> None:
+        """Takes a copied module out of the loop: whatever it calls there does nothing."""
+        optimizers = [_Idle() for _ in self._trainer.optimizers]
+        for module in model.modules():
+            if isinstance(module, LightningModule):
+                vars(module).update(
+                    _trainer=_Onlooker(self._trainer),
+                    log=_Idle(),
+                    log_dict=_Idle(),
+                    manual_backward=_stop,
+                    optimizers=lambda **_: optimizers[0] if len(optimizers) == 1 else optimizers,
+                    lr_schedulers=_Idle(),
+                    toggle_optimizer=_Idle(),
+                    untoggle_optimizer=_Idle(),
+                    toggled_optimizer=_Idle(),
+                    clip_gradients=_Idle(),
+                )
+
+
+def _stop(loss: Any, *args: Any, **kwargs: Any) -> None:
+    raise _StopError(loss)
+
+
+def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
+    """What shows how data run through a module: its ``forward``, on an example, and its ``training_step``.
+
+    Args:
+        trainer: The module's.
+        module: Stays as it is.
+        batch: A training batch, as ``training_step`` gets it. The example is the module's own
+            ``example_input_array`` if it has one, otherwise what the step gives to ``forward``.
+
+    Raises:
+        ValueError: If neither runs.
+    """
+    trials: list[Callable[[], Any]] = [lambda: tree_map(_few, batch), lambda: batch]
+    example, failures = module.example_input_array, []
+    for few in trials:
+        step = TrainingStep(trainer, few())
+        twin = copy.deepcopy(module)
+        capture = _Capture(twin)
+        try:
+            with evaluating(twin):
+                step(twin)
+        except Exception as error:  # a user's step may raise anything
+            failures.append(error)
+            continue
+        forward = capture.probe if example is None else _own(module, example)
+        return step if forward is None else Both(forward, step)
+    if example is None:
+        raise ValueError(
+            f"{type(module).__name__}.training_step does not run outside the loop ({failures[-1]!r}): give the"
+            " module an example_input_array."
+        )
+    rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failures[-1]!r}.")
+    return _own(module, example)
+
+
+def _own(module: LightningModule, example: Any) -> ForwardProbe:
+    return ForwardProbe(example).to(module.device)
+
+
+class _Capture:
+    """What a module's ``forward`` is first called with."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.probe: ForwardProbe | None = None
+        self._handle = module.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.probe = ForwardProbe(args, kwargs)
+        self._handle.remove()
+
+
+def _few(value: Any) -> Any:
+    return value[:_EXAMPLES] if torch.is_tensor(value) and value.ndim else value

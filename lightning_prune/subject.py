@@ -1,0 +1,121 @@
+"""The network that a callback prunes: bound, then perhaps compacted, brought back from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.compaction import Plan, compact_, expand_, replay_
+from lightning_prune.loading import check_fits, plan_of, plans_of
+from lightning_prune.masks import MaskStore
+from lightning_prune.probe import Probe
+from lightning_prune.pruner import Pruner
+from lightning_prune.report import Report
+
+
+class Subject:
+    """A network, and what became of it: pruned by a ``Pruner``, or compacted, when some masks may be left.
+
+    Attributes:
+        model: The network, ``None`` before one is bound.
+        pruner: Prunes it; ``None`` once it is compacted.
+        store: Its masks; after compaction those that are left.
+        plan: How it was compacted, ``None`` if it was not.
+        record: The report that was made then.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is bound."""
+        self.model: nn.Module | None = None
+        self.pruner: Pruner | None = None
+        self.store: MaskStore | None = None
+        self.plan: Plan | None = None
+        self.record: Report | None = None
+
+    def bound_to(self, model: nn.Module) -> bool:
+        """Whether it is this network that is in charge, with its masks."""
+        return self.model is model and self.store is not None
+
+    @property
+    def chosen(self) -> set[str]:
+        """Names of the parameters whose units are chosen among."""
+        groups = () if self.pruner is None else self.pruner.groups
+        return {part.name for group in groups for part in group.slices}
+
+    def bind(self, model: nn.Module, make: Callable[[], Pruner]) -> None:
+        """Takes charge of a network: the present one goes on from where it is, another one starts anew."""
+        if not self.bound_to(model):
+            self.forget()
+            self.model, self.pruner = model, make()
+            self.store = self.pruner.store
+
+    def bind_compacted(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Takes charge of a network that is compacted already, as a state says."""
+        self.forget()
+        self.model, self.store = model, MaskStore(model, ())
+        self.store.load_state_dict(state["masks"])
+        self.store.apply_()
+        self.plan, self.record = Plan.from_state(state["plan"]), Report.from_state(state["report"])
+
+    def compact_(self, probe: Probe, example: Any, optimizers: Iterable[Optimizer], report: Report) -> None:
+        """Shrinks the network in place.
+
+        Args:
+            probe: Runs it.
+            example: To measure the dense and the compacted network on, or ``None``.
+            optimizers: Of its parameters.
+            report: Of the masked network.
+
+        Raises:
+            CompactionError: If outputs differ; nothing has changed then.
+        """
+        assert self.pruner is not None
+        model = cast(nn.Module, self.model)
+        dense = copy.deepcopy(model)
+        self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
+        self.record = report.after_compaction(dense, model, example)
+        self.store = MaskStore(model, masks)
+        for name, mask in masks.items():
+            self.store.masks[name].copy_(mask)
+        self.pruner = None
+
+    def before_load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Gives a compacted network its dense shapes back: the checkpoint may be older."""
+        if self.model is not None and self.plan is not None:
+            expand_(self.model, self.plan)
+            self.forget()
+
+    def after_load(self, model: nn.Module, checkpoint: Mapping[str, Any], state_key: str) -> None:
+        """Brings a dense network to the shapes that a checkpoint has, as its plan says.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        plan = plan_of(checkpoint, state_key)
+        check_fits(model, checkpoint["state_dict"], plans_of(checkpoint))
+        if plan is not None:
+            replay_(model, plan)
+            self.forget()
+            self.model, self.plan = model, plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, statistics, plan: tensors and plain values only."""
+        if self.pruner is not None:
+            return self.pruner.state_dict()
+        assert self.store is not None
+        assert self.plan is not None
+        assert self.record is not None
+        return {
+            "masks": self.store.state_dict(),
+            "statistics": {},
+            "left_out": self.record.left_out,
+            "plan": self.plan.to_state(),
+            "report": self.record.to_state(),
+        }
