@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from networks import NETWORKS
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,7 +65,7 @@ class Classifier(LightningModule):
         self.test_acc(self(images), labels)
         self.log("test_acc", self.test_acc)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD under one cycle that is as long as the fit."""
         optimizer = torch.optim.SGD(
             self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True

@@ -150,8 +150,10 @@ def test_a_checkpoint_is_plain_and_masks_take_a_bit_a_weight(tmp_path: Path) -> 
 
 
 def test_a_resume_with_other_settings_says_what_changed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # whether Lightning's records reach the root logger depends on who was imported first
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
     run_to_the_end(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "2ep")), 3)
     again = PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "4ep"))
     with caplog.at_level(logging.INFO), pytest.warns(UserWarning, match="event waits"):
