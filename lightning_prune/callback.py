@@ -188,7 +188,7 @@ class PruningCallback(Callback):
         elif self._subject.model is None and self._loaded is None:
             # resumed from a checkpoint that knew nothing of pruning
             self._agenda.steps = trainer.global_step // max(1, len(trainer.optimizers))
-        if self.compact or self.structure.needs_example:
+        if self.compact or self._needs_example:
             check_whole(trainer)
         self._agenda.timetable = self._resolve(trainer)
         self._global_step = trainer.global_step
@@ -197,7 +197,7 @@ class PruningCallback(Callback):
         self._warned = False
         self._probe = None
         self._capture = ExampleCapture(pl_module)
-        if not self.structure.needs_example:
+        if not self._needs_example:
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,6 +207,10 @@ class PruningCallback(Callback):
         assert self._subject.store is not None
         self._watch = OptimizerWatch(self._subject.store)
         self._watch.watch(trainer.optimizers)
+
+    @property
+    def _needs_example(self) -> bool:
+        return self.structure.needs_example or self.selector.needs_example
 
     def bind(self, model: nn.Module, example: Any = None) -> None:
         """Takes charge of a model, with the state that was loaded or, for the same model, the present one.
@@ -306,7 +310,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
-        if self._probe is None and (self.compact or self.structure.needs_example):
+        if self._probe is None and (self.compact or self._needs_example):
             self._probe = probe_of(trainer, pl_module, batch)
         if self._watch is None:
             self._begin(trainer, pl_module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from lightning_prune.radix import boundary
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
+_NEAR, _TRIES = 0.0025, 500  # a cost is met to this share of the dense one, if so many units can help
 _SAMPLED, _BLOCK = 16, 64  # a sample is one of so many blocks, of so many scores
 
 
@@ -53,6 +54,7 @@ class Candidates:
         self._above = -self._below
         self._shield: Tensor | None = None
         self._highest: float | None = None
+        self._scale: float | None = None
 
     @property
     def size(self) -> int:
@@ -88,6 +90,8 @@ class Candidates:
 
     def _masked(self, group: UnitGroup, statistics: Statistics, kept: Tensor) -> Tensor:
         score = self._criterion.score(group, statistics).to(self._dtype)
+        if self._scale is not None:
+            score = score / self._scale
         return torch.where(kept, score, self._below) if self.removed else score
 
     def _top(self, score: Tensor) -> float:
@@ -107,22 +111,54 @@ class Candidates:
         """Standard deviation of what is still there, as the criterion defines it."""
         return self._criterion.deviation(self.group, self.scores(), self.kept)
 
+    def normalize(self, norm: Callable[[Tensor], Tensor]) -> None:
+        """Divides all scores by a norm of those that are still there; by 1 where that is 0."""
+        self._scale = float(norm(self.scores()[self.kept])) or 1.0
+        self._highest = None
+
     def shield(self, units: Tensor) -> None:
         """Puts units that are still there out of reach, given as a bool tensor of the units' shape."""
         self._shield = units & self.kept
 
     def protect(self) -> None:
-        """Puts the best unit out of reach, the earliest of equals."""
-        best = torch.unravel_index(self.scores().argmax(), self.group.shape)
-        self._shield = torch.zeros_like(self.kept)
-        self._shield[best] = True
+        """Puts the best units out of reach, as many as have to stay, the earliest of equals."""
+        self._shield = self._best(self.scores(), self.group.least)
 
     def survives(self, level: float) -> bool:
-        """Whether some unit scores above ``level``, or is out of reach."""
+        """Whether enough units score above ``level``, or are out of reach."""
+        if self._shield is not None:
+            return True
+        if self.group.least > 1:
+            return int((self.scores() > level).count_nonzero()) >= self.group.least
         if self._highest is None:
             for _ in self.pieces():
                 pass
-        return self._shield is not None or cast(float, self._highest) > level
+        return cast(float, self._highest) > level
+
+    def settle(self, before: Tensor) -> None:
+        """Brings the number of units that stay to one that may: the best of those that were there before."""
+        width = self.group.width(int(self.kept.count_nonzero()))
+        self.kept.copy_(before)
+        self.kept.copy_(self._best(self.scores(), width))
+
+    def _best(self, scores: Tensor, count: int) -> Tensor:
+        if count == 1:
+            order = scores.argmax()[None]  # the earliest of equals
+        else:
+            order = scores.flatten().argsort(descending=True, stable=True)[:count]
+        best = torch.zeros_like(self.kept)
+        best[torch.unravel_index(order, self.group.shape)] = True
+        return best
+
+    def restart(self, kept: Tensor) -> None:
+        """Takes back what was removed and protected.
+
+        Args:
+            kept: Which units were there at first.
+        """
+        self.kept.copy_(kept)
+        self.protected = False
+        self._shield = None
 
     def round(self, level: float) -> float:
         """A level as the scores can express it, so that all comparisons with them agree."""
@@ -153,10 +189,11 @@ def _thin(tensor: Tensor) -> Tensor:
 def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     """Removes the ``count`` units that score lowest over all groups; what is gone already counts.
 
-    Exact: ties keep the earlier unit. No group is emptied: it keeps its best unit, and others go instead
-    as long as there are any.
+    Exact: ties keep the earlier unit. No group is emptied: it keeps its best unit, or as many as have to stay,
+    and others go instead as long as there are any. Where widths are multiples, each is rounded in the end.
     """
-    possible = sum(each.size - 1 for each in candidates)
+    possible = sum(each.size - each.group.least for each in candidates)
+    rounded = [(each, each.kept.clone()) for each in candidates if each.group.multiple > 1]
     bound = list(candidates) if count > possible else []
     count = min(count, possible)
     if count > sum(each.removed for each in candidates):
@@ -179,4 +216,69 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
         for each in candidates:
             ties = each.cut(edge.value, ties)
     for each in bound:
-        each.protected = int(each.kept.count_nonzero()) == 1
+        each.protected = int(each.kept.count_nonzero()) == each.group.least
+    for each, before in rounded:
+        each.settle(before)
+
+
+def remove_up_to(candidates: Candidates, level: float) -> None:
+    """Removes what scores up to a level; a group that would be emptied keeps the best that have to stay."""
+    before = candidates.kept.clone() if candidates.group.multiple > 1 else None
+    if not candidates.survives(level):
+        candidates.protect()
+        candidates.protected = True
+    candidates.cut(level)
+    if before is not None:
+        candidates.settle(before)
+
+
+def meet(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
+    """Removes the lowest units until a cost is met as nearly as units allow.
+
+    Args:
+        candidates: All groups.
+        cost: Gives what is left with what they keep at present; falls as units go.
+        goal: The cost to meet.
+    """
+    before = [each.kept.clone() for each in candidates]
+
+    def cost_without(count: int) -> float:
+        for each, kept in zip(candidates, before, strict=True):
+            each.restart(kept)
+        remove_lowest(candidates, count)
+        return cost()
+
+    few = sum(each.removed for each in candidates)
+    many = sum(each.size - each.group.least for each in candidates)
+    dear, cheap = cost_without(few), cost_without(many)
+    halve = False
+    while many - few > 1:
+        # costs are nearly straight in the count, and where they are not, halving every other time helps
+        guess = few + (many - few) * (dear - goal) / max(dear - cheap, 1e-12)
+        count = (few + many) // 2 if halve else min(max(round(guess), few + 1), many - 1)
+        now = cost_without(count)
+        few, many, dear, cheap = (count, many, now, cheap) if now > goal else (few, count, dear, now)
+        halve = not halve
+    cost_without(few)
+    if min(dear - goal, goal - cheap) > _NEAR:
+        _fill(candidates, cost, goal)
+    if abs(cost() - goal) > abs(cheap - goal):
+        cost_without(many)
+
+
+def _fill(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
+    """Removes single units, the lowest first, that do not cost too much: the next in line did."""
+    free = [each for each in candidates if each.group.multiple == 1]
+    lowest = sorted(
+        (score, group, unit)
+        for group, each in enumerate(free)
+        for unit, score in enumerate(each.scores().flatten().tolist())
+        if score > -math.inf
+    )
+    for _, group, unit in lowest[:_TRIES]:
+        each, flat = free[group], free[group].kept.view(-1)
+        if int(each.kept.count_nonzero()) > each.group.least:
+            flat[unit] = False
+            flat[unit] = cost() < goal - _NEAR
+        if cost() <= goal + _NEAR:
+            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Probe(ABC):
-    """Runs a model once, always on the same data."""
+    """Runs a model once, always on the same data.
+
+    Attributes:
+        others: Further passes, that have to run but whose results do not count.
+    """
+
+    others: Sequence[Probe] = ()
 
     @abstractmethod
     def __call__(self, model: nn.Module) -> Any:
@@ -31,9 +37,13 @@ class ForwardProbe(Probe):
     Args:
         example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
         keywords: More of them.
+        others: Further passes.
     """
 
-    def __init__(self, example: Any, keywords: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, example: Any, keywords: Mapping[str, Any] | None = None, others: Sequence[Probe] = ()
+    ) -> None:
+        self.others = tuple(others)
         self._keywords = dict(keywords or {})
         if isinstance(example, Mapping):
             self._arguments: tuple[Any, ...] = ()
@@ -47,30 +57,12 @@ class ForwardProbe(Probe):
 
     def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
         """The same arguments."""
-        return ForwardProbe(transfer(self._arguments, target), transfer(self._keywords, target))
+        others = [other.to(target) for other in self.others]
+        return ForwardProbe(transfer(self._arguments, target), transfer(self._keywords, target), others)
 
-
-class Both(Probe):
-    """Two, one after the other.
-
-    Args:
-        result: Gives what counts.
-        other: Has to run.
-    """
-
-    def __init__(self, result: Probe, other: Probe) -> None:
-        self._result = result
-        self._other = other
-
-    def __call__(self, model: nn.Module) -> Any:
-        """What the first of them gives."""
-        result = self._result(model)
-        self._other(model)
-        return result
-
-    def to(self, target: torch.dtype | torch.device) -> Both:
-        """The same data."""
-        return Both(self._result.to(target), self._other.to(target))
+    def with_others(self, *others: Probe) -> ForwardProbe:
+        """The same pass, with others that have to run."""
+        return ForwardProbe(self._arguments, self._keywords, others)
 
 
 def as_probe(example: Any) -> Probe:

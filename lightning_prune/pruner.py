@@ -83,12 +83,14 @@ class Pruner:
         self._criterion = criterion
         self._selector = selector
         self._schedule = schedule
-        found = structure.units(model, example)
+        wanted = structure.needs_example or selector.needs_example
+        found = structure.units(model, example if wanted else None)
         refused = {group.name: selector.refuses(group) for group in found.groups}
-        self.groups = tuple(group for group in found.groups if refused[group.name] is None)
-        self.frozen = found.frozen | {name: why for name, why in refused.items() if why is not None}
+        units = found.without({name: why for name, why in refused.items() if why is not None})
+        self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
         self._check_groups(target)
+        selector.check(self._share, units)
         self._store = MaskStore(
             model, dict.fromkeys(part.name for group in self.groups for part in group.masked)
         )
@@ -229,7 +231,13 @@ class Pruner:
                 f"{self._criterion!r} has seen no finite gradient yet: call observe() after backward"
                 " before the first pruning step."
             )
-        self._selector.select(candidates, fraction * self._share)
+        kept = {group.name: self._kept(group) for group in self.groups}
+        kept |= {each.group.name: each.kept for each in candidates}
+
+        def costs(budget: str) -> float:
+            return self._budgets[budget].cost(kept) / self._budgets[budget].total
+
+        self._selector.select(candidates, fraction * self._share, costs)
         for each in candidates:
             for part in each.group.masked:
                 if part.dim is not None:  # a single weight's unit is its place in the mask

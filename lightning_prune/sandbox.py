@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.probe import Both, ForwardProbe, Probe, evaluating, transfer
+from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer
 
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
 
@@ -142,7 +142,7 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
             failures.append(error)
             continue
         forward = capture.probe if example is None else _own(module, example)
-        return step if forward is None else Both(forward, step)
+        return step if forward is None else forward.with_others(step)
     if example is None:
         raise ValueError(
             f"{type(module).__name__}.training_step does not run outside the loop ({failures[-1]!r}): give the"

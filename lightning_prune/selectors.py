@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from lightning_prune.candidates import Candidates, remove_lowest
+from lightning_prune.candidates import Candidates, meet, remove_lowest, remove_up_to
 from lightning_prune.parts import Part
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, Units
+
+Costs: TypeAlias = Callable[[str], float]
+
+_BUDGETS = ("units", "params", "macs")
+_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": lambda scores: scores.norm(),
+    "mean": lambda scores: scores.abs().mean(),
+}
 
 
 class Selector(Part, ABC):
@@ -27,13 +35,31 @@ class Selector(Part, ABC):
             ValueError: If the selector cannot work with this target.
         """
 
+    @property
+    def needs_example(self) -> bool:
+        """Whether what it counts shows in a pass of the network only."""
+        return False
+
     @abstractmethod
-    def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
+    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Narrows what each candidate keeps.
 
         Args:
             candidates: All groups that can be scored now.
             fraction: The schedule's present share of what ``resolve`` gave, above 0.
+            costs: Gives the share of the dense network's "params" or "macs" that is left with what the
+                candidates keep at present.
+        """
+
+    def check(self, share: float, units: Units) -> None:
+        """Makes sure that a network has enough to give.
+
+        Args:
+            share: What ``resolve`` gave.
+            units: All that may be pruned, and what is frozen.
+
+        Raises:
+            ValueError: If not.
         """
 
     def refuses(self, group: UnitGroup) -> str | None:
@@ -55,15 +81,59 @@ class Global(Selector):
 
     Layers end up with different shares, so scores must be comparable across layers. Rounding is to the
     nearest, half to even; ties keep the earlier unit. One radix search over all scores, without a sort.
+
+    Args:
+        budget: What the target is a share of: "units" that may go, or "params" or "macs" of the whole network
+            with all that is frozen. Those are met as nearly as units allow, coupling counted: a channel costs
+            in the layers that make it and in those that read it.
+        normalize: What scores of each group are divided by before they are compared: ``None``, their "l2"
+            norm (Molchanov et al. 2016, arXiv 1611.06440) or their "mean".
+
+    Raises:
+        ValueError: If an argument is none of these.
     """
+
+    budget: Literal["units", "params", "macs"] = "units"
+    normalize: Literal["l2", "mean"] | None = None
 
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""
         return _share(target, self)
 
-    def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
+    def __post_init__(self) -> None:
+        for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS))):
+            if getattr(self, argument) not in known:
+                given = getattr(self, argument)
+                raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
+
+    @property
+    def needs_example(self) -> bool:
+        """Multiply-adds depend on how large images are, say."""
+        return self.budget == "macs"
+
+    def check(self, share: float, units: Units) -> None:
+        """The least of every group must be within the budget."""
+        if self.budget == "units":
+            return
+        least = {group.name: torch.arange(group.size) < group.least for group in units.groups}
+        budget = units.budgets[self.budget]
+        reachable = 1 - budget.cost(least) / budget.total
+        if share > reachable:
+            frozen = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
+            raise ValueError(
+                f"target={share!r} of the network's {self.budget} is out of reach: {reachable:.4f} are, if each"
+                f" layer keeps its least. {frozen}".rstrip()
+            )
+
+    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of all."""
-        remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
+        if self.normalize is not None:
+            for each in candidates:
+                each.normalize(_NORMS[self.normalize])
+        if self.budget == "units":
+            remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
+        else:
+            meet(candidates, lambda: costs(cast(str, self.budget)), 1 - fraction)
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +144,7 @@ class PerLayer(Selector):
         """The target itself, a number in (0, 1)."""
         return _share(target, self)
 
-    def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
+    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of each."""
         for each in candidates:
             remove_lowest([each], round(fraction * each.size))
@@ -118,17 +188,13 @@ class Threshold(Selector):
             raise ValueError(f"target={target!r} must be None for {self!r}, which decides the count.")
         return 1.0
 
-    def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
+    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes what lies at the level or under it."""
         for each in candidates:
             if self.quantile is not None:
                 remove_lowest([each], round(fraction * self.quantile * each.size))
                 continue
-            level = each.round(fraction * self._level(each))
-            if not each.survives(level):
-                each.protect()
-                each.protected = True
-            each.cut(level)
+            remove_up_to(each, each.round(fraction * self._level(each)))
 
     def _level(self, candidates: Candidates) -> float:
         if self.value is not None:
@@ -175,7 +241,7 @@ class NofM(Selector):
         inputs = group.shape[group.input_dim]
         return f"{inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
 
-    def select(self, candidates: Sequence[Candidates], fraction: float) -> None:
+    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of those that are not among the best ``n`` of their ``m``; all at the end."""
         for each in candidates:
             best = self._best(each.scores(), cast(int, each.group.input_dim))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
+
+from lightning_prune.budgets import Budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,8 @@ class UnitGroup:
         followers: What is masked along with a unit, and does not count in its score.
         buffers: What goes along with a unit when it is cut out.
         input_dim: The dimension of ``shape`` that runs over a layer's inputs, if there is one.
+        minimum: How many units stay at least.
+        multiple: Of what the number of units that stay is a multiple, unless all stay.
     """
 
     name: str
@@ -88,6 +92,8 @@ class UnitGroup:
     followers: tuple[Slice, ...] = ()
     buffers: tuple[Slice, ...] = ()
     input_dim: int | None = None
+    minimum: int = 1
+    multiple: int = 1
 
     @property
     def masked(self) -> tuple[Slice, ...]:
@@ -103,6 +109,19 @@ class UnitGroup:
     def size(self) -> int:
         """Number of units."""
         return self.shape.numel()
+
+    @property
+    def least(self) -> int:
+        """The smallest number of units that may stay."""
+        return min(self.size, -(-max(1, self.minimum) // self.multiple) * self.multiple)
+
+    def width(self, count: int) -> int:
+        """The number of units nearest to ``count`` that may stay; of two the larger."""
+        if self.multiple == 1:
+            return max(count, self.least)
+        below = max(count // self.multiple * self.multiple, self.least)
+        above = min(below + self.multiple, self.size)
+        return below if count - below < above - count else above
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,10 +180,23 @@ class Units:
     Args:
         groups: What may be pruned, in the order of the model.
         frozen: Name of a parameter or group to the reason why it stays as it is.
+        budgets: What the whole network costs while units go, in "params" and in "macs", where that is known.
     """
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+
+    def without(self, reasons: Mapping[str, str]) -> Units:
+        """The same, with some of the groups frozen.
+
+        Args:
+            reasons: Name of a group to the reason.
+        """
+        left = tuple(group for group in self.groups if group.name not in reasons)
+        names = {group.name for group in left}
+        budgets = {name: budget.within(names) for name, budget in self.budgets.items()}
+        return Units(left, {**self.frozen, **reasons}, budgets)
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The shrink: a plan as data, its replay on a module, and the trial that it must pass first."""
 
-from lightning_prune.compaction.analysis import analyse
+from lightning_prune.compaction.analysis import analyse, macs_by_weight
 from lightning_prune.compaction.plan import Cut, Plan, make_plan
 from lightning_prune.compaction.replay import expand_, replay_
 from lightning_prune.compaction.shrink import CompactionError, compact, compact_
@@ -13,6 +13,7 @@ __all__ = [
     "compact",
     "compact_",
     "expand_",
+    "macs_by_weight",
     "make_plan",
     "replay_",
 ]

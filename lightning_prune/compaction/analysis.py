@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -27,9 +28,18 @@ def analyse(model: nn.Module, probe: Probe) -> Units:
     trial = Trial(model, probe, ahead=True)
     trace, unseen = _traced(model, probe)
     found = find_groups(model, trace)
-    failing = trial.failing(uneven(found.groups))
-    groups = tuple(group for group in found.groups if group.name not in failing)
-    return replace(found, groups=groups, frozen=found.frozen | failing | unseen)
+    left = found.without(trial.failing(uneven(found.groups)))
+    return replace(left, frozen=left.frozen | unseen)
+
+
+def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
+    """Multiply-adds of one pass by name of the parameter that they read; "" is what reads none, or several."""
+    trace, _ = _traced(model, probe)
+    amounts = {"": 0}
+    for amount, _, names in trace.terms:
+        name = next(iter(names)) if len(names) == 1 else ""
+        amounts[name] = amounts.get(name, 0) + amount
+    return amounts
 
 
 def _traced(model: nn.Module, probe: Probe) -> tuple[Trace, dict[str, str]]:
@@ -42,11 +52,14 @@ def _traced(model: nn.Module, probe: Probe) -> tuple[Trace, dict[str, str]]:
     trace = Trace(twin)
     why = "took no part in the forward pass"
     with evaluating(twin):
-        trace.follow(lambda: probe(twin))
+        trace.follow(partial(probe, twin), count=True)
+        for other in probe.others:
+            trace.follow(partial(other, twin))
         if not trace.seen.issuperset(name for name, _ in twin.named_parameters()):
             _train(twin)
             try:
-                trace.follow(lambda: probe(twin))
+                for each in (probe, *probe.others):
+                    trace.follow(partial(each, twin))
             except Exception as error:  # a user's forward may raise anything
                 why += f", which fails in training mode with {error!r}"
     matrices = [name for name, parameter in twin.named_parameters() if parameter.ndim > 1]

@@ -47,6 +47,8 @@ class Trial:
 
     def _run(self, model: nn.Module) -> Any:
         with evaluating(model):
+            for other in self._probe.others:
+                other(model)
             return self._probe(model)
 
     def _runs_in_double(self) -> bool:

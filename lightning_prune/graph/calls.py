@@ -26,6 +26,7 @@ class Call:
         outputs: The tensors that it gave.
         fields: Looks up the fields of a tensor.
         make: Notes labels of what a contraction made.
+        count: Notes multiply-adds, and labels along each dimension that they run over.
         weights: Whether all tensors that went in are weights, or made of weights alone.
     """
 
@@ -36,6 +37,7 @@ class Call:
     outputs: list[Tensor]
     fields: Callable[[Tensor], Fields]
     make: Callable[[Tensor], None]
+    count: Callable[[int, Sequence[Tensor]], None]
     weights: bool
 
     @property

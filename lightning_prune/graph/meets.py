@@ -101,13 +101,12 @@ def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], ba
 def matmul(call: Call) -> Sequence[Fields]:
     """A matrix product, of batches or not, with or without something added."""
     *added, left, right = call.tensors
-    fields = _contract(
-        call,
-        call.fields(left),
-        call.fields(right),
-        (left.ndim - 1, right.ndim - 2),
-        frozenset(range(left.ndim - 2)),
-    )
+    inner = (left.ndim - 1, right.ndim - 2)
+    fields = _contract(call, call.fields(left), call.fields(right), inner, frozenset(range(left.ndim - 2)))
+    summed = [field for field in call.fields(left) if inner[0] in varying(field)] or [
+        field for field in call.fields(right) if inner[1] in varying(field)
+    ]
+    call.count(left.numel() * right.shape[-1], [*fields, *summed[:1]])
     rank = call.outputs[0].ndim
     for tensor in added:
         bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
@@ -171,4 +170,6 @@ def convolution(call: Call) -> Sequence[Fields]:
         for field in call.fields(bias):
             labels.couple(made, field)
     call.make(made)
+    positions = image if transposed else call.outputs[0]
+    call.count(image.shape[0] * weight.numel() * positions[0, 0].numel(), [*sides[0][:1], *sides[1][:1]])
     return [merge(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -42,7 +42,8 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli"),
     (same, "zeros_like ones_like empty_like rand_like full_like"),
     (copy, "copy"),
-    (pointwise, "hardswish mish rsub _prelu_kernel"),  # the others have a tag that says so
+    # the others have a tag that says so
+    (pointwise, "hardswish mish rsub _prelu_kernel hardtanh leaky_relu log_sigmoid_forward"),
     (move, "permute transpose t unsqueeze squeeze expand repeat diagonal native_channel_shuffle"),
     (reshape, "view _unsafe_view reshape _reshape_alias"),
     (pixel_shuffle, "pixel_shuffle"),

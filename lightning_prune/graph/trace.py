@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,12 +30,16 @@ class Trace(TorchDispatchMode):
     Attributes:
         labels: All labels, coupled and frozen by what ran.
         places: Tensor name to its labels, a line for each dimension.
+        terms: Multiply-adds of each op that was counted, the labels along each dimension that they run over,
+            and the names of the weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
         self.places: dict[str, tuple[Tensor, ...]] = {}
+        self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
+        self._counting = False
         self._made: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
         self._seen: set[str] = set()
         self._names: dict[int, str] = {}
@@ -51,7 +55,7 @@ class Trace(TorchDispatchMode):
         for name, tensor in tensors.items():
             self.places[name] = tuple(next(lines) for _ in tensor.shape)
             self._names[id(tensor)] = name
-            self._weights[tensor] = True
+            self._weights[tensor] = frozenset([name])
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
                 for dim, line in enumerate(self.places[name])
@@ -77,8 +81,14 @@ class Trace(TorchDispatchMode):
         """Names of the tensors that took part in what ran."""
         return frozenset(self._seen)
 
-    def follow(self, run: Callable[[], Any]) -> None:
-        """Watches a pass, without gradients, with attention in its plain form; what it gives is frozen."""
+    def follow(self, run: Callable[[], Any], *, count: bool = False) -> None:
+        """Watches a pass, without gradients, with attention in its plain form; what it gives is frozen.
+
+        Args:
+            run: The pass.
+            count: Whether its multiply-adds are counted.
+        """
+        self._counting = count
         with torch.no_grad(), _plain_attention(), self:
             result = run()
         for leaf in tree_leaves(result):
@@ -103,10 +113,12 @@ class Trace(TorchDispatchMode):
             [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)],
             self._look_up,
             lambda field: self._made.append(field.flatten()),
+            lambda macs, lines: self._count(macs, lines, leaves),
             all(tensor in self._weights for tensor in leaves),
         )
         if call.weights:
-            self._weights.update((output, True) for output in call.outputs)
+            names = frozenset[str]().union(*(self._weights[tensor] for tensor in leaves))
+            self._weights.update((output, names) for output in call.outputs)
         for tensor in call.tensors:
             self._seen.add(self._names.get(id(tensor), ""))
         if any(self._look_up(tensor) for tensor in call.tensors):
@@ -115,6 +127,12 @@ class Trace(TorchDispatchMode):
                     self._check_unchanged(output, fields)
                 self._fields[output] = fields
         return result
+
+    def _count(self, macs: int, lines: Sequence[Tensor], tensors: list[Tensor]) -> None:
+        if self._counting:
+            matrices = [tensor for tensor in tensors if tensor.ndim > 1]
+            names = (self._weights.get(tensor, frozenset[str]()) for tensor in matrices)
+            self.terms.append((macs, [line.flatten() for line in lines], frozenset().union(*names)))
 
     def _check_unchanged(self, part: Tensor, fields: Fields) -> None:
         """Labels follow the object: those that the whole does not have are frozen."""

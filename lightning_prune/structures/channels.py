@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,18 +31,32 @@ class Channels(Structure):
         include: Glob pattern, or patterns, over parameter and module names: with it, only channels that one of
             these makes go.
         exclude: The same, for what is to stay dense, with all that is coupled to it.
+        round_to: Each width becomes a multiple of this, unless it stays whole: the nearest to what the selector
+            wants, of two the larger. 8 is what tensor cores like. The exact count gives way to it.
+        minimum: How many channels each layer keeps at least: a number or, below 1, a share of its width.
 
     Raises:
-        ValueError: If a pattern is no string.
+        ValueError: If a pattern is no string, or a number is out of range.
     """
 
     needs_example = True
 
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
+    round_to: int = 1
+    minimum: float = 1
 
     def __post_init__(self) -> None:
         check_are_patterns(include=self.include, exclude=self.exclude)
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ValueError(f"round_to={self.round_to!r} must be an integer of at least 1.")
+        number = isinstance(self.minimum, int | float) and not isinstance(self.minimum, bool)
+        if not number or not (
+            0 < self.minimum < 1 or (self.minimum >= 1 and self.minimum == int(self.minimum))
+        ):
+            raise ValueError(
+                f"minimum={self.minimum!r} must be a whole number of at least 1, or a share below 1."
+            )
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """One group for each set of layers that share their channels."""
@@ -57,17 +72,17 @@ class Channels(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = analyse(model, as_probe(example))
-        frozen = dict(found.frozen)
-        wanted = []
-        for group in found.groups:
-            if self._wants(group):
-                wanted.append(group)
-            else:
-                frozen[group.name] = f"left out by {self!r}"
-        if not wanted:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
+        units = found.without(
+            {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
+        )
+        if not units.groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
-        return Units(tuple(wanted), frozen)
+        return replace(units, groups=tuple(self._limited(group) for group in units.groups))
+
+    def _limited(self, group: UnitGroup) -> UnitGroup:
+        least = math.ceil(self.minimum * group.size) if self.minimum < 1 else int(self.minimum)
+        return replace(group, minimum=least, multiple=self.round_to)
 
     def _wants(self, group: UnitGroup) -> bool:
         makers = [part.name for part in group.slices]

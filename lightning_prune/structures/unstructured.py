@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_prune.budgets import Budget, Line, Term
+from lightning_prune.compaction import macs_by_weight
+from lightning_prune.probe import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
 from lightning_prune.units import Slice, UnitGroup, Units
@@ -65,7 +68,7 @@ class Unstructured(Structure):
         if not groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
-        return Units(tuple(groups), frozen)
+        return Units(tuple(groups), frozen, _budgets(model, groups, example))
 
     def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
         if any(matches(name, self.exclude) for name, _ in uses):
@@ -81,6 +84,18 @@ class Unstructured(Structure):
             if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
                 return module
         return None
+
+
+def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
+    """Parameters and, with an example, multiply-adds: of each weight as many as of the others in its tensor."""
+    shares = {group.name: (Line(group.size, 0, ((group.name, None),)),) for group in groups}
+    budgets = {"params": {name: parameter.numel() for name, parameter in model.named_parameters()}}
+    if example is not None:
+        budgets["macs"] = macs_by_weight(model, as_probe(example))
+    return {
+        budget: Budget([Term(amount, shares.get(name, ())) for name, amount in amounts.items()])
+        for budget, amounts in budgets.items()
+    }
 
 
 def _uses(model: nn.Module) -> dict[str, list[_Use]]:

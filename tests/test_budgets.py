@@ -1,0 +1,292 @@
+"""Targets in parameters and multiply-adds, widths in multiples, and what each layer keeps at least."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_channels import ALL, IMAGES, flat, head, plain, residual
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune import (
+    Channels,
+    Global,
+    Magnitude,
+    PerLayer,
+    Pruner,
+    Random,
+    Threshold,
+    Unstructured,
+    compact,
+)
+from lightning_prune.budgets import Budget, Line, Term
+from lightning_prune.candidates import Candidates, meet, remove_lowest
+from lightning_prune.criteria import Criterion
+from lightning_prune.statistics import Statistics
+from lightning_prune.units import Slice, UnitGroup
+
+
+def params(model: nn.Module, example: Tensor) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    model = copy.deepcopy(model).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(example)
+    return counter.get_total_flops() // 2
+
+
+COUNTS = {"params": params, "macs": macs}
+BUDGETS = pytest.mark.parametrize("budget", ["params", "macs"])
+
+
+def wide() -> nn.Module:
+    """Enough channels for a budget to be met closely."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 3, padding=1),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.Conv2d(48, 48, 3, padding=1, groups=48),
+        nn.Conv2d(48, 64, 1),
+        nn.ReLU(),
+        head(64),
+    )
+
+
+@ALL
+@BUDGETS
+def test_what_coupling_saves_is_counted_to_the_last_one(
+    make: Any, example: Tensor, sizes: list[int], budget: str
+) -> None:
+    model = make()
+    units = Channels().units(model, example)
+    generator = torch.Generator().manual_seed(0)
+    kept = {group.name: torch.rand(group.size, generator=generator) < 0.6 for group in units.groups}
+    masks = {}
+    for group in units.groups:
+        kept[group.name][0] = True
+        for part in group.masked:
+            mask = masks.setdefault(part.name, torch.ones_like(part.weight, dtype=torch.bool))
+            mask &= part.spread(kept[group.name])
+    smaller = compact(model, masks, example)
+    assert units.budgets[budget].total == COUNTS[budget](model, example)
+    assert units.budgets[budget].cost(kept) == pytest.approx(COUNTS[budget](smaller, example), rel=1e-12)
+
+
+@BUDGETS
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+def test_a_budget_is_met(budget: str, target: float) -> None:
+    model = wide()
+    pruner = Pruner(
+        model,
+        target,
+        structure=Channels(),
+        selector=Global(budget=budget),
+        criterion=Random(),
+        schedule=None,
+        example=IMAGES,
+    )
+    for fraction in (0.5, 1.0):
+        pruner.prune(fraction)
+        smaller = compact(model, pruner.masks, IMAGES)
+        left = COUNTS[budget](smaller, IMAGES) / COUNTS[budget](model, IMAGES)
+        assert left == pytest.approx(1 - fraction * target, abs=0.01)
+
+
+@BUDGETS
+def test_single_weights_meet_a_budget_of_the_whole_network(budget: str) -> None:
+    model = wide()
+    pruner = Pruner(
+        model, 0.5, structure=Unstructured(), selector=Global(budget=budget), schedule=None, example=IMAGES
+    )
+    pruner.prune(1.0)
+    if budget == "params":
+        gone = sum(int((~mask).sum()) for mask in pruner.masks.values())
+        assert gone == round(0.5 * params(model, IMAGES))
+    else:
+        # multiply-adds of each layer, worked out by hand
+        positions = {"0.weight": 64, "3.weight": 64, "4.weight": 64, "6.2.weight": 1}
+        total = sum(positions[name] * mask.numel() for name, mask in pruner.masks.items())
+        left = sum(positions[name] * int(mask.sum()) for name, mask in pruner.masks.items())
+        assert 2 * total == macs(model, IMAGES)
+        assert abs(left - total / 2) <= 64
+
+
+def test_a_budget_out_of_reach_says_what_is_reachable_and_what_is_frozen() -> None:
+    model = flat()
+    with pytest.raises(ValueError, match=r"target=0\.99 of the network's macs is out of reach: 0\.\d+ are"):
+        Pruner(
+            model,
+            0.99,
+            structure=Channels(exclude="0"),
+            selector=Global(budget="macs"),
+            schedule=None,
+            example=IMAGES,
+        )
+    with pytest.raises(ValueError, match=r"is the network's output; 0: left out by Channels") as error:
+        Pruner(
+            model,
+            0.9,
+            structure=Channels(exclude="0"),
+            selector=Global("params"),
+            schedule=None,
+            example=IMAGES,
+        )
+    assert "out of reach: 0.7698 are" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"budget": "flops"}, {"budget": None}, {"normalize": "l1"}, {"normalize": True}]
+)
+def test_other_words_are_refused(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name}=.* must be one of"):
+        Global(**arguments)
+
+
+def test_a_dense_network_costs_all() -> None:
+    line = Line(4, 1, (("a", torch.tensor([0, 1, 1])),))
+    budget = Budget([Term(8, (line, line)), Term(3, ())])
+    kept = {"a": torch.tensor([True, True])}
+    assert budget.cost(kept) == budget.total == 11
+    assert budget.cost({"a": torch.tensor([True, False])}) == 8 * 0.5 * 0.5 + 3
+    assert budget.within([]).cost({}) == 11
+
+
+# --- widths
+
+
+@pytest.mark.parametrize("selector", [Global(), PerLayer(), Global("macs"), Threshold(quantile=0.6)])
+def test_widths_are_multiples(selector: Any) -> None:
+    target = None if isinstance(selector, Threshold) else 0.5
+    model = wide()
+    structure = Channels(round_to=8)
+    pruner = Pruner(model, target, structure=structure, selector=selector, schedule=None, example=IMAGES)
+    for fraction in (0.3, 0.6, 1.0):
+        pruner.prune(fraction)
+        for group in pruner.groups:
+            part = group.slices[0]
+            assert int((part.sum(pruner.masks[part.name]) > 0).sum()) % 8 == 0
+    smaller = compact(model, pruner.masks, IMAGES)
+    assert smaller[0].out_channels + smaller[4].out_channels < 48 + 64
+    assert smaller[0].out_channels % 8 == smaller[4].out_channels % 8 == 0
+
+
+@pytest.mark.parametrize(("minimum", "least"), [(5, [5, 5]), (0.3, [3, 2]), (100, [8, 6])])
+def test_each_layer_keeps_its_least(minimum: float, least: list[int]) -> None:
+    structure = Channels(minimum=minimum)
+    pruner = Pruner(residual(), 0.99, structure=structure, schedule=None, example=IMAGES)
+    pruner.prune(1.0)
+    assert [int((g.slices[0].sum(pruner.masks[g.slices[0].name]) > 0).sum()) for g in pruner.groups] == least
+    assert pruner.protected == {group.name for group in pruner.groups}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"round_to": 0},
+        {"round_to": 1.5},
+        {"round_to": True},
+        {"minimum": 0},
+        {"minimum": 1.5},
+        {"minimum": "2"},
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r} must be"):
+        Channels(**arguments)
+
+
+class Given(Criterion):
+    """The weights themselves."""
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        return group.weights[0]
+
+
+def candidates(scores: list[list[int]], multiple: int, minimum: int) -> list[Candidates]:
+    found = []
+    for number, row in enumerate(scores):
+        weight = torch.tensor(row, dtype=torch.float32)
+        group = UnitGroup(f"{number}", (Slice(f"{number}", weight, dim=0),), minimum=minimum, multiple=multiple)
+        kept = torch.ones(len(row), dtype=torch.bool)
+        found.append(Candidates(group, kept, Given(), Statistics.zeros((), kept, torch.float32), torch.float32))
+    return found
+
+
+SCORES = st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=20), min_size=1, max_size=5)
+
+
+@given(SCORES, st.integers(1, 6), st.integers(1, 4), st.floats(0, 1))
+def test_any_number_removed_leaves_widths_that_may_be(
+    scores: list[list[int]], multiple: int, minimum: int, share: float
+) -> None:
+    found = candidates(scores, multiple, minimum)
+    count = round(share * sum(map(len, scores)))
+    remove_lowest(found, count)
+    for each, row in zip(found, scores, strict=True):
+        width = int(each.kept.sum())
+        assert width == len(row) or (width % multiple == 0 and width >= minimum)
+        assert width >= 1
+        gone = [value for value, stays in zip(row, each.kept.tolist(), strict=True) if not stays]
+        left = [value for value, stays in zip(row, each.kept.tolist(), strict=True) if stays]
+        assert not gone or max(gone) <= min(left)
+    if multiple == 1:
+        possible = sum(max(0, len(row) - minimum) for row in scores)
+        assert sum(int((~each.kept).sum()) for each in found) == min(count, possible)
+
+
+@settings(deadline=None)
+@given(SCORES, st.lists(st.integers(1, 50), min_size=5, max_size=5), st.floats(0.05, 1))
+def test_a_cost_is_met_as_nearly_as_any_threshold_would(
+    scores: list[list[int]], prices: list[int], goal: float
+) -> None:
+    def cost(found: list[Candidates]) -> float:
+        left = sum(price * int(each.kept.sum()) for each, price in zip(found, prices, strict=False))
+        return left / sum(price * len(row) for row, price in zip(scores, prices, strict=False))
+
+    found = candidates(scores, 1, 1)
+    meet(found, lambda: cost(found), goal)
+    best = []
+    for count in range(sum(map(len, scores)) - len(scores) + 1):
+        other = candidates(scores, 1, 1)
+        remove_lowest(other, count)
+        best.append(abs(cost(other) - goal))
+    assert abs(cost(found) - goal) <= min(best) + 1e-9
+
+
+def test_normalised_scores_compare_across_layers() -> None:
+    weights = {"0": torch.tensor([[1.0], [2.0], [3.0], [4.0]]), "2": torch.tensor([[10.0] * 4, [90.0] * 4])}
+    removed = {}
+    for normalize in (None, "mean", "l2"):
+        model = nn.Sequential(
+            nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.Linear(2, 1)
+        )
+        for name, weight in weights.items():
+            model.get_submodule(name).weight.data = weight.clone()
+        pruner = Pruner(
+            model,
+            0.5,
+            criterion=Magnitude(),
+            structure=Channels(),
+            selector=Global(normalize=normalize),
+            schedule=None,
+            example=torch.ones(1, 1),
+        )
+        pruner.prune(1.0)
+        removed[normalize] = [int((~pruner.masks[name].any(1)).sum()) for name in ("0.weight", "2.weight")]
+    # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8
+    assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1]}
+
+
+def test_the_plain_network_is_counted_by_hand() -> None:
+    units = Channels().units(plain(), IMAGES)
+    assert units.budgets["macs"].total == 2 * (64 * 9 * 3 * 8 + 64 * 9 * 8 * 6 + 6 * 4)
