@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.probe import as_probe, evaluating
+from lightning_prune.probe import as_probe, evaluating, plain_attention
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     """
     probe = as_probe(example)
     counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
+    with evaluating(model), plain_attention(), counter:
         probe(model)
     counts = counter.get_flop_counts()
     root = type(model).__name__

@@ -85,6 +85,8 @@ class UnitGroup:
         input_dim: The dimension of ``shape`` that runs over a layer's inputs, if there is one.
         minimum: How many units stay at least.
         multiple: Of what the number of units that stay is a multiple, unless all stay.
+        attributes: Module and attribute names of whole numbers that shrink with the number of units.
+        heads: Whether its units are attention heads.
     """
 
     name: str
@@ -94,6 +96,8 @@ class UnitGroup:
     input_dim: int | None = None
     minimum: int = 1
     multiple: int = 1
+    attributes: tuple[tuple[str, str], ...] = ()
+    heads: bool = False
 
     @property
     def masked(self) -> tuple[Slice, ...]:

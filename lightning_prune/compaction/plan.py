@@ -85,7 +85,14 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
         Cut(name, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
         for (name, dim), stays in places.items()
     )
-    return Plan(cuts, _attributes(model, cuts))
+    attributes = _attributes(model, cuts)
+    for group, units in kept:
+        for name, key in group.attributes:
+            before = getattr(model.get_submodule(name), key)
+            after = before * int(units.count_nonzero()) // group.size
+            if after != before:
+                attributes.setdefault(name, {})[key] = (before, after)
+    return Plan(cuts, attributes)
 
 
 def _attributes(model: nn.Module, cuts: tuple[Cut, ...]) -> dict[str, dict[str, tuple[Any, Any]]]:

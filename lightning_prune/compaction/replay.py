@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.compaction.attention import settle_class_
 from lightning_prune.compaction.plan import Cut, Plan
 
 
@@ -93,6 +94,8 @@ def _set(model: nn.Module, plan: Plan, *, after: bool) -> None:
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
             setattr(modules[name], key, change[after])
+    for name in plan.attributes:
+        settle_class_(modules[name])
 
 
 def _shorten_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:

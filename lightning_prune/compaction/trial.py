@@ -1,10 +1,11 @@
-"""Tries cuts on a copy of a model: only what comes out the same may ever be masked, or stay cut."""
+"""Tries cuts on copies of a model: only what comes out the same may ever be masked, or stay cut."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +16,26 @@ from lightning_prune.compaction.replay import replay_
 from lightning_prune.probe import Probe, evaluating, relative_difference
 from lightning_prune.units import UnitGroup
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A copy of a model in one precision, and what runs it."""
+
+    model: nn.Module
+    probe: Probe
+    tolerance: float
+
+    def run(self, model: nn.Module) -> Any:
+        with evaluating(model):
+            for other in self.probe.others:
+                other(model)
+            return self.probe(model)
 
 
 class Trial:
-    """A copy of a model, in double precision where the model runs in it.
+    """Copies of a model: in single precision, to see roughly, and in double, where it runs in that, to be sure.
 
     Args:
         model: Stays as it is.
@@ -32,64 +48,57 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, probe: Probe, *, ahead: bool) -> None:
-        self._copy = copy.deepcopy(model)
-        self._probe = probe
-        self._dtype = torch.float64 if self._runs_in_double() else torch.float32
         self._ahead = ahead
-        if ahead:
-            _stir(self._copy)
+        self._rough = self._bench(model, probe, torch.float32)
         try:
-            first, second = self._run(self._copy), self._run(self._copy)
+            first, second = self._rough.run(self._rough.model), self._rough.run(self._rough.model)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
-        if relative_difference(first, second) > TOLERANCE[self._dtype]:
+        if relative_difference(first, second) > self._rough.tolerance:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
-
-    def _run(self, model: nn.Module) -> Any:
-        with evaluating(model):
-            for other in self._probe.others:
-                other(model)
-            return self._probe(model)
-
-    def _runs_in_double(self) -> bool:
-        before = self._copy, self._probe
+        fine = self._bench(model, probe, torch.float64)
         try:
-            self._copy, self._probe = copy.deepcopy(self._copy).to(torch.float64), before[1].to(torch.float64)
-            self._run(self._copy)
+            fine.run(fine.model)
         except Exception:  # a user's forward may raise anything where a type is fixed in it
-            self._copy, self._probe = before
-            return False
-        return True
+            fine = self._rough
+        self._fine = fine
 
-    def failing(self, kept: Kept) -> dict[str, str]:
+    def _bench(self, model: nn.Module, probe: Probe, dtype: torch.dtype) -> _Bench:
+        twin = copy.deepcopy(model).to(dtype)
+        if self._ahead:
+            _stir(twin)
+        return _Bench(twin, probe.to(dtype), _TOLERANCE[dtype])
+
+    def failing(self, kept: Kept, *, rough: bool = False) -> dict[str, str]:
         """Group name to reason, for those that cannot be cut.
 
         All groups are cut at once; where that fails, halves are, down to those at fault.
 
         Args:
             kept: Groups, each with a bool a unit, False where it goes.
+            rough: Whether single precision will do: it shows what is wrong, but not what is right.
         """
         if not kept:
             return {}
-        why = self._fails(kept)
+        why = self._fails(kept, self._rough if rough else self._fine)
         if why is None:
             return {}
         if len(kept) == 1:
             return {kept[0][0].name: why}
         middle = len(kept) // 2
-        return self.failing(kept[:middle]) | self.failing(kept[middle:])
+        return self.failing(kept[:middle], rough=rough) | self.failing(kept[middle:], rough=rough)
 
-    def _fails(self, kept: Kept) -> str | None:
-        model = copy.deepcopy(self._copy)
+    def _fails(self, kept: Kept, bench: _Bench) -> str | None:
+        model = copy.deepcopy(bench.model)
         if self._ahead:
             _zero(model, kept)
-        expected = self._run(model)
+        expected = bench.run(model)
         try:
             replay_(model, make_plan(model, kept))
-            difference = relative_difference(expected, self._run(model))
+            difference = relative_difference(expected, bench.run(model))
         except Exception as error:  # what a cut breaks in a user's forward may raise anything
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if difference > TOLERANCE[self._dtype]:
+        if difference > bench.tolerance:
             return f"cannot be cut: outputs change by {difference:.1e}"
         return None
 

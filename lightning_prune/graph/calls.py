@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,32 +13,57 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.graph.fields import Fields, varying
 from lightning_prune.graph.labels import Labels
 
+Split: TypeAlias = Callable[[Sequence[int]], int]
+
+
+class Record(Protocol):
+    """What a trace keeps, as rules see it."""
+
+    labels: Labels
+    split: Split  # which of the dimensions that a labelled one becomes is free, given their sizes
+
+    def fields(self, tensor: Tensor) -> Fields:
+        """The fields of a tensor."""
+
+    def of_weights(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a weight, or made of weights alone."""
+
+    def make(self, field: Tensor) -> None:
+        """Notes labels of what a contraction made."""
+
+    def attend(self, field: Tensor) -> None:
+        """Notes labels of attention heads."""
+
+    def count(self, macs: int, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Notes multiply-adds, the labels along each dimension that they run over, and the operands."""
+
 
 @dataclass(frozen=True)
 class Call:
     """One op that ran.
 
     Args:
-        labels: Of the whole trace.
+        record: Of the whole trace.
         func: The op.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors that it gave.
-        fields: Looks up the fields of a tensor.
-        make: Notes labels of what a contraction made.
-        count: Notes multiply-adds, and labels along each dimension that they run over.
-        weights: Whether all tensors that went in are weights, or made of weights alone.
     """
 
-    labels: Labels
+    record: Record
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor]
-    fields: Callable[[Tensor], Fields]
-    make: Callable[[Tensor], None]
-    count: Callable[[int, Sequence[Tensor]], None]
-    weights: bool
+
+    @property
+    def labels(self) -> Labels:
+        """Of the whole trace."""
+        return self.record.labels
+
+    def fields(self, tensor: Tensor) -> Fields:
+        """The fields of a tensor."""
+        return self.record.fields(tensor)
 
     @property
     def name(self) -> str:

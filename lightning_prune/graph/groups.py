@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.graph.trace import Trace
 from lightning_prune.units import Slice, UnitGroup, Units
 
@@ -36,14 +35,15 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         touched = tuple(dict.fromkeys(line for line, _ in unit))
         if makers.intersection(touched):
             alike[touched].append(unit)
-    groups, owners = [], []
+    groups = []
+    attended = trace.attended
     for touched, members in alike.items():
         made = [line for line in touched if line in makers]
         if len(members) == 1:
             frozen.setdefault(made[0][0], "is all one unit, and no layer is emptied")
             continue
+        (name, dim), place = members[0][0]
         index = _index({**parameters, **buffers}, touched, members)
-        owners.append(members)
         followers = [line for line in touched if line not in makers and line[0] in parameters]
         groups.append(
             UnitGroup(
@@ -51,43 +51,10 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
                 slices=_slices(parameters, made, index),
                 followers=_slices(parameters, followers, index),
                 buffers=_slices(buffers, (line for line in touched if line[0] in buffers), index),
+                heads=bool(attended[trace.places[name][dim][place]]),
             )
         )
-    groups = _unique(groups)
-    budgets = _budgets(trace, parameters, [group.name for group in groups], owners)
-    return Units(tuple(groups), frozen, budgets)
-
-
-def _budgets(
-    trace: Trace, parameters: Mapping[str, Tensor], names: list[str], owners: list[list[_Unit]]
-) -> dict[str, Budget]:
-    """What parameters and multiply-adds are left when units go."""
-    unit_of = {
-        int(trace.labels.find(trace.places[name][dim][place])): (group, number)
-        for group, members in zip(names, owners, strict=True)
-        for number, unit in enumerate(members)
-        for (name, dim), place in unit[:1]
-    }
-    known: dict[tuple[int, ...], Line] = {}
-
-    def line(labels: Tensor) -> Line:
-        roots = tuple(trace.labels.find(labels).tolist())
-        if roots not in known:
-            places: dict[str, list[int]] = defaultdict(list)
-            for root in roots:
-                if root in unit_of:
-                    group, number = unit_of[root]
-                    places[group].append(number)
-            parts = tuple((group, torch.tensor(index)) for group, index in places.items())
-            known[roots] = Line(len(roots), len(roots) - sum(map(len, places.values())), parts)
-        return known[roots]
-
-    params = [
-        Term(parameter.numel(), tuple(map(line, trace.places.get(name, ()))))
-        for name, parameter in parameters.items()
-    ]
-    macs = [Term(amount, tuple(map(line, lines))) for amount, lines, _ in trace.terms]
-    return {"params": Budget(params), "macs": Budget(macs)}
+    return Units(unique_names(groups), frozen)
 
 
 def _makers(trace: Trace) -> set[_Line]:
@@ -133,7 +100,7 @@ def _slices(
     return tuple(Slice(name, tensors[name], dim, index[name, dim]) for name, dim in lines)
 
 
-def _unique(groups: list[UnitGroup]) -> list[UnitGroup]:
+def unique_names(groups: Iterable[UnitGroup]) -> tuple[UnitGroup, ...]:
     """Groups of one layer told apart by a number."""
     seen: dict[str, int] = defaultdict(int)
     named = []
@@ -141,4 +108,4 @@ def _unique(groups: list[UnitGroup]) -> list[UnitGroup]:
         seen[group.name] += 1
         number = seen[group.name]
         named.append(group if number == 1 else replace(group, name=f"{group.name}[{number}]"))
-    return named
+    return tuple(named)

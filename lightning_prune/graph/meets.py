@@ -46,7 +46,7 @@ def reduce(call: Call) -> Sequence[Fields]:
     listed = [given] if isinstance(given, int) else given
     dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
     fields = call.fields(tensor)
-    if call.weights:
+    if call.record.of_weights(tensor):
         fields = tuple(field for field in fields if not varying(field) & dims)
     else:
         fields = call.without(fields, dims, f"is mixed along its dimension by {call.name}")
@@ -82,7 +82,7 @@ def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], ba
         passed.append(tuple(field for field in fields if dim not in varying(field)))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
-            call.make(field)
+            call.record.make(field)
     for mine, other in zip(summed, reversed(summed), strict=True):
         if not other:
             call.freeze(mine, "is read together with elements that nothing cuts")
@@ -106,7 +106,11 @@ def matmul(call: Call) -> Sequence[Fields]:
     summed = [field for field in call.fields(left) if inner[0] in varying(field)] or [
         field for field in call.fields(right) if inner[1] in varying(field)
     ]
-    call.count(left.numel() * right.shape[-1], [*fields, *summed[:1]])
+    call.record.count(left.numel() * right.shape[-1], [*fields, *summed[:1]], [left, right])
+    if not call.record.of_weights(left) and not call.record.of_weights(right):
+        for field in fields:
+            if max(varying(field)) < left.ndim - 2:
+                call.record.attend(field)
     rank = call.outputs[0].ndim
     for tensor in added:
         bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
@@ -169,7 +173,8 @@ def convolution(call: Call) -> Sequence[Fields]:
     if bias is not None:
         for field in call.fields(bias):
             labels.couple(made, field)
-    call.make(made)
+    call.record.make(made)
     positions = image if transposed else call.outputs[0]
-    call.count(image.shape[0] * weight.numel() * positions[0, 0].numel(), [*sides[0][:1], *sides[1][:1]])
+    macs = image.shape[0] * weight.numel() * positions[0, 0].numel()
+    call.record.count(macs, [*sides[0][:1], *sides[1][:1]], [weight])
     return [merge(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -56,13 +56,17 @@ def move(call: Call) -> Sequence[Fields]:
 
 
 def reshape(call: Call) -> Sequence[Fields]:
-    """Where one labelled dimension becomes several, what is kept must stay a product: the last one is free."""
+    """Where one labelled dimension becomes several, what is kept must stay a product: one of them is free."""
     before = call.fields(call.tensors[0])
     (moved,) = _moved(call, lambda tensor, *_, **__: tensor.reshape(call.outputs[0].shape))
     folded = []
     for old, new in zip(before, moved, strict=True):
         dims = sorted(varying(new))
-        folded.append(product(call.labels, new, dims[-len(varying(old)) :]) if dims else new)
+        if len(dims) > len(varying(old)) == 1:
+            free = [dims[call.record.split([new.shape[dim] for dim in dims])]]
+        else:
+            free = dims[len(dims) - len(varying(old)) :]
+        folded.append(product(call.labels, new, free))
     return [_fields(folded)]
 
 

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_prune.graph.calls import Call
+from lightning_prune.graph.calls import Call, Split
 from lightning_prune.graph.fields import Fields
 from lightning_prune.graph.labels import Labels
 from lightning_prune.graph.rules import rule_for
+from lightning_prune.probe import plain_attention
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def last(sizes: Sequence[int]) -> int:
+    """The last of several dimensions: channels within groups."""
+    return len(sizes) - 1
+
+
+def heads(sizes: Sequence[int]) -> int:
+    """The first that is not there to tell queries, keys and values apart: attention heads."""
+    return int(sizes[0] in (2, 3))
+
+
+def first(sizes: Sequence[int]) -> int:
+    """The first of several dimensions: whole groups."""
+    return 0
 
 
 class Trace(TorchDispatchMode):
     """Follows labels through one pass of a model, or several.
 
     Args:
-        model: Each dimension of each of its parameters and floating-point buffers gets labels.
+        model: Each dimension of each of its parameters and floating-point buffers gets labels, the same ones
+            in every trace.
+        split: Where a labelled dimension becomes several, which of them is free, given their sizes.
 
     Attributes:
         labels: All labels, coupled and frozen by what ran.
@@ -34,13 +50,16 @@ class Trace(TorchDispatchMode):
             and the names of the weights.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, split: Split = last) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
+        self.split = split
         self.places: dict[str, tuple[Tensor, ...]] = {}
         self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
         self._counting = False
-        self._made: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self._made: list[Tensor] = [nothing]
+        self._heads: list[Tensor] = [nothing]
         self._seen: set[str] = set()
         self._names: dict[int, str] = {}
         self._fields: Any = WeakTensorKeyDictionary()
@@ -72,9 +91,18 @@ class Trace(TorchDispatchMode):
     @property
     def made(self) -> Tensor:
         """For each label whether a contraction made it: the outputs of weights, not their inputs."""
-        made = torch.zeros(len(self.labels), dtype=torch.bool)
-        made[torch.cat(self._made)] = True
-        return made
+        return self._among(self._made)
+
+    @property
+    def attended(self) -> Tensor:
+        """For each label whether it stands for an attention head, or for what is coupled to one."""
+        roots = self.labels.find(torch.arange(len(self.labels)))
+        return self._among([self.labels.find(torch.cat(self._heads))])[roots]
+
+    def _among(self, found: list[Tensor]) -> Tensor:
+        flags = torch.zeros(len(self.labels), dtype=torch.bool)
+        flags[torch.cat(found)] = True
+        return flags
 
     @property
     def seen(self) -> frozenset[str]:
@@ -89,54 +117,57 @@ class Trace(TorchDispatchMode):
             count: Whether its multiply-adds are counted.
         """
         self._counting = count
-        with torch.no_grad(), _plain_attention(), self:
+        with torch.no_grad(), plain_attention(), self:
             result = run()
         for leaf in tree_leaves(result):
             if torch.is_tensor(leaf):
-                for field in self._look_up(leaf):
+                for field in self.fields(leaf):
                     self.labels.freeze(field, "is the network's output")
 
-    def _look_up(self, tensor: Tensor) -> Fields:
+    def fields(self, tensor: Tensor) -> Fields:
+        """The fields of a tensor."""
         found: Fields = self._fields.get(tensor, ())
         return found
+
+    def of_weights(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a weight, or made of weights alone."""
+        return tensor in self._weights
+
+    def make(self, field: Tensor) -> None:
+        """Notes labels of what a contraction made."""
+        self._made.append(field.flatten())
+
+    def attend(self, field: Tensor) -> None:
+        """Notes labels of attention heads."""
+        self._heads.append(field.flatten())
+
+    def count(self, macs: int, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Notes multiply-adds, the labels along each dimension that they run over, and the operands."""
+        if self._counting:
+            names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
+            self.terms.append((macs, [line.flatten() for line in lines], frozenset().union(*names)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-        call = Call(
-            self.labels,
-            func,
-            args,
-            kwargs,
-            [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)],
-            self._look_up,
-            lambda field: self._made.append(field.flatten()),
-            lambda macs, lines: self._count(macs, lines, leaves),
-            all(tensor in self._weights for tensor in leaves),
-        )
-        if call.weights:
-            names = frozenset[str]().union(*(self._weights[tensor] for tensor in leaves))
-            self._weights.update((output, names) for output in call.outputs)
+        outputs = [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
+        call = Call(self, func, args, kwargs, outputs)
+        if all(tensor in self._weights for tensor in call.tensors):
+            names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
+            self._weights.update((output, names) for output in outputs)
         for tensor in call.tensors:
             self._seen.add(self._names.get(id(tensor), ""))
-        if any(self._look_up(tensor) for tensor in call.tensors):
+        if any(self.fields(tensor) for tensor in call.tensors):
             for output, fields in zip(call.outputs, rule_for(func)(call), strict=True):
                 if func._schema.is_mutable and _is_part(output):
                     self._check_unchanged(output, fields)
                 self._fields[output] = fields
         return result
 
-    def _count(self, macs: int, lines: Sequence[Tensor], tensors: list[Tensor]) -> None:
-        if self._counting:
-            matrices = [tensor for tensor in tensors if tensor.ndim > 1]
-            names = (self._weights.get(tensor, frozenset[str]()) for tensor in matrices)
-            self.terms.append((macs, [line.flatten() for line in lines], frozenset().union(*names)))
-
     def _check_unchanged(self, part: Tensor, fields: Fields) -> None:
         """Labels follow the object: those that the whole does not have are frozen."""
-        before = self._look_up(part)
+        before = self.fields(part)
         same = len(before) == len(fields) and all(
             old.shape == new.shape and torch.equal(self.labels.find(old), self.labels.find(new))
             for old, new in zip(before, fields, strict=True)
@@ -147,14 +178,3 @@ class Trace(TorchDispatchMode):
 
 def _is_part(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -89,7 +89,12 @@ class Unstructured(Structure):
 def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
     """Parameters and, with an example, multiply-adds: of each weight as many as of the others in its tensor."""
     shares = {group.name: (Line(group.size, 0, ((group.name, None),)),) for group in groups}
-    budgets = {"params": {name: parameter.numel() for name, parameter in model.named_parameters()}}
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not isinstance(parameter, UninitializedParameter)
+    }
+    budgets = {"params": sizes}
     if example is not None:
         budgets["macs"] = macs_by_weight(model, as_probe(example))
     return {

@@ -1,0 +1,78 @@
+"""Multi-head attention with fewer heads than its embedding has room for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NarrowAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` whose heads, taken together, are narrower than the embedding.
+
+    A module becomes one when some of its heads are cut out: the same parameters, names and ``forward``.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As in the parent class."""
+        single = query.dim() == 2
+        inputs = [query, key, value]
+        if single:
+            inputs = [tensor.unsqueeze(0) for tensor in inputs]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            inputs = [tensor.transpose(0, 1) for tensor in inputs]
+        queries, keys, values = self._project(inputs)
+        scores = queries @ keys.transpose(-2, -1) * self.head_dim**-0.5
+        if attn_mask is not None:
+            each = attn_mask.dim() == 3  # a mask for each head of each example
+            scores = scores + _bias(attn_mask.view_as(scores) if each else attn_mask, scores)
+        if key_padding_mask is not None:
+            scores = scores + _bias(key_padding_mask[:, None, None], scores)
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        result: Tensor = self.out_proj((weights @ values).transpose(1, 2).flatten(2))
+        weights = weights.mean(1) if average_attn_weights else weights
+        if single:
+            result, weights = result.squeeze(0), weights.squeeze(0)
+        elif not self.batch_first:
+            result = result.transpose(0, 1)
+        return result, weights if need_weights else None
+
+    def _project(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Queries, keys and values, of shape (batch, heads, positions, head size)."""
+        if self.in_proj_weight is not None:
+            matrices = self.in_proj_weight.chunk(3)
+        else:
+            matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            F.linear(tensor, matrix, bias).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for tensor, matrix, bias in zip(inputs, matrices, biases, strict=True)
+        ]
+
+
+def _bias(mask: Tensor, scores: Tensor) -> Tensor:
+    """A mask as something to add: -inf where a bool one is True."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(mask, float("-inf"))
+
+
+def settle_class_(module: nn.Module) -> None:
+    """Makes attention a narrow one, or a plain one again, as its parameters are; leaves anything else alone."""
+    if type(module) not in (nn.MultiheadAttention, NarrowAttention):
+        return
+    assert isinstance(module, nn.MultiheadAttention)
+    if module.bias_k is None and not module.add_zero_attn:
+        narrow = module.out_proj.in_features != module.embed_dim
+        module.__class__ = NarrowAttention if narrow else nn.MultiheadAttention

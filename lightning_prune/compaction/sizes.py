@@ -1,0 +1,36 @@
+"""Whole numbers that a user's modules keep of their own sizes: heads, head size, inner width."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_prune.units import UnitGroup
+
+Attributes = tuple[tuple[str, str], ...]  # module and attribute names
+
+
+def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
+    """Attributes that may have to shrink with a group, as they look like its size.
+
+    Args:
+        model: Whose modules.
+        group: A unit group.
+
+    Returns:
+        Choices to try, the likeliest first.
+    """
+    counts = {int((part.index >= 0).sum()) for part in group.slices if part.index is not None}
+    sizes = {group.size, *counts, *(count // 3 for count in counts), *(count // 2 for count in counts)}
+    makers = [part.name.rpartition(".")[0] for part in group.slices]
+    around = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
+    choices: list[Attributes] = []
+    for level in (around, [name.rpartition(".")[0] for name in around]):
+        found = tuple(
+            (name, key)
+            for name in dict.fromkeys(level)
+            for key, value in vars(model.get_submodule(name)).items()
+            if type(value) is int and value in sizes and value > 1
+        )
+        singles = [(each,) for each in found] if len(found) > 1 else []
+        choices += [found, *singles] if found else []
+    return list(dict.fromkeys(choices))

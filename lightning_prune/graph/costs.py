@@ -1,0 +1,67 @@
+"""What units save, in parameters and multiply-adds, on all sides of what they are coupled to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.budgets import Budget, Line, Term
+from lightning_prune.graph.trace import Trace
+from lightning_prune.units import UnitGroup
+
+
+def budgets(
+    model: nn.Module, traces: Sequence[Trace], groups: Sequence[tuple[UnitGroup, int]]
+) -> dict[str, Budget]:
+    """What a network costs as units go.
+
+    Args:
+        model: Whose parameters.
+        traces: Of the same pass, each with its own way to split dimensions.
+        groups: Each with the number of the trace that it was found in.
+
+    Returns:
+        Budgets in "params" and "macs".
+    """
+    main = traces[0]
+    owner = _owners(main, groups)
+    known: dict[tuple[int, ...], Line] = {}
+
+    def line(labels: Tensor) -> Line:
+        key = tuple(labels.tolist())
+        if key not in known:
+            places: dict[str, list[int]] = defaultdict(list)
+            for label in key:
+                if label in owner:
+                    group, unit, _ = owner[label]
+                    places[group].append(unit)
+            parts = tuple((group, torch.tensor(index)) for group, index in places.items())
+            known[key] = Line(len(key), len(key) - sum(map(len, places.values())), parts)
+        return known[key]
+
+    params = [
+        Term(parameter.numel(), tuple(map(line, main.places.get(name, ()))))
+        for name, parameter in model.named_parameters()
+    ]
+    macs = []
+    for number, (amount, lines, _) in enumerate(main.terms):
+        seen = {owner[label][2] for each in lines for label in each.tolist() if label in owner}
+        macs.append(Term(amount, tuple(map(line, traces[max(seen, default=0)].terms[number][1]))))
+    return {"params": Budget(params), "macs": Budget(macs)}
+
+
+def _owners(trace: Trace, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[int, tuple[str, int, int]]:
+    """Label to group name, unit and the number of the trace."""
+    owner = {}
+    for group, number in groups:
+        for part in (*group.masked, *group.buffers):
+            assert part.dim is not None
+            assert part.index is not None
+            labels = trace.places[part.name][part.dim].tolist()
+            for label, unit in zip(labels, part.index.tolist(), strict=True):
+                if unit >= 0:
+                    owner[label] = (group.name, unit, number)
+    return owner
