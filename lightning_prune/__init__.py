@@ -17,7 +17,7 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
-from lightning_prune.structures import Channels, Structure, Unstructured
+from lightning_prune.structures import Channels, Heads, Structure, Unstructured
 
 __all__ = [
     "Channels",
@@ -28,6 +28,7 @@ __all__ = [
     "Fisher",
     "Global",
     "Gradient",
+    "Heads",
     "Linear",
     "LocalCriterion",
     "Magnitude",

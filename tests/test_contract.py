@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import lightning_prune
-from lightning_prune import Criterion, Pruner, Schedule, Selector, Structure, Threshold
+from lightning_prune import (
+    Channels,
+    Criterion,
+    Global,
+    Heads,
+    NofM,
+    Pruner,
+    Schedule,
+    Selector,
+    Structure,
+    Threshold,
+)
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.parts import Part, concrete_subclasses
 from lightning_prune.statistics import Statistics
@@ -96,7 +107,7 @@ def use(example: Part) -> None:
     if isinstance(example, Criterion):
         scores(example, groups(network())[0])
     elif isinstance(example, Structure):
-        example.units(network(), IMAGE)
+        example.units(Attentive(), IMAGE)
     elif isinstance(example, Selector):
         pruner_for(example).prune(1.0)
     elif isinstance(example, Schedule):
@@ -127,6 +138,23 @@ def network() -> nn.Sequential:
         sign = torch.randint(0, 2, layer.weight.shape, generator=generator) * 2 - 1
         layer.weight.data = (size * sign).float()
     return model
+
+
+class Attentive(nn.Module):
+    """Has single weights, channels, neurons and attention heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1)
+        )
+        self.block = nn.TransformerEncoderLayer(8, 4, dim_feedforward=12, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+        return logits
 
 
 def groups(model: nn.Module) -> list[UnitGroup]:
@@ -221,7 +249,7 @@ def test_addends_and_scores_leave_their_inputs_alone(part: type[Criterion]) -> N
 @parts(Structure)
 def test_units_belong_to_one_group_and_to_the_model(part: type[Structure]) -> None:
     for structure in built(part):
-        model = network()
+        model = Attentive()
         parameters = dict(model.named_parameters())
         units = structure.units(model, IMAGE)
         assert units.groups
@@ -241,7 +269,7 @@ def test_units_belong_to_one_group_and_to_the_model(part: type[Structure]) -> No
 @parts(Structure)
 def test_units_are_found_alike_each_time_and_the_model_is_left_as_it_was(part: type[Structure]) -> None:
     for structure in built(part):
-        model = network()
+        model = Attentive()
         before = copy.deepcopy(model.state_dict())
         found = [[group.name for group in structure.units(model, IMAGE).groups] for _ in range(2)]
         assert found[0] == found[1]
@@ -344,3 +372,57 @@ def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: Hor
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
         assert schedule.timetable(horizon) == table
+
+
+# --- all together
+
+
+@pytest.mark.parametrize("structure", shipped(Structure), ids=lambda part: part.__name__)
+@pytest.mark.parametrize("selector", shipped(Selector), ids=lambda part: part.__name__)
+@pytest.mark.parametrize("criterion", shipped(Criterion), ids=lambda part: part.__name__)
+@pytest.mark.parametrize("schedule", shipped(Schedule), ids=lambda part: part.__name__)
+def test_any_combination_prunes_or_is_refused_at_once(
+    structure: type[Any], selector: type[Any], criterion: type[Any], schedule: type[Any]
+) -> None:
+    model, choice = Attentive(), built(selector)[-1]
+    target = TARGETS.get(selector, 0.5)
+    how = {"structure": structure(), "selector": choice, "criterion": criterion(), "schedule": schedule()}
+    if (selector, structure) in REFUSED:
+        with pytest.raises(ValueError, match="NofM"):
+            Pruner(model, target, example=IMAGE, **how)
+        return
+    pruner = Pruner(model, target, example=IMAGE, **how)
+    train(model, pruner)
+    total = sum(group.size for group in pruner.groups)
+    kept = sum(
+        int((part.sum(pruner.masks[part.name].double()) > 0).sum())
+        for group in pruner.groups
+        for part in group.slices[:1]
+    )
+    assert 0 < kept < total
+    if selector is Global:
+        assert kept == total - round(total / 2)
+
+
+# n of m consecutive inputs is a pattern of single weights
+REFUSED = {(NofM, Channels), (NofM, Heads)}
+
+
+def train(model: nn.Module, pruner: Pruner) -> None:
+    """A loop with momentum, after each step of which all that is coupled to a masked unit is 0."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    parameters = dict(model.named_parameters())
+    for step in range(6):
+        pruner.step(step / 6)
+        optimizer.zero_grad()
+        images = torch.randn(4, 3, 8, 8, generator=generator)
+        nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
+        pruner.observe()
+        optimizer.step()
+        pruner.apply_()
+        for group in pruner.groups:
+            units = group.slices[0].sum(pruner.masks[group.slices[0].name].double()) > 0
+            for part in group.masked:
+                gone = ~part.spread(units).expand(part.weight.shape)
+                assert not parameters[part.name][gone].count_nonzero()

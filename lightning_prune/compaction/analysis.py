@@ -6,56 +6,99 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.compaction.sizes import adjustments
-from lightning_prune.compaction.trial import Trial, uneven
-from lightning_prune.graph import Split, Trace, budgets, find_groups, first, heads, last, unique_names
-from lightning_prune.probe import Probe, evaluating
+from lightning_prune.compaction.trial import Trial, stir_, uneven
+from lightning_prune.graph import (
+    Split,
+    Tape,
+    Trace,
+    budgets,
+    find_groups,
+    first,
+    heads,
+    last,
+    split_heads,
+    unique_names,
+)
+from lightning_prune.probe import Probe, evaluating, plain_attention
 from lightning_prune.units import UnitGroup, Units
 
 # how to split dimensions, and whether to adjust numbers, in the order in which it is tried
-_WAYS = [(heads, False), (first, False), (last, True), (heads, True), (first, True)]
+_HEADS = (heads, split_heads)
+_WAYS = [
+    *((split, adjusted) for split in _HEADS for adjusted in (False, True)),
+    *((split, adjusted) for adjusted in (False, True) for split in (last, first)),
+]
 
 
 def analyse(model: nn.Module, probe: Probe) -> Units:
     """The unit groups of a model, each cut on trial, and what is frozen, with the reason.
 
     Where a dimension becomes several, as channels do in attention heads, the graph cannot tell which of them
-    may shrink, nor which whole numbers a module keeps of its sizes. What fails as it is is tried with the other
-    dimensions, and with such numbers adjusted.
+    may shrink, nor which whole numbers a module keeps of its sizes. Whole heads are tried first, then what lies
+    within, then whole groups; what fails is tried with such numbers adjusted.
 
     Args:
         model: Stays as it is.
         probe: Runs it.
 
     Raises:
-        ValueError: If the model rejects the example, or gives something else each time.
+        ValueError: If the model rejects the example, gives something else each time, or runs other ops when
+            its weights change.
     """
     trial = Trial(model, probe, ahead=True)
+    _check_way(model, probe)
     main, unseen = _traced(model, probe, last)
-    found = find_groups(model, main)
-    good, failing = _try(trial, found.groups)
-    traces, passed = {last: main}, [(group, 0) for group in good]
-    stuck = [group for group in found.groups if group.name in failing]
+    traces, found = {last: main}, {last: find_groups(model, main)}
+    passed: list[tuple[UnitGroup, int]] = []
+    failing: dict[str, str] = {}
+    heads_failing: dict[str, str] = {}
+    tried = set()
     for split, adjusted in _WAYS:
-        if not stuck:
-            break
+        if split is not last and not main.divided:
+            continue  # the graph is the same either way
         if split not in traces:
             traces[split] = _traced(model, probe, split)[0]
-        others = _freeing(find_groups(model, traces[split]).groups, stuck, [group for group, _ in passed])
-        good = _adjusted(trial, model, others) if adjusted else _try(trial, others)[0]
+            found[split] = find_groups(model, traces[split])
+        groups = _apart(found[split].groups, [group for group, _ in passed])
+        groups = [group for group in groups if group.heads or split not in _HEADS]
+        groups = [group for group in groups if (_cuts(group), adjusted) not in tried]
+        tried |= {(_cuts(group), adjusted) for group in groups}
+        good, bad = (_adjusted(trial, model, groups), {}) if adjusted else _try(trial, groups)
+        if split is last:
+            failing |= bad
+        elif split in _HEADS:
+            heads_failing |= {group.slices[0].name: bad[group.name] for group in groups if group.name in bad}
         passed += [(group, list(traces).index(split)) for group in good]
-        freed = {place for group in good for place in _made(group)}
-        stuck = [group for group in stuck if not _made(group) & freed]
-    frozen = {**found.frozen, **unseen, **{group.name: failing[group.name] for group in stuck}}
+    stuck = _apart(found[last].groups, [group for group, _ in passed])
+    made = {part.name for group, _ in passed for part in group.slices}
+    frozen = {
+        name: heads_failing.get(name, why) for name, why in found[last].frozen.items() if name not in made
+    }
+    frozen |= unseen | {group.name: failing[group.name] for group in stuck}
     named = unique_names(group for group, _ in passed)
     owners = [(group, number) for group, (_, number) in zip(named, passed, strict=True)]
     units = Units(named, frozen, budgets(model, list(traces.values()), owners))
     return units.without(trial.failing(uneven(named)))
+
+
+def _check_way(model: nn.Module, probe: Probe) -> None:
+    twin, stirred = copy.deepcopy(model), copy.deepcopy(model)
+    stir_(stirred)
+    ways = []
+    for each in (twin, stirred):
+        with evaluating(each), plain_attention(), Tape() as tape:
+            probe(each)
+        ways.append(tape.steps)
+    if ways[0] != ways[1]:
+        raise ValueError(
+            f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
+            " a little: channels cannot be followed through it. Unstructured prunes it."
+        )
 
 
 def _try(trial: Trial, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], dict[str, str]]:
@@ -80,13 +123,10 @@ def _try(trial: Trial, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], di
     return [group for group in groups if group.name not in failing], failing
 
 
-def _freeing(
-    groups: Iterable[UnitGroup], stuck: Iterable[UnitGroup], passed: Iterable[UnitGroup]
-) -> list[UnitGroup]:
-    """Groups of another trace that have weights of the stuck ones, and none of those that have passed."""
-    wanted = {place for group in stuck for place in _made(group)}
+def _apart(groups: Iterable[UnitGroup], passed: Iterable[UnitGroup]) -> list[UnitGroup]:
+    """Groups that have no weight in common with those that have passed."""
     taken = {place for group in passed for place in _made(group)}
-    return [group for group in groups if _made(group) & wanted and not _made(group) & taken]
+    return [group for group in groups if not _made(group) & taken]
 
 
 def _adjusted(trial: Trial, model: nn.Module, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
@@ -110,6 +150,15 @@ def _made(group: UnitGroup) -> set[tuple[str, int | None, int]]:
     return found
 
 
+def _cuts(group: UnitGroup) -> frozenset[tuple[str, int | None, tuple[int, ...]]]:
+    """All that goes along with its units, to tell whether another group is the same."""
+    found = set()
+    for part in (*group.masked, *group.buffers):
+        assert part.index is not None
+        found.add((part.name, part.dim, tuple(part.index.tolist())))
+    return frozenset(found)
+
+
 def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
     """Multiply-adds of one pass by name of the parameter that they read; "" is what reads none, or several."""
     trace, _ = _traced(model, probe, last)
@@ -130,14 +179,14 @@ def _traced(model: nn.Module, probe: Probe, split: Split) -> tuple[Trace, dict[s
     trace = Trace(twin, split)
     why = "took no part in the forward pass"
     with evaluating(twin):
-        trace.follow(partial(probe, twin), count=True)
+        trace.follow(probe, count=True)
         for other in probe.others:
-            trace.follow(partial(other, twin))
+            trace.follow(other)
         if not trace.seen.issuperset(name for name, _ in twin.named_parameters()):
             _train(twin)
             try:
                 for each in (probe, *probe.others):
-                    trace.follow(partial(each, twin))
+                    trace.follow(each)
             except Exception as error:  # a user's forward may raise anything
                 why += f", which fails in training mode with {error!r}"
     matrices = [name for name, parameter in twin.named_parameters() if parameter.ndim > 1]

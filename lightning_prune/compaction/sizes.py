@@ -20,17 +20,19 @@ def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
         Choices to try, the likeliest first.
     """
     counts = {int((part.index >= 0).sum()) for part in group.slices if part.index is not None}
-    sizes = {group.size, *counts, *(count // 3 for count in counts), *(count // 2 for count in counts)}
+    size = {group.size}
+    parts = {count // share for count in counts for share in (2, 3)}  # of queries, keys and values in one
     makers = [part.name.rpartition(".")[0] for part in group.slices]
     around = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
     choices: list[Attributes] = []
     for level in (around, [name.rpartition(".")[0] for name in around]):
-        found = tuple(
-            (name, key)
-            for name in dict.fromkeys(level)
-            for key, value in vars(model.get_submodule(name)).items()
-            if type(value) is int and value in sizes and value > 1
-        )
-        singles = [(each,) for each in found] if len(found) > 1 else []
-        choices += [found, *singles] if found else []
+        for wanted in (size | counts, size | counts | parts, size):
+            found = tuple(
+                (name, key)
+                for name in dict.fromkeys(level)
+                for key, value in vars(model.get_submodule(name)).items()
+                if type(value) is int and value in wanted and value > 1
+            )
+            choices += [found] if found else []
+        choices += [(each,) for choice in choices[:] for each in choice]
     return list(dict.fromkeys(choices))

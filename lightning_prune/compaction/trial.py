@@ -66,7 +66,7 @@ class Trial:
     def _bench(self, model: nn.Module, probe: Probe, dtype: torch.dtype) -> _Bench:
         twin = copy.deepcopy(model).to(dtype)
         if self._ahead:
-            _stir(twin)
+            stir_(twin)
         return _Bench(twin, probe.to(dtype), _TOLERANCE[dtype])
 
     def failing(self, kept: Kept, *, rough: bool = False) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _half(size: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _stir(model: nn.Module) -> None:
+def stir_(model: nn.Module) -> None:
     """Moves all weights a little, so that none that is 0 or 1 hides a mistake."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

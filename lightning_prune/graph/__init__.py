@@ -1,8 +1,19 @@
 """The channel graph: what is coupled across layers, found by following labels through real passes."""
 
-from lightning_prune.graph.calls import Split
 from lightning_prune.graph.costs import budgets
 from lightning_prune.graph.groups import find_groups, unique_names
-from lightning_prune.graph.trace import Trace, first, heads, last
+from lightning_prune.graph.tape import Tape
+from lightning_prune.graph.trace import Split, Trace, first, heads, last, split_heads
 
-__all__ = ["Split", "Trace", "budgets", "find_groups", "first", "heads", "last", "unique_names"]
+__all__ = [
+    "Split",
+    "Tape",
+    "Trace",
+    "budgets",
+    "find_groups",
+    "first",
+    "heads",
+    "last",
+    "split_heads",
+    "unique_names",
+]

@@ -13,20 +13,20 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.graph.fields import Fields, varying
 from lightning_prune.graph.labels import Labels
 
-Split: TypeAlias = Callable[[Sequence[int]], int]
-
 
 class Record(Protocol):
     """What a trace keeps, as rules see it."""
 
     labels: Labels
-    split: Split  # which of the dimensions that a labelled one becomes is free, given their sizes
 
     def fields(self, tensor: Tensor) -> Fields:
         """The fields of a tensor."""
 
     def of_weights(self, tensor: Tensor) -> bool:
         """Whether a tensor is a weight, or made of weights alone."""
+
+    def split(self, sizes: Sequence[int]) -> int:
+        """Which of the dimensions that a labelled one becomes is free, given their sizes."""
 
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
@@ -72,12 +72,7 @@ class Call:
 
     def argument(self, name: str) -> Any:
         """An argument by its name in the op's schema, or ``None`` if the op has none of this name."""
-        for place, each in enumerate(self.func._schema.arguments):
-            if each.name == name:
-                if place < len(self.args):
-                    return self.args[place]
-                return self.kwargs.get(name, each.default_value if each.has_default_value() else None)
-        return None
+        return argument_of(self.func, self.args, self.kwargs, name)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -93,6 +88,16 @@ class Call:
         """The fields that vary in none of these dimensions; the others are frozen."""
         self.freeze(tuple(field for field in fields if varying(field) & dims), why)
         return tuple(field for field in fields if not varying(field) & dims)
+
+
+def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """What an op is called with under a name of its schema, or ``None`` if that has no such name."""
+    for place, each in enumerate(func._schema.arguments):
+        if each.name == name:
+            if place < len(args):
+                return args[place]
+            return kwargs.get(name, each.default_value if each.has_default_value() else None)
+    return None
 
 
 Rule: TypeAlias = Callable[[Call], Sequence[Fields]]  # the fields of each output

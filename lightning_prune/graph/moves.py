@@ -120,10 +120,20 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
     return rule
 
 
-def sliced(call: Call) -> Sequence[int]:
-    """The dimension of a slice, unless it is whole."""
-    whole = call.outputs[0].shape == call.tensors[0].shape
-    return [] if whole else [call.argument("dim") or 0]
+def cut_out(call: Call) -> Sequence[Fields]:
+    """A part: as of a split where it is one of several of one size, otherwise labels there stay."""
+    tensor = call.tensors[0]
+    dim = (call.argument("dim") or 0) % tensor.ndim
+    whole, length, start = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("start") or 0
+    if call.argument("step") != 1 or not length or whole % length or start % length:
+        call.without(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
+    else:
+        for field in call.fields(tensor):
+            if dim in varying(field):
+                first, *rest = field.split(length, dim)
+                for part in rest:
+                    call.labels.couple(first, part)
+    return move(call)
 
 
 def pad(call: Call) -> Sequence[Fields]:

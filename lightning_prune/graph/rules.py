@@ -14,6 +14,7 @@ from lightning_prune.graph.moves import (
     along_dim,
     concatenate,
     copy,
+    cut_out,
     embedding,
     indexed,
     move,
@@ -23,7 +24,6 @@ from lightning_prune.graph.moves import (
     reshape,
     rolled,
     same,
-    sliced,
     split,
     stack,
 )
@@ -39,7 +39,7 @@ def unknown(call: Call) -> Sequence[Fields]:
 
 # Ops, in words: by name, without overload, and without the underscore of those that work in place.
 _ENTRIES: tuple[tuple[Rule, str], ...] = (
-    (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli"),
+    (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli zero"),
     (same, "zeros_like ones_like empty_like rand_like full_like"),
     (copy, "copy"),
     # the others have a tag that says so
@@ -50,7 +50,7 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (concatenate, "cat"),
     (stack, "stack"),
     (split, "split split_with_sizes unbind chunk"),
-    (picked(sliced), "slice"),
+    (cut_out, "slice"),
     (picked(along_dim), "select index_select gather"),
     (picked(indexed), "index"),
     (picked(rolled), "roll flip"),

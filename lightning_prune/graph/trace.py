@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_prune.graph.calls import Call, Split
+from lightning_prune.graph.calls import Call
 from lightning_prune.graph.fields import Fields
 from lightning_prune.graph.labels import Labels
 from lightning_prune.graph.rules import rule_for
+from lightning_prune.graph.tape import Step, Tape, step_of
 from lightning_prune.probe import plain_attention
 
+Split: TypeAlias = Callable[[Sequence[int]], int]
+
+_KINDS = (2, 3)  # queries, keys and values, or keys and values
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -26,8 +31,13 @@ def last(sizes: Sequence[int]) -> int:
 
 
 def heads(sizes: Sequence[int]) -> int:
-    """The first that is not there to tell queries, keys and values apart: attention heads."""
-    return int(sizes[0] in (2, 3))
+    """Attention heads: the first, or the second where the first tells queries, keys and values apart."""
+    return int(len(sizes) > 2 and sizes[0] in _KINDS)
+
+
+def split_heads(sizes: Sequence[int]) -> int:
+    """The same, where queries, keys and values are told apart first, and heads in a second step."""
+    return int(sizes[0] in _KINDS)
 
 
 def first(sizes: Sequence[int]) -> int:
@@ -44,6 +54,7 @@ class Trace(TorchDispatchMode):
         split: Where a labelled dimension becomes several, which of them is free, given their sizes.
 
     Attributes:
+        divided: Whether it made a difference which.
         labels: All labels, coupled and frozen by what ran.
         places: Tensor name to its labels, a line for each dimension.
         terms: Multiply-adds of each op that was counted, the labels along each dimension that they run over,
@@ -53,7 +64,9 @@ class Trace(TorchDispatchMode):
     def __init__(self, model: nn.Module, split: Split = last) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
-        self.split = split
+        self.divided = False
+        self._model = model
+        self._split = split
         self.places: dict[str, tuple[Tensor, ...]] = {}
         self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
         self._counting = False
@@ -64,6 +77,7 @@ class Trace(TorchDispatchMode):
         self._names: dict[int, str] = {}
         self._fields: Any = WeakTensorKeyDictionary()
         self._weights: Any = WeakTensorKeyDictionary()
+        self._steps: list[tuple[Step, bool]] = []
         tensors = {
             name: tensor
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -109,16 +123,27 @@ class Trace(TorchDispatchMode):
         """Names of the tensors that took part in what ran."""
         return frozenset(self._seen)
 
-    def follow(self, run: Callable[[], Any], *, count: bool = False) -> None:
+    def follow(self, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
         """Watches a pass, without gradients, with attention in its plain form; what it gives is frozen.
 
         Args:
-            run: The pass.
+            run: The pass, given a model. A copy runs it first, to see which ops have a part in what it gives:
+                others couple nothing.
             count: Whether its multiply-adds are counted.
+
+        Raises:
+            ValueError: If the model does not run the same ops as its copy.
         """
         self._counting = count
-        with torch.no_grad(), plain_attention(), self:
-            result = run()
+        twin = copy.deepcopy(self._model)
+        with torch.no_grad(), plain_attention():
+            with (tape := Tape()):
+                result = run(twin)
+            live = tape.live((result, [*twin.parameters(), *twin.buffers()]))
+            self._steps = list(zip(tape.steps, live, strict=True))[::-1]
+            with self:
+                result = run(self._model)
+        self._check(not self._steps)
         for leaf in tree_leaves(result):
             if torch.is_tensor(leaf):
                 for field in self.fields(leaf):
@@ -132,6 +157,11 @@ class Trace(TorchDispatchMode):
     def of_weights(self, tensor: Tensor) -> bool:
         """Whether a tensor is a weight, or made of weights alone."""
         return tensor in self._weights
+
+    def split(self, sizes: Sequence[int]) -> int:
+        """Which of the dimensions that a labelled one becomes is free, given their sizes."""
+        self.divided = True
+        return self._split(sizes)
 
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
@@ -152,6 +182,10 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
+        step, live = self._steps.pop() if self._steps else (None, False)
+        self._check(step == step_of(func, outputs))
+        if not live:
+            return result
         call = Call(self, func, args, kwargs, outputs)
         if all(tensor in self._weights for tensor in call.tensors):
             names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
@@ -164,6 +198,13 @@ class Trace(TorchDispatchMode):
                     self._check_unchanged(output, fields)
                 self._fields[output] = fields
         return result
+
+    @staticmethod
+    def _check(same: bool) -> None:
+        if not same:
+            raise ValueError(
+                "the model takes another way through its code each time: no cut can be tried on it."
+            )
 
     def _check_unchanged(self, part: Tensor, fields: Fields) -> None:
         """Labels follow the object: those that the whole does not have are frozen."""

@@ -2,6 +2,7 @@
 
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.channels import Channels
+from lightning_prune.structures.heads import Heads
 from lightning_prune.structures.unstructured import Unstructured
 
-__all__ = ["Channels", "Structure", "Unstructured"]
+__all__ = ["Channels", "Heads", "Structure", "Unstructured"]

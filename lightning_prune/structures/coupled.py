@@ -1,0 +1,91 @@
+"""What is coupled across layers: the part that channels and heads have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_prune.compaction import analyse
+from lightning_prune.probe import as_probe
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
+from lightning_prune.units import UnitGroup, Units
+
+
+@dataclass(frozen=True, repr=False)
+class Coupled(Structure):
+    """Units that reach through several layers, found by following an example through the model.
+
+    Args:
+        include: Glob pattern, or patterns, over parameter and module names: with it, only units that one of
+            these makes go.
+        exclude: The same, for what is to stay dense, with all that is coupled to it.
+        round_to: How many units stay of each group is a multiple of this, unless all do.
+        minimum: How many stay at least: a number or, below 1, a share.
+
+    Raises:
+        ValueError: If a pattern is no string, or a number is out of range.
+    """
+
+    needs_example = True
+
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    round_to: int = 1
+    minimum: float = 1
+
+    def __post_init__(self) -> None:
+        check_are_patterns(include=self.include, exclude=self.exclude)
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ValueError(f"round_to={self.round_to!r} must be an integer of at least 1.")
+        number = isinstance(self.minimum, int | float) and not isinstance(self.minimum, bool)
+        if not number or not (
+            0 < self.minimum < 1 or (self.minimum >= 1 and self.minimum == int(self.minimum))
+        ):
+            raise ValueError(
+                f"minimum={self.minimum!r} must be a whole number of at least 1, or a share below 1."
+            )
+
+    @abstractmethod
+    def takes(self, group: UnitGroup) -> bool:
+        """Whether units of this kind are meant."""
+
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        """One group for each set of layers that share their units."""
+        if example is None:
+            raise ValueError(
+                f"example=None: {self!r} follows an example through the model. Give a tensor or a tuple of"
+                " forward's arguments; a LightningModule may have it as example_input_array."
+            )
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
+        names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
+        check_patterns("include", self.include, names)
+        check_patterns("exclude", self.exclude, names)
+        found = analyse(model, as_probe(example))
+        units = found.without(
+            {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
+        )
+        if not units.groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
+            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
+        return replace(units, groups=tuple(self._limited(group) for group in units.groups))
+
+    def _limited(self, group: UnitGroup) -> UnitGroup:
+        least = math.ceil(self.minimum * group.size) if self.minimum < 1 else int(self.minimum)
+        return replace(group, minimum=least, multiple=self.round_to)
+
+    def _wants(self, group: UnitGroup) -> bool:
+        if not self.takes(group):
+            return False
+        makers = [part.name for part in group.slices]
+        if any(matches(name, self.exclude) for name in makers):
+            return False
+        return self.include is None or any(matches(name, self.include) for name in makers)
