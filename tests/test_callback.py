@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lit import Lit, digits, fit, seeded, trainer
+from lit import Lit, Manual, digits, fit, seeded, trainer
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -37,6 +37,7 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
+from lightning_prune.report import Entry
 
 SIZE = 72 + 4608 + 160
 
@@ -212,6 +213,40 @@ def test_a_test_run_in_between_does_not_turn_masks_back(tmp_path: Path) -> None:
     assert set(kept) == {SIZE - round(0.8 * SIZE)}
 
 
+class SaveEarly(Callback):
+    """Comes before the pruning callback, and saves when that has not started yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_before_any_training_has_no_state(tmp_path: Path) -> None:
+    path = tmp_path / "early.ckpt"
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
+    assert pruning.state_dict() == {}
+    fit(tmp_path, Lit(), SaveEarly(path), pruning, max_epochs=2)
+    assert "PruningCallback" not in torch.load(path, weights_only=True)["callbacks"]
+    again = PruningCallback(0.5, schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), again, ckpt_path=path, max_epochs=2)
+    assert again.report.removed == SIZE // 2
+
+
+def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(tmp_path: Path) -> None:
+    def callback() -> PruningCallback:
+        return PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "3ep"))
+
+    _, pruning = run_to_the_end(tmp_path, callback(), 4)
+    path, early = tmp_path / "epoch=1.ckpt", tmp_path / "early.ckpt"
+    fit(tmp_path, Lit(), SaveEarly(early), callback(), ckpt_path=path)
+    again = callback()
+    fit(tmp_path, Lit(), again, ckpt_path=early)
+    assert all(torch.equal(again.masks[name], mask) for name, mask in pruning.masks.items())
+    assert again.report.history == pruning.report.history
+
+
 def test_a_second_fit_goes_on_and_a_new_model_starts_anew(tmp_path: Path) -> None:
     pruning = PruningCallback(0.6, schedule=Cubic("1ep", "2ep"))
     fit(tmp_path, model := Lit(), pruning)
@@ -267,6 +302,93 @@ def test_reports_go_beside_the_logs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "acc: dense 0." in printed
 
 
+def test_each_event_reaches_every_logger_with_every_layer(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path, name) for name in ("one", "other")]
+    pruning = PruningCallback(0.75, selector=PerLayer(), schedule=Cubic("1ep", "3ep"))
+    fit(tmp_path, Manual(), pruning, logger=loggers)
+    sizes = {"": SIZE, "/net.0.weight": 72, "/net.4.weight": 4608, "/net.6.weight": 160}
+    expected = {
+        step: {name: round(share * 0.75 * size) for name, size in sizes.items() if name}
+        for step, share in {5: 0.0, 10: 0.875, 15: 1.0}.items()
+    }
+    for removed in expected.values():
+        removed[""] = sum(removed.values())
+    for logger in loggers:
+        with (Path(logger.log_dir) / "metrics.csv").open() as lines:
+            rows = [row for row in csv.DictReader(lines) if row["prune/sparsity"]]
+        assert expected == {
+            int(row["step"]): {
+                name: round(float(row[f"prune/sparsity{name}"]) * size) for name, size in sizes.items()
+            }
+            for row in rows
+        }
+
+
+@pytest.mark.parametrize("shown", ["progress_bar_metrics", "callback_metrics"])
+def test_the_sparsity_is_shown_after_the_batch_that_trained_with_it(tmp_path: Path, shown: str) -> None:
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(float(getattr(trainer, shown)["prune/sparsity"]))
+
+    seen: list[float] = []
+    fit(tmp_path, Lit(), PruningCallback(0.5, schedule=OneShot("7st")), Watch(), max_epochs=3)
+    assert seen == [0.0] * 7 + [0.5] * 8
+
+
+def test_the_sparsity_can_be_monitored(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="prune/sparsity", mode="max", save_top_k=-1)
+    pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep"))
+    fit(tmp_path, Lit(), pruning, keep, max_epochs=5, enable_checkpointing=True)
+    found = {Path(path).stem: float(value) for path, value in keep.best_k_models.items()}
+    assert found == {"epoch=0": 0.0, "epoch=1": 0.0, "epoch=2": 0.25, "epoch=3": 0.5, "epoch=4": 0.5}
+
+
+def test_the_history_has_each_event_and_each_look_at_the_metric_in_order(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="acc", mode="max", save_top_k=-1)
+    pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep"))
+    fit(tmp_path, Manual(), pruning, keep, max_epochs=4, enable_checkpointing=True)
+    metrics = [float(keep.best_k_models[str(tmp_path / f"epoch={epoch}.ckpt")]) for epoch in range(4)]
+    assert pruning.report.history == (
+        Entry(0, 5, 0.0, metrics[0]),
+        Entry(1, 5, 0.0),
+        Entry(1, 10, 0.0, metrics[1]),
+        Entry(2, 10, 0.25),
+        Entry(2, 15, 0.25, metrics[2]),
+        Entry(3, 15, 0.5),
+        Entry(3, 20, 0.5, metrics[3]),
+    )
+
+
+def test_without_validation_the_metric_is_noted_once_an_epoch(tmp_path: Path) -> None:
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            losses.append(float(trainer.callback_metrics["loss"]))
+
+    losses: list[float] = []
+    keep = ModelCheckpoint(tmp_path, monitor="loss")
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
+    run = trainer(tmp_path, pruning, Watch(), keep, max_epochs=3, enable_checkpointing=True)
+    run.fit(Lit(), digits())
+    assert pruning.report.history == (
+        Entry(0, 5, 0.0, losses[4]),
+        Entry(1, 5, 0.5),
+        Entry(1, 10, 0.5, losses[9]),
+        Entry(2, 15, 0.5, losses[14]),
+    )
+
+
+def test_only_validation_between_training_steps_is_noted(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
+    stop = EarlyStopping("acc", mode="max", patience=9)
+    options = {"max_epochs": 2, "num_sanity_val_steps": 2}
+    run = fit(tmp_path, model := Lit(), pruning, stop, **options)
+    first = [entry.step for entry in pruning.report.history if entry.metric is not None]
+    assert first == [5, 10]
+    run.validate(model, digits(), verbose=False)
+    fit(tmp_path, model, pruning, stop, **options)
+    assert [entry.step for entry in pruning.report.history if entry.metric is not None] == first * 2
+
+
 def test_multiply_adds_are_those_of_the_layers(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, selector=PerLayer(), schedule=OneShot("1ep"))
     fit(tmp_path, Lit(), pruning, max_epochs=2)
@@ -281,8 +403,9 @@ def test_nothing_optional_is_needed(
     for name in ("rich", "rich.console", "rich.table", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
-    fit(tmp_path, Lit(), pruning, max_epochs=2)
-    assert (tmp_path / "report.json").exists()
+    run = fit(tmp_path, Lit(), pruning, max_epochs=2)
+    assert run.state.finished
+    assert json.loads((tmp_path / "report.json").read_text())["removed"] == SIZE // 2
     assert not (tmp_path / "report.png").exists()
     assert "net.4.weight" in capsys.readouterr().out
 
@@ -310,13 +433,23 @@ def test_a_report_before_the_fit_is_refused() -> None:
         _ = PruningCallback(0.5).report
 
 
+def test_a_name_is_in_the_files_of_the_report(tmp_path: Path) -> None:
+    one = PruningCallback(0.5, structure=Unstructured(include="net.0"), schedule=OneShot("1ep"), name="first")
+    two = PruningCallback(0.5, structure=Unstructured(exclude="net.0"), schedule=OneShot("1ep"))
+    folder = tmp_path / "new" / "folder"
+    fit(folder, Lit(), one, two, max_epochs=2)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"report.json", "report.png", "report-first.json", "report-first.png"}
+    assert json.loads((folder / "report-first.json").read_text())["removed"] == 36
+
+
 @pytest.mark.parametrize("batches", [1, 4])
 @pytest.mark.parametrize("criterion", [Magnitude(), Taylor()])
 def test_fast_dev_run_runs(tmp_path: Path, criterion: Any, batches: int) -> None:
     pruning = PruningCallback(0.5, criterion=criterion)
     fit(tmp_path, Lit(), pruning, fast_dev_run=batches)
     assert pruning.report.removed == (0 if batches == 1 else round(0.5 * SIZE))
-    assert not (tmp_path / "report.json").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:

@@ -182,10 +182,12 @@ def statistics(folder: Path, model: Lit, batch_size: int = 64, **options: Any) -
 STILL = partial(SGD, lr=0.0)
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-5) -> None:
+def assert_same(
+    one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-5, atol: float = 1e-7
+) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=rtol, atol=1e-7)
+        torch.testing.assert_close(value, other[name], rtol=rtol, atol=atol)
 
 
 class Frozen(Lit):
@@ -232,6 +234,27 @@ def test_statistics_see_unscaled_gradients(tmp_path: Path, fused: bool) -> None:
         assert ratio == pytest.approx(1, rel=0.02)  # half precision; a scale left in would be 1024
 
 
+@pytest.mark.parametrize(
+    "scaling", [{"init_scale": 2.0**8}, {"init_scale": 2.0**16}, {"init_scale": 64.0, "growth_interval": 1}]
+)
+def test_statistics_under_manual_optimization_do_not_depend_on_the_loss_scale(
+    tmp_path: Path, scaling: dict[str, Any]
+) -> None:
+    class FrozenManual(Manual):
+        on_train_batch_start = Frozen.on_train_batch_start
+
+    def scaled(**options: Any) -> dict[str, Tensor]:
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **options))
+        model = seeded(lambda: FrozenManual(clip=1e-4, lr=0.0))
+        return statistics(tmp_path, model, plugins=[plugin])
+
+    found = scaled(**scaling)
+    assert int(found["count"]) == 5
+    assert_same(found, scaled(init_scale=2.0**12))
+    plain = statistics(tmp_path, seeded(lambda: Frozen(STILL)))
+    assert_same(found, plain, rtol=0.02, atol=1e-4)
+
+
 def test_a_closure_that_runs_many_times_is_one_observation(tmp_path: Path) -> None:
     assert int(statistics(tmp_path, Lit(partial(LBFGS, lr=1e-3, max_iter=4)))["count"]) == 5
 
@@ -271,8 +294,9 @@ def test_an_event_waits_for_a_finite_gradient(tmp_path: Path) -> None:
                 parameter.grad.nan_to_num_(0, 0, 0)
 
     pruning = PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("1ep"))
-    with pytest.warns(UserWarning, match="waits"):
+    with pytest.warns(UserWarning, match="waits") as warned:
         fit(tmp_path, seeded(lambda: Late(STILL)), pruning, Heal(), max_epochs=3)
+    assert sum("waits" in str(each.message) for each in warned) == 1
     assert pruning.report.history[0].step == 8
     assert pruning.report.removed == round(0.5 * pruning.report.size)
 
