@@ -22,9 +22,9 @@ class Agenda:
         self.steps = 0
         self._handled = {Unit.EPOCH.value: -1, Unit.STEP.value: -1}
 
-    def restart(self) -> None:
-        """A fit begins at its first step: nothing is behind it."""
-        self.steps = 0
+    def restart(self, steps: int = 0) -> None:
+        """A fit begins with no event behind it, after this many steps without pruning."""
+        self.steps = steps
         self._handled = dict.fromkeys(self._handled, -1)
 
     def due(self, epoch: int) -> Event | None:

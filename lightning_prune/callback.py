@@ -183,11 +183,9 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over a loaded state, and the model with it unless that must wait for a batch."""
-        if trainer.global_step == 0:
-            self._agenda.restart()
-        elif self._subject.model is None and self._loaded is None:
-            # resumed from a checkpoint that knew nothing of pruning
-            self._agenda.steps = trainer.global_step // max(1, len(trainer.optimizers))
+        if trainer.global_step == 0 or not self._subject.bound_to(pl_module):
+            # there are steps in a run resumed from a checkpoint that knew nothing of pruning
+            self._agenda.restart(trainer.global_step // max(1, len(trainer.optimizers)))
         if self.compact or self._needs_example:
             check_whole(trainer)
         self._agenda.timetable = self._resolve(trainer)
