@@ -411,8 +411,10 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, statistics, position and history: tensors and plain values only."""
+        if self._loaded is not None:  # and not taken over yet
+            return self._loaded
         if self._subject.store is None:
-            return self._loaded or {}
+            return {}
         return {
             "version": _STATE_VERSION,
             "settings": self._settings(),

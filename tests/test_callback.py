@@ -234,13 +234,17 @@ def test_a_checkpoint_before_any_training_has_no_state(tmp_path: Path) -> None:
     assert again.report.removed == SIZE // 2
 
 
-def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["new", "used before"])
+def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(tmp_path: Path, how: str) -> None:
     def callback() -> PruningCallback:
         return PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "3ep"))
 
     _, pruning = run_to_the_end(tmp_path, callback(), 4)
     path, early = tmp_path / "epoch=1.ckpt", tmp_path / "early.ckpt"
-    fit(tmp_path, Lit(), SaveEarly(early), callback(), ckpt_path=path)
+    used = callback()
+    if how == "used before":
+        fit(tmp_path, Lit(), used)
+    fit(tmp_path, Lit(), SaveEarly(early), used, ckpt_path=path)
     again = callback()
     fit(tmp_path, Lit(), again, ckpt_path=early)
     assert all(torch.equal(again.masks[name], mask) for name, mask in pruning.masks.items())
