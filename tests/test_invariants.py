@@ -294,11 +294,12 @@ def test_an_event_waits_for_a_finite_gradient(tmp_path: Path) -> None:
                 parameter.grad.nan_to_num_(0, 0, 0)
 
     pruning = PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("1ep"))
-    with pytest.warns(UserWarning, match="waits") as warned:
-        fit(tmp_path, seeded(lambda: Late(STILL)), pruning, Heal(), max_epochs=3)
-    assert sum("waits" in str(each.message) for each in warned) == 1
-    assert pruning.report.history[0].step == 8
-    assert pruning.report.removed == round(0.5 * pruning.report.size)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="waits") as warned:
+            fit(tmp_path, seeded(lambda: Late(STILL)), pruning, Heal(), max_epochs=3)
+        assert sum("waits" in str(each.message) for each in warned) == 1
+        assert pruning.report.history[0].step == 8
+        assert pruning.report.removed == round(0.5 * pruning.report.size)
 
 
 def hooks(model: LightningModule, run: Trainer) -> int:
