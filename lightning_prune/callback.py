@@ -92,6 +92,9 @@ class PruningCallback(Callback):
         self._global_step = 0
         self._history: list[Entry] = []
         self._monitor: str | None = None
+        self._before_epoch: Tensor | None = None
+        self._before_validation: Tensor | None = None
+        self._noted = False
         self._loaded: dict[str, Any] | None = None
         self._folder = Path()
         self._shown: float | None = None
@@ -191,6 +194,7 @@ class PruningCallback(Callback):
         self._agenda.timetable = self._resolve(trainer)
         self._global_step = trainer.global_step
         self._monitor = monitored(trainer)
+        self._await_epoch(trainer)
         self._shown = None
         self._warned = False
         self._probe = None
@@ -261,6 +265,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
+        self._note_epoch(trainer, trainer.current_epoch - 1)
         if self._subject.pruner is not None and not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -300,6 +305,9 @@ class PruningCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes at epoch starts: the last metric was measured on the weights that were saved with it."""
+        # the module's own on_train_epoch_end, which may log the metric, comes after that of this callback
+        self._note_epoch(trainer, trainer.current_epoch - 1)
+        self._await_epoch(trainer)
         if self._watch is not None:
             self._watch.watch(trainer.optimizers)
             self._prune_if_due(trainer)
@@ -391,21 +399,37 @@ class PruningCallback(Callback):
             pl_module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
             self._shown = sparsity
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the monitored metric, to tell whether this validation measures it."""
+        self._before_validation = self._metric(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the monitored metric beside the sparsity that it was measured at."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._note_metric(trainer)
+            self._note_metric(trainer, trainer.current_epoch, self._before_validation)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does the same in a fit without validation."""
-        if not trainer.enable_validation:
-            self._note_metric(trainer)
+        """Does the same for a metric of training steps."""
+        self._note_epoch(trainer, trainer.current_epoch)
 
-    def _note_metric(self, trainer: Trainer) -> None:
-        value = trainer.callback_metrics.get(self._monitor or "")
-        if value is not None:
-            sparsity = self._history[-1].sparsity if self._history else 0.0
-            self._history.append(Entry(trainer.current_epoch, self._agenda.steps, sparsity, float(value)))
+    def _metric(self, trainer: Trainer) -> Tensor | None:
+        return trainer.callback_metrics.get(self._monitor or "")
+
+    def _await_epoch(self, trainer: Trainer) -> None:
+        self._before_epoch = self._metric(trainer)
+        self._noted = False
+
+    def _note_epoch(self, trainer: Trainer, epoch: int) -> None:
+        if not self._noted:
+            self._note_metric(trainer, epoch, self._before_epoch)
+
+    def _note_metric(self, trainer: Trainer, epoch: int, before: Tensor | None) -> None:
+        value = self._metric(trainer)
+        if value is None or value is before:  # logging puts a new tensor there
+            return
+        self._noted = True
+        sparsity = self._history[-1].sparsity if self._history else 0.0
+        self._history.append(Entry(epoch, self._agenda.steps, sparsity, float(value)))
 
     # --- state
 

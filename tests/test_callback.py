@@ -249,6 +249,7 @@ def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(tmp_path: P
     fit(tmp_path, Lit(), again, ckpt_path=early)
     assert all(torch.equal(again.masks[name], mask) for name, mask in pruning.masks.items())
     assert again.report.history == pruning.report.history
+    assert again.state_dict()["agenda"] == pruning.state_dict()["agenda"]
 
 
 def test_a_second_fit_goes_on_and_a_new_model_starts_anew(tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_without_validation_the_metric_is_noted_once_an_epoch(tmp_path: Path) ->
             losses.append(float(trainer.callback_metrics["loss"]))
 
     losses: list[float] = []
-    keep = ModelCheckpoint(tmp_path, monitor="loss")
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="loss", save_top_k=-1)
     pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
     run = trainer(tmp_path, pruning, Watch(), keep, max_epochs=3, enable_checkpointing=True)
     run.fit(Lit(), digits())
@@ -379,6 +380,75 @@ def test_without_validation_the_metric_is_noted_once_an_epoch(tmp_path: Path) ->
         Entry(1, 10, 0.5, losses[9]),
         Entry(2, 15, 0.5, losses[14]),
     )
+    saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
+    assert saved["history"][-1]["metric"] == losses[9]
+
+
+class LastLoss(Lit):
+    """Logs at every step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("value", loss)
+        return loss
+
+
+class MeanLoss(Lit):
+    """Logs the mean over an epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("value", loss, on_step=False, on_epoch=True)
+        return loss
+
+
+class AtEpochEnd(Lit):
+    """Logs when the epoch is over."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("value", self.net[6].weight.abs().sum())
+
+
+@pytest.mark.parametrize("model", [LastLoss, MeanLoss, AtEpochEnd])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_metric_of_training_is_noted_in_its_own_epoch(tmp_path: Path, model: type[Lit], every: int) -> None:
+    class Watch(ModelCheckpoint):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            logged.append(float(trainer.callback_metrics["value"]))
+
+    logged: list[float] = []
+    pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep"))
+    watch = Watch(tmp_path, monitor="value")
+    fit(tmp_path, model(), pruning, watch, check_val_every_n_epoch=every, enable_checkpointing=True)
+    assert [entry for entry in pruning.report.history if entry.metric is not None] == [
+        Entry(0, 5, 0.0, logged[0]),
+        Entry(1, 10, 0.0, logged[1]),
+        Entry(2, 15, 0.25, logged[2]),
+        Entry(3, 20, 0.5, logged[3]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"check_val_every_n_epoch": 2}, [10, 20]), ({"val_check_interval": 2}, [2, 4, 7, 9, 12, 14, 17, 19])],
+)
+def test_a_metric_of_validation_is_noted_where_it_was_measured(
+    tmp_path: Path, options: dict[str, int], steps: list[int]
+) -> None:
+    pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep"))
+    fit(tmp_path, Lit(), pruning, EarlyStopping("acc", mode="max", patience=9), **options)
+    assert [entry.step for entry in pruning.report.history if entry.metric is not None] == steps
+
+
+def test_a_metric_is_noted_at_the_end_of_an_epoch_that_was_resumed_in_its_middle(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"))
+    stop = EarlyStopping("loss", patience=9, check_on_train_epoch_end=True)
+    keep = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=8)
+    run = trainer(tmp_path, pruning, stop, keep, max_epochs=3, enable_checkpointing=True)
+    run.fit(Lit(), digits())
+    again = trainer(tmp_path, pruning, stop, max_epochs=3)
+    again.fit(Lit(), digits(), ckpt_path=tmp_path / "middle.ckpt")
+    assert [entry.step for entry in pruning.report.history if entry.metric is not None] == [5, 10, 15]
 
 
 def test_only_validation_between_training_steps_is_noted(tmp_path: Path) -> None:
