@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lit import Lit, Manual, digits, fit, seeded, trainer
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from lightning_prune import (
     Cubic,
@@ -531,41 +530,6 @@ def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="ended before the last pruning event"):
         fit(tmp_path, Lit(), pruning, Stop(2), max_epochs=6)
     assert 0 < pruning.report.removed < round(0.5 * SIZE)
-
-
-# --- lengths of a fit
-
-
-class Stream(IterableDataset[Any]):
-    """The digits, without a length."""
-
-    def __iter__(self) -> Any:
-        yield from digits().dataset
-
-
-def stream() -> Any:
-    return torch.utils.data.DataLoader(Stream(), 64)
-
-
-def test_data_without_length_can_be_counted_in_epochs_or_steps(tmp_path: Path) -> None:
-    for schedule in (Cubic("1ep", "2ep"), OneShot("7st"), Cubic("25%", "75%")):
-        pruning = PruningCallback(0.5, schedule=schedule)
-        trainer(tmp_path, pruning, max_epochs=4).fit(Lit(), stream())
-        assert pruning.report.removed == round(0.5 * SIZE)
-    with pytest.raises(ValueError, match="start='1ep' cannot be turned into optimizer steps"):
-        trainer(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "9st"))).fit(Lit(), stream())
-
-
-def test_shares_of_max_steps(tmp_path: Path) -> None:
-    pruning = PruningCallback(0.5, schedule=Linear("25%", "75%", "25%"))
-    fit(tmp_path, Lit(), pruning, max_epochs=-1, max_steps=16)
-    assert [event.step for event in pruning.report.history if event.metric is None] == [4, 8, 12]
-
-
-def test_a_single_epoch_is_divided_by_batches(tmp_path: Path) -> None:
-    pruning = PruningCallback(0.5, criterion=Gradient(), schedule=OneShot("40%"))
-    fit(tmp_path, Lit(), pruning, max_epochs=1)
-    assert [event.step for event in pruning.report.history if event.metric is None] == [2]
 
 
 # --- what bad input gets, before the first step

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lit import Lit, Manual, digits, fit, trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_prune import Linear, OneShot, PruningCallback, Steps
+from lightning_prune import Cubic, Gradient, Linear, OneShot, PruningCallback, Steps
 
 
 def stepped(pruning: PruningCallback) -> list[int]:
@@ -112,6 +112,29 @@ class Stop(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = trainer.current_epoch == 2
+
+
+def test_data_without_length_can_be_counted_in_epochs_or_steps(tmp_path: Path) -> None:
+    for schedule in (Cubic("1ep", "2ep"), OneShot("7st"), Cubic("25%", "75%")):
+        pruning = PruningCallback(0.5, schedule=schedule)
+        trainer(tmp_path, pruning, max_epochs=4).fit(Lit(), DataLoader(Stream(), 64))
+        assert pruning.report.removed == pruning.report.size // 2
+    with pytest.raises(ValueError, match="start='1ep' cannot be turned into optimizer steps"):
+        trainer(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "9st"))).fit(
+            Lit(), DataLoader(Stream(), 64)
+        )
+
+
+def test_shares_of_max_steps(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=Linear("25%", "75%", "25%"))
+    fit(tmp_path, Lit(), pruning, max_epochs=-1, max_steps=16)
+    assert stepped(pruning) == [4, 8, 12]
+
+
+def test_a_single_epoch_is_divided_by_batches(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, criterion=Gradient(), schedule=OneShot("40%"))
+    fit(tmp_path, Lit(), pruning, max_epochs=1)
+    assert stepped(pruning) == [2]
 
 
 @pytest.mark.parametrize("moment", ["2ep", "10st"])
