@@ -362,7 +362,8 @@ class PruningCallback(Callback):
                 scale = 1.0 if unscaled else loss_scale(trainer)
                 subject.pruner.observe(gradients(store, parameters, scale))
             else:
-                subject.pruner.observe(self._copies.take(store.named(parameters)))
+                stepping = [parameter for parameter in parameters if parameter.grad is not None]
+                subject.pruner.observe(self._copies.take(store.named(stepping)))
         store.apply_to_grads_(parameters)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -219,6 +219,34 @@ def test_statistics_see_unclipped_gradients_under_manual_optimization(tmp_path: 
     assert_same(plain, manual)
 
 
+def test_a_layer_that_takes_no_part_in_a_step_is_not_observed(tmp_path: Path) -> None:
+    class Parts(Manual):
+        """The last layer takes part in the first batch; the first optimizer has a loss of its own."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            first, second = self.optimizers()
+            first.zero_grad()
+            second.zero_grad()
+            whole = self.loss(batch) if batch_idx == 0 else self.net[:6](batch[0]).square().mean()
+            self.manual_backward(whole)
+            second.step()
+            self.manual_backward(self.net[:4](batch[0]).square().mean())
+            first.step()
+
+    pruning = PruningCallback(0.5, criterion=Trace(), schedule=OneShot("1ep"))
+    counts: dict[str, int] = {}
+
+    class Keep(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            if counts:
+                return
+            found = pruning.state_dict()["pruner"]["statistics"]
+            counts.update({name: int(each["count"]) for name, each in found.items()})
+
+    fit(tmp_path, seeded(Parts), pruning, Keep(), max_epochs=2)
+    assert counts == {"net.0.weight": 5, "net.4.weight": 5, "net.6.weight": 1}
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_statistics_see_unscaled_gradients(tmp_path: Path, fused: bool) -> None:
     plain = statistics(tmp_path, seeded(lambda: Frozen(STILL)))
