@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,12 +23,13 @@ from lightning_prune.collect import (
     parameters_of,
 )
 from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
 from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, transfer
 from lightning_prune.pruner import Pruner, check_parts
-from lightning_prune.report import Entry, Report, measure
+from lightning_prune.report import Report, measure
 from lightning_prune.sandbox import probe_of
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
@@ -90,11 +91,7 @@ class PruningCallback(Callback):
         self._copies = GradientCopies()
         self._agenda = Agenda()
         self._global_step = 0
-        self._history: list[Entry] = []
-        self._monitor: str | None = None
-        self._before_epoch: Tensor | None = None
-        self._before_validation: Tensor | None = None
-        self._noted = False
+        self._history = History()
         self._loaded: dict[str, Any] | None = None
         self._folder = Path()
         self._shown: float | None = None
@@ -136,7 +133,7 @@ class PruningCallback(Callback):
                 protected=tuple(sorted(subject.pruner.protected)),
                 left_out=subject.pruner.left_out,
             )
-        return replace(report, monitor=self._monitor, history=tuple(self._history))
+        return replace(report, monitor=self._history.monitor, history=tuple(self._history.entries))
 
     @property
     def _example(self) -> Any:
@@ -193,8 +190,6 @@ class PruningCallback(Callback):
             check_whole(trainer)
         self._agenda.timetable = self._resolve(trainer)
         self._global_step = trainer.global_step
-        self._monitor = monitored(trainer)
-        self._await_epoch(trainer)
         self._shown = None
         self._warned = False
         self._probe = None
@@ -209,6 +204,7 @@ class PruningCallback(Callback):
         assert self._subject.store is not None
         self._watch = OptimizerWatch(self._subject.store)
         self._watch.watch(trainer.optimizers)
+        self._history.begin_fit(monitored(trainer))
 
     @property
     def _needs_example(self) -> bool:
@@ -223,7 +219,7 @@ class PruningCallback(Callback):
         """
         state = None if self._loaded is None else self._loaded["pruner"]
         if not self._subject.bound_to(model):
-            self._history = []
+            self._history = History()
         if state is not None and state["plan"] is not None:
             self._subject.bind_compacted(model, state)
         else:
@@ -265,7 +261,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        self._note_epoch(trainer, trainer.current_epoch - 1)
+        self._end_epoch(trainer, trainer.current_epoch - 1)
         if self._subject.pruner is not None and not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -306,8 +302,8 @@ class PruningCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes at epoch starts: the last metric was measured on the weights that were saved with it."""
         # the module's own on_train_epoch_end, which may log the metric, comes after that of this callback
-        self._note_epoch(trainer, trainer.current_epoch - 1)
-        self._await_epoch(trainer)
+        self._end_epoch(trainer, trainer.current_epoch - 1)
+        self._history.begin_epoch(trainer.callback_metrics)
         if self._watch is not None:
             self._watch.watch(trainer.optimizers)
             self._prune_if_due(trainer)
@@ -337,7 +333,7 @@ class PruningCallback(Callback):
         sparsity = pruner.sparsity
         if self._agenda.over and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._history.append(Entry(trainer.current_epoch, self._agenda.steps, sparsity))
+        self._history.prune(trainer.current_epoch, self._agenda.steps, sparsity)
         removed = {
             f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
             for name, mask in self.masks.items()
@@ -395,42 +391,26 @@ class PruningCallback(Callback):
         # one for a batch, however many optimizers stepped; none while gradients accumulate
         self._agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step
-        sparsity = self._history[-1].sparsity if self._history else 0.0
+        sparsity = self._history.sparsity
         if batch_idx == 0 or sparsity != self._shown:
             pl_module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
             self._shown = sparsity
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers the monitored metric, to tell whether this validation measures it."""
-        self._before_validation = self._metric(trainer)
+        self._history.begin_validation(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the monitored metric beside the sparsity that it was measured at."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._note_metric(trainer, trainer.current_epoch, self._before_validation)
+            self._history.end_validation(trainer.callback_metrics, trainer.current_epoch, self._agenda.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does the same for a metric of training steps."""
-        self._note_epoch(trainer, trainer.current_epoch)
+        self._end_epoch(trainer, trainer.current_epoch)
 
-    def _metric(self, trainer: Trainer) -> Tensor | None:
-        return trainer.callback_metrics.get(self._monitor or "")
-
-    def _await_epoch(self, trainer: Trainer) -> None:
-        self._before_epoch = self._metric(trainer)
-        self._noted = False
-
-    def _note_epoch(self, trainer: Trainer, epoch: int) -> None:
-        if not self._noted:
-            self._note_metric(trainer, epoch, self._before_epoch)
-
-    def _note_metric(self, trainer: Trainer, epoch: int, before: Tensor | None) -> None:
-        value = self._metric(trainer)
-        if value is None or value is before:  # logging puts a new tensor there
-            return
-        self._noted = True
-        sparsity = self._history[-1].sparsity if self._history else 0.0
-        self._history.append(Entry(epoch, self._agenda.steps, sparsity, float(value)))
+    def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
+        self._history.end_epoch(trainer.callback_metrics, epoch, self._agenda.steps)
 
     # --- state
 
@@ -445,9 +425,7 @@ class PruningCallback(Callback):
             "settings": self._settings(),
             "pruner": self._subject.state_dict(),
             "agenda": self._agenda.state_dict(),
-            "history": [asdict(entry) for entry in self._history],
-            "monitor": self._monitor,
-        }
+        } | self._history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a saved state until the model is there to take it.
@@ -477,8 +455,7 @@ class PruningCallback(Callback):
         pruner = self._subject.pruner
         notes = [] if pruner is None else pruner.load_state_dict(state["pruner"])
         self._agenda.load_state_dict(state["agenda"])
-        self._history = [Entry(**entry) for entry in state["history"]]
-        self._monitor = state["monitor"]
+        self._history.load_state_dict(state)
         for name, now in self._settings().items():
             before = state["settings"].get(name)
             if before != now:
