@@ -35,8 +35,10 @@ class History:
         return self.entries[-1].sparsity if self.entries else 0.0
 
     def begin_fit(self, monitor: str | None) -> None:
-        """Begins with no metric logged yet."""
-        self.monitor = monitor
+        """No metric is logged yet. Earlier looks at another metric are left out: they do not compare."""
+        if monitor not in (None, self.monitor):
+            self.monitor = monitor
+            self.entries = [entry for entry in self.entries if entry.metric is None]
         self.begin_epoch({})
 
     def prune(self, epoch: int, step: int, sparsity: float) -> None:

@@ -18,6 +18,7 @@ from lit import Lit, Manual, digits, fit, seeded, trainer
 from torch import nn
 
 from lightning_prune import (
+    Channels,
     Cubic,
     Exponential,
     Fisher,
@@ -32,6 +33,7 @@ from lightning_prune import (
     PruningCallback,
     Random,
     Steps,
+    Structure,
     Taylor,
     Threshold,
     Unstructured,
@@ -448,6 +450,26 @@ def test_a_metric_is_noted_at_the_end_of_an_epoch_that_was_resumed_in_its_middle
     again = trainer(tmp_path, pruning, stop, max_epochs=3)
     again.fit(Lit(), digits(), ckpt_path=tmp_path / "middle.ckpt")
     assert [entry.step for entry in pruning.report.history if entry.metric is not None] == [5, 10, 15]
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
+def test_a_resume_that_is_judged_by_another_metric_leaves_out_the_earlier_one(
+    tmp_path: Path, structure: Structure
+) -> None:
+    def callback() -> PruningCallback:
+        return PruningCallback(0.3, structure=structure, schedule=OneShot("1ep"))
+
+    keep = ModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="acc", save_top_k=-1, save_on_train_epoch_end=True
+    )
+    fit(tmp_path, Lit(), callback(), keep, max_epochs=2, enable_checkpointing=True)
+    stop, path = EarlyStopping("loss", patience=9), tmp_path / "epoch=1.ckpt"
+    fit(tmp_path, Lit(), other := callback(), stop, ckpt_path=path, max_epochs=3)
+    assert other.report.monitor == "loss"
+    assert [(entry.step, entry.metric is None) for entry in other.report.history] == [(5, True), (15, False)]
+    fit(tmp_path, Lit(), none := callback(), ckpt_path=path, max_epochs=3)
+    assert none.report.monitor == "acc"
+    assert [entry.step for entry in none.report.history if entry.metric is not None] == [5, 10, 15]
 
 
 def test_only_validation_between_training_steps_is_noted(tmp_path: Path) -> None:
