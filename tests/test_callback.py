@@ -235,10 +235,13 @@ def test_a_checkpoint_before_any_training_has_no_state(tmp_path: Path) -> None:
     assert again.report.removed == SIZE // 2
 
 
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
 @pytest.mark.parametrize("how", ["new", "used before"])
-def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(tmp_path: Path, how: str) -> None:
+def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(
+    tmp_path: Path, how: str, structure: Structure
+) -> None:
     def callback() -> PruningCallback:
-        return PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "3ep"))
+        return PruningCallback(0.8, criterion=Taylor(), structure=structure, schedule=Cubic("1ep", "3ep"))
 
     _, pruning = run_to_the_end(tmp_path, callback(), 4)
     path, early = tmp_path / "epoch=1.ckpt", tmp_path / "early.ckpt"
