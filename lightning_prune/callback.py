@@ -442,12 +442,14 @@ class PruningCallback(Callback):
         self._loaded = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a state that an earlier run loaded and did not use; minds the shapes of what is loaded."""
+        """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
         self._watch = None
+        if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
+            self._subject.forget()
         self._load_hook = LoadHook(
             pl_module,
-            self._subject.before_load,
+            lambda checkpoint: self._subject.before_load(pl_module),
             lambda checkpoint: self._subject.after_load(pl_module, checkpoint, self.state_key),
         )
 

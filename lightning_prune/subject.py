@@ -86,10 +86,10 @@ class Subject:
             self.store.masks[name].copy_(mask)
         self.pruner = None
 
-    def before_load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Gives a compacted network its dense shapes back: the checkpoint may be older."""
-        if self.model is not None and self.plan is not None:
-            expand_(self.model, self.plan)
+    def before_load(self, model: nn.Module) -> None:
+        """Gives this network its dense shapes back, if it is compacted: the checkpoint may be older."""
+        if self.model is model and self.plan is not None:
+            expand_(model, self.plan)
             self.forget()
 
     def after_load(self, model: nn.Module, checkpoint: Mapping[str, Any], state_key: str) -> None:

@@ -236,6 +236,17 @@ def test_a_checkpoint_before_any_training_has_no_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("structure", [Unstructured(), Channels()])
+def test_a_checkpoint_of_another_model_before_it_trains_has_no_state(
+    tmp_path: Path, structure: Structure
+) -> None:
+    path = tmp_path / "early.ckpt"
+    pruning = PruningCallback(0.5, structure=structure, schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), pruning, max_epochs=2)
+    fit(tmp_path, Lit(), SaveEarly(path), pruning, max_epochs=2)
+    assert "PruningCallback" not in torch.load(path, weights_only=True)["callbacks"]
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
 @pytest.mark.parametrize("how", ["new", "used before"])
 def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(
     tmp_path: Path, how: str, structure: Structure

@@ -20,6 +20,7 @@ from torch.optim import SGD, Adam
 from lightning_prune import (
     Channels,
     CompactionError,
+    Magnitude,
     PruningCallback,
     Steps,
     Taylor,
@@ -322,6 +323,25 @@ def test_a_new_process_gives_the_same_outputs(tmp_path: Path) -> None:
     folder = str(Path(__file__).parent)
     subprocess.run([sys.executable, "-c", script, path, folder], check=True)
     assert torch.equal(torch.load(f"{path}.out"), expected)
+
+
+@pytest.mark.parametrize("what", ["fit", "test"])
+def test_a_compacted_network_stays_so_when_another_is_loaded(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "dense.ckpt"
+    dense = trainer(tmp_path, max_epochs=1)
+    dense.fit(Watched(), digits())
+    dense.save_checkpoint(path)
+    model, callback = seeded(Watched), pruning(criterion=Magnitude())
+    fit(tmp_path, model, callback, max_epochs=2)
+    small, expected = shapes(model), outputs(model)
+    if what == "fit":
+        fit(tmp_path, other := Watched(), callback, ckpt_path=path, max_epochs=3)
+        assert shapes(other) != DENSE
+    else:
+        trainer(tmp_path, callback).test(other := Watched(), digits(), ckpt_path=path, verbose=False)
+        assert shapes(other) == DENSE
+    assert shapes(model) == small
+    assert torch.equal(outputs(model), expected)
 
 
 def test_the_best_checkpoint_of_a_fit_restores_the_dense_shapes(tmp_path: Path) -> None:
