@@ -261,6 +261,8 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
+        if self._watch is None:
+            return
         self._end_epoch(trainer, trainer.current_epoch - 1)
         if self._subject.pruner is not None and not self._agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
@@ -270,6 +272,9 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
+        if self._watch is None:
+            rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
+            return
         if not self.compact:
             return
         subject = self._subject

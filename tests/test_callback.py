@@ -568,6 +568,22 @@ def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:
     assert 0 < pruning.report.removed < round(0.5 * SIZE)
 
 
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("after_validation", [False, True])
+def test_a_fit_that_has_no_batch_left_warns_and_keeps_the_state(
+    tmp_path: Path, compact: bool, after_validation: bool
+) -> None:
+    def callback(compact: bool) -> PruningCallback:
+        return PruningCallback(0.5, structure=Channels(), schedule=OneShot("1ep"), compact=compact)
+
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=not after_validation)
+    fit(tmp_path, Lit(), done := callback(False), keep, max_epochs=2, enable_checkpointing=True)
+    again = callback(compact)
+    with pytest.warns(UserWarning, match="ended before its first batch: nothing is pruned"):
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+    assert again.state_dict()["history"] == done.state_dict()["history"]
+
+
 # --- what bad input gets, before the first step
 
 
