@@ -247,7 +247,7 @@ def test_a_checkpoint_of_another_model_before_it_trains_has_no_state(
 
 
 @pytest.mark.parametrize("structure", [Unstructured(), Channels()])
-@pytest.mark.parametrize("how", ["new", "used before"])
+@pytest.mark.parametrize("how", ["new", "used before", "with another model"])
 def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(
     tmp_path: Path, how: str, structure: Structure
 ) -> None:
@@ -256,10 +256,10 @@ def test_a_checkpoint_before_a_resumed_run_trains_hands_the_state_on(
 
     _, pruning = run_to_the_end(tmp_path, callback(), 4)
     path, early = tmp_path / "epoch=1.ckpt", tmp_path / "early.ckpt"
-    used = callback()
-    if how == "used before":
-        fit(tmp_path, Lit(), used)
-    fit(tmp_path, Lit(), SaveEarly(early), used, ckpt_path=path)
+    used, model = callback(), Lit()
+    if how != "new":
+        fit(tmp_path, model if how == "used before" else Lit(), used)
+    fit(tmp_path, model, SaveEarly(early), used, ckpt_path=path)
     again = callback()
     fit(tmp_path, Lit(), again, ckpt_path=early)
     assert all(torch.equal(again.masks[name], mask) for name, mask in pruning.masks.items())
@@ -460,9 +460,9 @@ def test_a_metric_is_noted_at_the_end_of_an_epoch_that_was_resumed_in_its_middle
     stop = EarlyStopping("loss", patience=9, check_on_train_epoch_end=True)
     keep = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=8)
     run = trainer(tmp_path, pruning, stop, keep, max_epochs=3, enable_checkpointing=True)
-    run.fit(Lit(), digits())
+    run.fit(model := Lit(), digits())
     again = trainer(tmp_path, pruning, stop, max_epochs=3)
-    again.fit(Lit(), digits(), ckpt_path=tmp_path / "middle.ckpt")
+    again.fit(model, digits(), ckpt_path=tmp_path / "middle.ckpt")
     assert [entry.step for entry in pruning.report.history if entry.metric is not None] == [5, 10, 15]
 
 

@@ -340,6 +340,7 @@ def test_a_compacted_network_stays_so_when_another_is_loaded(tmp_path: Path, wha
     else:
         trainer(tmp_path, callback).test(other := Watched(), digits(), ckpt_path=path, verbose=False)
         assert shapes(other) == DENSE
+        assert callback.report.params == sum(parameter.numel() for parameter in model.parameters())
     assert shapes(model) == small
     assert torch.equal(outputs(model), expected)
 
