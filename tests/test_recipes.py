@@ -34,8 +34,12 @@ def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path) -> None:
     )
     saved = json.loads((Path(run.trainer.log_dir) / "report.json").read_text())
     assert saved["removed"] > 0
-    target = run.config.fit.pruning.target
-    if target is not None:
+    target, compacted = run.config.fit.pruning.target, saved["dense"] is not None
+    assert compacted == run.config.fit.pruning.compact
+    if compacted:
+        assert saved["macs"] < saved["dense"]["macs"]
+        assert saved["params"] == sum(each.numel() for each in run.model.parameters())
+    elif target is not None:
         assert saved["removed"] == round(target * saved["size"])
     assert run.trainer.test(run.model, run.datamodule, verbose=False)[0]["test_acc"] >= 0
 

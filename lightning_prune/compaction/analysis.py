@@ -83,14 +83,15 @@ def analyse(model: nn.Module, probe: Probe) -> Units:
     named = unique_names(group for group, _ in passed)
     owners = [(group, number) for group, (_, number) in zip(named, passed, strict=True)]
     units = Units(named, frozen, budgets(model, list(traces.values()), owners))
+    trial.sharpen()
     return units.without(trial.failing(uneven(named)))
 
 
 def _check_way(model: nn.Module, probe: Probe) -> None:
-    twin, stirred = copy.deepcopy(model), copy.deepcopy(model)
-    stir_(stirred)
+    before, after = copy.deepcopy(model), copy.deepcopy(model)
+    stir_(after)
     ways = []
-    for each in (twin, stirred):
+    for each in (before, after):
         with evaluating(each), plain_attention(), Tape() as tape:
             probe(each)
         ways.append(tape.steps)
@@ -112,14 +113,14 @@ def _try(trial: Trial, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], di
         leaves = tuple(part.name.rpartition(".")[2] for part in group.masked)
         kin[leaves, group.size, tuple(key for _, key in group.attributes)].append(group)
     ends = {group.name: group for alike in kin.values() for group in (alike[0], alike[-1])}
-    failing = trial.failing(uneven(list(ends.values())), rough=True)
+    failing = trial.failing(uneven(list(ends.values())))
     rest = []
     for alike in kin.values():
         if alike[0].name in failing and alike[-1].name in failing:
             failing |= {group.name: failing[alike[0].name] for group in alike}
         else:
             rest += [group for group in alike if group.name not in ends]
-    failing |= trial.failing(uneven(rest), rough=True)
+    failing |= trial.failing(uneven(rest))
     return [group for group in groups if group.name not in failing], failing
 
 
@@ -175,21 +176,21 @@ def _traced(model: nn.Module, probe: Probe, split: Split) -> tuple[Trace, dict[s
     Returns:
         The trace, and name to reason of matrices that it has not seen.
     """
-    twin = copy.deepcopy(model)
-    trace = Trace(twin, split)
+    copied = copy.deepcopy(model)
+    trace = Trace(copied, split)
     why = "took no part in the forward pass"
-    with evaluating(twin):
-        trace.follow(probe, count=True)
+    with evaluating(copied):
+        trace.follow(copied, probe, count=True)
         for other in probe.others:
-            trace.follow(other)
-        if not trace.seen.issuperset(name for name, _ in twin.named_parameters()):
-            _train(twin)
+            trace.follow(copied, other)
+        if not trace.seen.issuperset(name for name, _ in copied.named_parameters()):
+            _train(copied)
             try:
                 for each in (probe, *probe.others):
-                    trace.follow(each)
+                    trace.follow(copied, each)
             except Exception as error:  # a user's forward may raise anything
                 why += f", which fails in training mode with {error!r}"
-    matrices = [name for name, parameter in twin.named_parameters() if parameter.ndim > 1]
+    matrices = [name for name, parameter in copied.named_parameters() if parameter.ndim > 1]
     return trace, {name: why for name in matrices if name not in trace.seen}
 
 

@@ -116,6 +116,7 @@ def prove(model: nn.Module, kept: Kept, probe: Probe) -> Plan:
         CompactionError: If outputs differ; the message names the groups at fault.
     """
     trial = Trial(model, probe, ahead=False)
+    trial.sharpen()
     failing = trial.failing(kept)
     if failing:
         faults = "; ".join(f"{name} {why}" for name, why in failing.items())

@@ -35,7 +35,7 @@ class _Bench:
 
 
 class Trial:
-    """Copies of a model: in single precision, to see roughly, and in double, where it runs in that, to be sure.
+    """A copy of a model to cut: in single precision, to see roughly, then in double, where it runs in that.
 
     Args:
         model: Stays as it is.
@@ -48,50 +48,59 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, probe: Probe, *, ahead: bool) -> None:
-        self._ahead = ahead
-        self._rough = self._bench(model, probe, torch.float32)
+        self._model, self._probe, self._ahead = model, probe, ahead
+        self._bench = bench = self._make(torch.float32)
+        self._rough = True
         try:
-            first, second = self._rough.run(self._rough.model), self._rough.run(self._rough.model)
+            first, second = bench.run(bench.model), bench.run(bench.model)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
-        if relative_difference(first, second) > self._rough.tolerance:
+        if relative_difference(first, second) > bench.tolerance:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
-        fine = self._bench(model, probe, torch.float64)
-        try:
-            fine.run(fine.model)
-        except Exception:  # a user's forward may raise anything where a type is fixed in it
-            fine = self._rough
-        self._fine = fine
 
-    def _bench(self, model: nn.Module, probe: Probe, dtype: torch.dtype) -> _Bench:
-        twin = copy.deepcopy(model).to(dtype)
+    def _make(self, dtype: torch.dtype) -> _Bench:
+        model = copy.deepcopy(self._model).to(dtype)
         if self._ahead:
-            stir_(twin)
-        return _Bench(twin, probe.to(dtype), _TOLERANCE[dtype])
+            stir_(model)
+        return _Bench(model, self._probe.to(dtype), _TOLERANCE[dtype])
 
-    def failing(self, kept: Kept, *, rough: bool = False) -> dict[str, str]:
+    def sharpen(self) -> None:
+        """Goes on in double precision, if the model runs in that."""
+        if not self._rough:
+            return
+        self._rough = False
+        del self._bench  # of large models there is no room for both
+        self._bench = self._make(torch.float64)
+        try:
+            self._bench.run(self._bench.model)
+        except Exception:  # a user's forward may raise anything where a type is fixed in it
+            del self._bench
+            self._bench = self._make(torch.float32)
+
+    def failing(self, kept: Kept) -> dict[str, str]:
         """Group name to reason, for those that cannot be cut.
 
-        All groups are cut at once; where that fails, halves are, down to those at fault.
+        All groups are cut at once; where that fails, halves are, down to those at fault. In single precision
+        that shows what is wrong, but not what is right.
 
         Args:
             kept: Groups, each with a bool a unit, False where it goes.
-            rough: Whether single precision will do: it shows what is wrong, but not what is right.
         """
         if not kept:
             return {}
-        why = self._fails(kept, self._rough if rough else self._fine)
+        why = self._fails(kept)
         if why is None:
             return {}
         if len(kept) == 1:
             return {kept[0][0].name: why}
         middle = len(kept) // 2
-        return self.failing(kept[:middle], rough=rough) | self.failing(kept[middle:], rough=rough)
+        return self.failing(kept[:middle]) | self.failing(kept[middle:])
 
-    def _fails(self, kept: Kept, bench: _Bench) -> str | None:
-        model = copy.deepcopy(bench.model)
+    def _fails(self, kept: Kept) -> str | None:
+        bench = self._bench
+        model = _lean_copy(bench.model)
         if self._ahead:
-            _zero(model, kept)
+            _zero_(model, kept)
         expected = bench.run(model)
         try:
             replay_(model, make_plan(model, kept))
@@ -103,13 +112,22 @@ class Trial:
         return None
 
 
+def _lean_copy(model: nn.Module) -> nn.Module:
+    """A copy of its own but for the memory of its parameters, which get other ``data`` when it is cut."""
+    shared = {id(each): nn.Parameter(each.data, each.requires_grad) for each in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
 @torch.no_grad()
-def _zero(model: nn.Module, kept: Kept) -> None:
+def _zero_(model: nn.Module, kept: Kept) -> None:
     """Sets what is masked with each unit that goes to 0, in a model of the groups' architecture."""
     tensors = dict(model.named_parameters())
     for group, units in kept:
         for part in group.masked:
-            tensors[part.name].mul_(part.spread(units.to(part.weight.device)))
+            tensor, keep = tensors.pop(part.name, None), part.spread(units.to(part.weight.device))
+            if tensor is not None:
+                tensor.data = tensor.data.clone()
+            model.get_parameter(part.name).mul_(keep)
 
 
 def uneven(groups: Sequence[UnitGroup]) -> Kept:
@@ -131,7 +149,8 @@ def stir_(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
-            spread = 0.1 * tensor.abs().mean() + 0.01
+            spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
             # running variances stay above 0, everything else goes both ways
-            tensor.add_(noise * spread if name.endswith("var") else (2 * noise - 1) * spread)
+            noise = noise if name.endswith("var") else noise.mul_(2).sub_(1)
+            tensor.add_(noise.mul_(spread))

@@ -65,7 +65,6 @@ class Trace(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
         self.divided = False
-        self._model = model
         self._split = split
         self.places: dict[str, tuple[Tensor, ...]] = {}
         self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
@@ -123,10 +122,11 @@ class Trace(TorchDispatchMode):
         """Names of the tensors that took part in what ran."""
         return frozenset(self._seen)
 
-    def follow(self, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
+    def follow(self, model: nn.Module, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
         """Watches a pass, without gradients, with attention in its plain form; what it gives is frozen.
 
         Args:
+            model: The one that this trace was made for.
             run: The pass, given a model. A copy runs it first, to see which ops have a part in what it gives:
                 others couple nothing.
             count: Whether its multiply-adds are counted.
@@ -135,14 +135,14 @@ class Trace(TorchDispatchMode):
             ValueError: If the model does not run the same ops as its copy.
         """
         self._counting = count
-        twin = copy.deepcopy(self._model)
+        copied = copy.deepcopy(model)
         with torch.no_grad(), plain_attention():
             with (tape := Tape()):
-                result = run(twin)
-            live = tape.live((result, [*twin.parameters(), *twin.buffers()]))
+                result = run(copied)
+            live = tape.live((result, [*copied.parameters(), *copied.buffers()]))
             self._steps = list(zip(tape.steps, live, strict=True))[::-1]
             with self:
-                result = run(self._model)
+                result = run(model)
         self._check(not self._steps)
         for leaf in tree_leaves(result):
             if torch.is_tensor(leaf):

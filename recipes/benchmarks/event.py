@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from resident import forget_peak, peak, resident
 from torch import nn
 from torch.nn.utils import prune
 from torchvision.models import resnet18
@@ -61,7 +62,7 @@ def seconds(arm: str, millions: int) -> float:
     return time.perf_counter() - begun
 
 
-def peak(arm: str, millions: int) -> float:
+def added(arm: str, millions: int) -> float:
     """Bytes a weight that an event adds at its peak, masks that it leaves included."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (arm, millions))
@@ -72,16 +73,11 @@ def _peak(arm: str, millions: int) -> float:
     model = network(millions)
     size = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
     ARMS[arm](network(1))()  # what libraries allocate once
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    forget_peak()
     event = ARMS[arm](model)
     event()
-    return (_status("VmHWM") - before) / size
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return (peak() - before) / size
 
 
 def compare(millions: int, rounds: int) -> dict[str, float]:
@@ -93,7 +89,7 @@ def compare(millions: int, rounds: int) -> dict[str, float]:
     row = {"millions": float(millions)}
     for arm, taken in times.items():
         row[f"{arm} s"] = statistics.median(taken[1:])  # the first round warms up
-        row[f"{arm} bytes a weight"] = peak(arm, millions)
+        row[f"{arm} bytes a weight"] = added(arm, millions)
     row["ratio"] = row["global_unstructured s"] / row["ours s"]
     return row
 

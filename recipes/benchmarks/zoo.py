@@ -1,0 +1,124 @@
+"""Half of the channels of every classifier that torchvision lists: analysed, masked, cut out and compared.
+
+    python recipes/benchmarks/zoo.py --out FILE.json
+
+Weights are random. Half of each group's units go by magnitude; then outputs of the masked and the compacted
+network are compared in double precision, apart from the proof that ``compact`` makes. Each model has a process
+of its own. Memory is what analysis, or one pass, adds at its peak to what is resident before (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from resident import forget_peak, peak, resident
+from torch import Tensor, nn
+
+from lightning_prune import Channels, PerLayer, Pruner, compact
+
+SIZES = {"inception_v3": 299, "vit_h_14": 224}
+
+
+def names() -> list[str]:
+    """Every classifier."""
+    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return listed
+
+
+def build(name: str) -> nn.Module:
+    """A classifier with random weights, none of them 0 or 1, and with random statistics."""
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.get_model(name, weights=None).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for leaf, buffer in model.named_buffers():
+            if leaf.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+    return model
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One row."""
+    torch.set_num_threads(2)
+    model = build(name)
+    images = torch.randn(1, 3, *(SIZES.get(name, 224),) * 2)
+    before = resident()
+    forget_peak()
+    outputs(model, images)
+    forward = peak() - before
+    before = resident()
+    forget_peak()
+    begun = time.perf_counter()
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=images)
+    seconds, memory = time.perf_counter() - begun, peak() - before
+    pruner.prune(1.0)
+    model, images = model.double(), images.double()
+    smaller = compact(model, pruner.masks, images)
+    expected = outputs(model, images)
+    size, kept = parameters(model), parameters(smaller)
+    covered = sum(model.get_parameter(each).numel() for each in pruner.masks)
+    return {
+        "name": name,
+        "seconds": seconds,
+        "forward bytes": forward,
+        "analysis bytes": memory,
+        "parameters": size,
+        "frozen": 1 - covered / size,
+        "kept": kept / size,
+        "units": sum(group.size for group in pruner.groups),
+        "difference": float((outputs(smaller, images) - expected).abs().max() / expected.abs().max()),
+        "reasons": pruner.frozen,
+    }
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits."""
+    logits: Tensor = model(images)
+    return logits
+
+
+def parameters(model: nn.Module) -> int:
+    """How many there are."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    """Prints a row for each model as it comes, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="*", default=names())
+    parser.add_argument("--out", type=Path, default=Path("zoo.json"))
+    options = parser.parse_args()
+    print("| model | analysis | its peak | one pass's | parameters | in frozen tensors | kept | difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for name in options.names:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            try:
+                row = pool.apply(measure, (name,))
+            except Exception as error:
+                rows.append({"name": name, "error": repr(error)})
+                print(f"| {name} | {error!r} |", flush=True)
+                continue
+        rows.append(row)
+        print(
+            f"| {name} | {row['seconds']:.1f} s | {row['analysis bytes'] / 2**20:.0f} MiB"
+            f" | {row['forward bytes'] / 2**20:.0f} MiB | {row['parameters'] / 1e6:.1f} M"
+            f" | {100 * row['frozen']:.1f} % | {100 * row['kept']:.1f} % | {row['difference']:.0e} |",
+            flush=True,
+        )
+        options.out.write_text(json.dumps(rows, indent=2))
+    failed = [row["name"] for row in rows if row.get("difference", 1.0) > 1e-9 or row["kept"] >= 1]
+    print(f"{len(rows) - len(failed)} of {len(rows)} models" + (f"; not {failed}" if failed else ""))
+
+
+if __name__ == "__main__":
+    main()
