@@ -76,12 +76,13 @@ class TrainingStep(Probe):
         """What ``training_step`` returns, or the loss that it wanted to go back from."""
         assert isinstance(model, LightningModule)
         self._detach(model)
-        given = {"batch_idx": 0} if is_param_in_hook_signature(model.training_step, "batch_idx") else {}
+        # by position, as Lightning gives it: a second argument may have any name
+        given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
         failure: Exception | None = None
         with isolate_rng():  # which restores nothing after an exception
             try:
-                result = model.training_step(self._batch, **given)
+                result = model.training_step(self._batch, *given)
             except _StopError as stop:
                 result = stop.loss
             except Exception as error:  # a user's step may raise anything
