@@ -12,6 +12,7 @@ from lightning_prune.criteria import (
     Random,
     Taylor,
 )
+from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
@@ -48,6 +49,7 @@ __all__ = [
     "Threshold",
     "Unstructured",
     "compact",
+    "export_onnx",
     "load_compact",
     "measure",
 ]
