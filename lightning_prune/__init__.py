@@ -14,6 +14,7 @@ from lightning_prune.criteria import (
 )
 from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
+from lightning_prune.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
@@ -51,5 +52,7 @@ __all__ = [
     "compact",
     "export_onnx",
     "load_compact",
+    "load_packed",
     "measure",
+    "save_packed",
 ]
