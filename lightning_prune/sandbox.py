@@ -153,6 +153,33 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     return _own(module, example)
 
 
+def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:
+    """What ``training_step`` gives to ``forward``.
+
+    Args:
+        trainer: The module's.
+        module: Stays as it is.
+        batch: As ``training_step`` gets it.
+
+    Raises:
+        ValueError: If the step does not run outside the loop, or does not call ``forward``.
+    """
+    twin = copy.deepcopy(module)
+    capture = _Capture(twin)
+    why = "it does not call forward"
+    try:
+        with evaluating(twin):
+            TrainingStep(trainer, batch)(twin)
+    except Exception as error:  # a user's step may raise anything, also after its call of forward
+        why = repr(error)
+    if capture.probe is None:
+        raise ValueError(
+            f"{type(module).__name__}.training_step does not show what forward is called with ({why}): give the"
+            " module an example_input_array."
+        )
+    return capture.probe
+
+
 def _own(module: LightningModule, example: Any) -> ForwardProbe:
     return ForwardProbe(example).to(module.device)
 
