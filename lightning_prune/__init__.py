@@ -12,7 +12,9 @@ from lightning_prune.criteria import (
     Random,
     Taylor,
 )
+from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
+from lightning_prune.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report, measure
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
@@ -48,6 +50,9 @@ __all__ = [
     "Threshold",
     "Unstructured",
     "compact",
+    "export_onnx",
     "load_compact",
+    "load_packed",
     "measure",
+    "save_packed",
 ]

@@ -115,25 +115,28 @@ class PruningCallback(Callback):
         Raises:
             RuntimeError: Before the first fit.
         """
-        subject = self._subject
-        if subject.model is None or subject.store is None:
+        if self._subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        if subject.record is not None:
-            report = subject.record
-        else:
-            assert subject.pruner is not None
-            try:
-                report = measure(subject.model, self.masks, self._example)
-            except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
-                rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
-                report = measure(subject.model, self.masks)
-            report = replace(
-                report,
-                frozen=subject.pruner.frozen,
-                protected=tuple(sorted(subject.pruner.protected)),
-                left_out=subject.pruner.left_out,
-            )
+        report = self._subject.report(self._example)
         return replace(report, monitor=self._history.monitor, history=tuple(self._history.entries))
+
+    def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
+        """The report of a network out of a checkpoint; what this callback is in charge of does not matter.
+
+        Args:
+            model: With the weights of the checkpoint, as ``load_compact`` leaves it.
+            state: What the callback of this ``state_key`` has saved in it.
+            example: Of ``forward``'s input, to count multiply-adds on.
+
+        Raises:
+            ValueError: If the state is not of this model, or a later version of lightning_prune wrote it.
+        """
+        _check_version(state)
+        subject = Subject()
+        subject.bind_saved(model, state["pruner"])
+        history = History()
+        history.load_state_dict(state)
+        return replace(subject.report(example), monitor=history.monitor, history=tuple(history.entries))
 
     @property
     def _example(self) -> Any:
@@ -221,7 +224,7 @@ class PruningCallback(Callback):
         if not self._subject.bound_to(model):
             self._history = History()
         if state is not None and state["plan"] is not None:
-            self._subject.bind_compacted(model, state)
+            self._subject.bind_saved(model, state)
         else:
             self._subject.bind(model, lambda: self._new_pruner(model, example))
         if self._loaded is not None:
@@ -438,12 +441,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If a later version of lightning_prune wrote it.
         """
-        version = state_dict.get("version")
-        if version != _STATE_VERSION:
-            raise ValueError(
-                f"the checkpoint's pruning state has version {version!r}, this lightning_prune reads"
-                f" {_STATE_VERSION}: install the version that wrote it."
-            )
+        _check_version(state_dict)
         self._loaded = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -473,3 +471,12 @@ class PruningCallback(Callback):
     def _settings(self) -> dict[str, str]:
         parts = ("target", "criterion", "structure", "selector", "schedule")
         return {name: repr(getattr(self, name)) for name in parts}
+
+
+def _check_version(state: Mapping[str, Any]) -> None:
+    version = state.get("version")
+    if version != _STATE_VERSION:
+        raise ValueError(
+            f"the checkpoint's pruning state has version {version!r}, this lightning_prune reads"
+            f" {_STATE_VERSION}: install the version that wrote it."
+        )

@@ -1,16 +1,24 @@
-"""The command line: LightningCLI with PruningCallback under ``--pruning``, and reports of what it left."""
+"""The command line: LightningCLI with PruningCallback under ``--pruning``; reports and files of the result."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_prune.callback import PruningCallback
+from lightning_prune.compaction import compact
+from lightning_prune.cost import dense_bytes
+from lightning_prune.export import export_onnx
+from lightning_prune.files import read
+from lightning_prune.loading import load_compact, masks_of, plans_of, pruned_by
+from lightning_prune.packed import save_packed
+from lightning_prune.sandbox import forward_of
+from lightning_prune.trainers import first_batch
 
 
 class PruningTrainer(Trainer):
@@ -32,17 +40,56 @@ class PruningTrainer(Trainer):
             datamodule: Not used.
 
         Raises:
-            ValueError: If the checkpoint has no pruning state.
+            ValueError: If the checkpoint has no pruning state, or does not belong to the model.
         """
-        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-        model.load_state_dict(checkpoint["state_dict"])
+        checkpoint = read(ckpt_path, "ckpt_path")
+        load_compact(checkpoint, model)
         for callback in self._pruning():
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            if state is None:
+            if not state:
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
-            callback.load_state_dict(state)
-            callback.bind(model)
-            print(callback.report.table())
+            print(callback.report_of(model, state, model.example_input_array).table())
+
+    def export(
+        self,
+        model: LightningModule,
+        ckpt_path: str,
+        path: str,
+        datamodule: LightningDataModule | None = None,
+    ) -> None:
+        """Writes the network of a checkpoint, masked or compacted, to a file of its own.
+
+        Args:
+            model: Of the class that was trained.
+            ckpt_path: A checkpoint.
+            path: The file to write: an ONNX file if its name ends in .onnx, tried on the module's
+                example_input_array or, without one, on a batch of data; with compact, a masked network is
+                compacted for it. Otherwise a packed file, which load_packed reads.
+            datamodule: Where a batch is needed.
+
+        Raises:
+            ValueError: If the checkpoint does not belong to the model, or there is nothing to try or to pack.
+            CompactionError: If outputs of the compacted network differ.
+        """
+        checkpoint = read(ckpt_path, "ckpt_path")
+        load_compact(checkpoint, model)
+        if Path(path).suffix.lower() == ".onnx":
+            example = self._example(model, datamodule)
+            # checkpoints that the fit itself saved are older than its end, when it compacts
+            if any(callback.compact for callback in self._pruning()) and not plans_of(checkpoint):
+                model = compact(model, masks_of(checkpoint), example)
+            kind, size = "ONNX", export_onnx(model, path, example)
+        else:
+            if not pruned_by(checkpoint):
+                raise ValueError(f"ckpt_path={ckpt_path!r} holds no masks: there is nothing to pack.")
+            kind = "packed"
+            size = save_packed(model, masks_of(checkpoint), path, plans=plans_of(checkpoint))
+        print(f"{path}: {kind}, {size:,} bytes; parameters and buffers of the network: {dense_bytes(model):,}")
+
+    def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
+        if model.example_input_array is not None:
+            return model.example_input_array
+        return forward_of(self, model, first_batch(self, model, datamodule))
 
     def _pruning(self) -> list[PruningCallback]:
         callbacks = self.callbacks  # type: ignore[attr-defined]
@@ -52,7 +99,7 @@ class PruningTrainer(Trainer):
 class PruningCLI(LightningCLI):
     """LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are LightningCLI's, ``plan`` and ``report``.
+    Its subcommands are LightningCLI's, ``plan``, ``report`` and ``export``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -65,9 +112,9 @@ class PruningCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's, ``plan`` and ``report``."""
+        """LightningCLI's, ``plan``, ``report`` and ``export``."""
         ours = {"model", "datamodule"}
-        return LightningCLI.subcommands() | {"plan": ours, "report": ours}
+        return LightningCLI.subcommands() | {"plan": ours, "report": ours, "export": ours}
 
 
 def main() -> None:

@@ -120,10 +120,12 @@ def dense_bytes(model: nn.Module) -> int:
 
 
 def packed_bytes(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
-    """Bytes if each masked tensor were stored as one bit a weight and its kept values."""
-    saved = 0
-    for name, parameter in model.named_parameters():
-        if name in masks:
-            removed = parameter.numel() - int(masks[name].count_nonzero())
-            saved += removed * parameter.element_size() - -(-parameter.numel() // 8)
-    return dense_bytes(model) - max(0, saved)
+    """Bytes if each masked tensor were stored as one bit a weight and its kept values, where that is less."""
+    named = dict(model.named_parameters())
+    return dense_bytes(model) - sum(max(0, packing_saves(named[name], mask)) for name, mask in masks.items())
+
+
+def packing_saves(parameter: Tensor, mask: Tensor) -> int:
+    """Bytes less if a parameter were stored as one bit a weight and its kept values; below 0 if it is more."""
+    removed = mask.numel() - int(mask.count_nonzero())
+    return removed * parameter.element_size() - -(-mask.numel() // 8)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.compaction import Plan, replay_
+from lightning_prune.files import read
+from lightning_prune.masks import unpack
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Hook = Callable[[Mapping[str, Any]], None]
@@ -32,13 +34,7 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
             as it was.
     """
     if not isinstance(checkpoint, Mapping):
-        try:
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a file cut short fails in many ways
-            raise ValueError(f"checkpoint={checkpoint!r} cannot be read: {error}") from error
-    assert isinstance(checkpoint, Mapping)
+        checkpoint = read(checkpoint, "checkpoint")
     weights = checkpoint.get("state_dict")
     if weights is None:
         raise ValueError(f"checkpoint has no 'state_dict', only {sorted(checkpoint)}.")
@@ -59,9 +55,39 @@ def plan_of(checkpoint: Mapping[str, Any], state_key: str) -> Plan | None:
 
 def plans_of(checkpoint: Mapping[str, Any]) -> list[Plan]:
     """The plans of all callbacks, in their order."""
-    keys = (key for key in checkpoint.get("callbacks", {}) if key.startswith("PruningCallback"))
-    found = (plan_of(checkpoint, key) for key in keys)
+    found = (plan_of(checkpoint, key) for key in pruned_by(checkpoint))
     return [plan for plan in found if plan is not None]
+
+
+def masks_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameter name to bool mask, True where kept: what the masks of all callbacks leave."""
+    masks: dict[str, Tensor] = {}
+    for key in pruned_by(checkpoint):
+        for name, entry in checkpoint["callbacks"][key].get("pruner", {}).get("masks", {}).items():
+            mask = unpack(entry["bits"], tuple(entry["shape"]))
+            masks[name] = mask & masks.get(name, mask)
+    return masks
+
+
+def pruned_by(checkpoint: Mapping[str, Any]) -> list[str]:
+    """State keys of the callbacks that have left something in a checkpoint, in their order."""
+    callbacks = checkpoint.get("callbacks", {})
+    return [key for key, state in callbacks.items() if key.startswith("PruningCallback") and state]
+
+
+def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all that a model's ``state_dict`` holds, once plans are replayed on it."""
+    # what is tied has several names, of which a cut gives one
+    tensors = {
+        name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)
+    }
+    shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
+    for plan in plans:
+        for cut in plan.cuts:
+            shape = shapes.get(id(tensors.get(cut.name)), [])
+            if cut.dim < len(shape):
+                shape[cut.dim] = len(cut.kept)
+    return {name: tuple(shapes[id(tensor)]) for name, tensor in tensors.items()}
 
 
 def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: list[Plan]) -> None:
@@ -70,16 +96,11 @@ def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: list[Plan]) 
     Raises:
         ValueError: If not; the message says what to do.
     """
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    for plan in plans:
-        for cut in plan.cuts:
-            if cut.name in shapes:
-                shapes[cut.name][cut.dim] = len(cut.kept)
-    for name, shape in shapes.items():
+    for name, shape in shapes_after(model, plans).items():
         saved = weights.get(name)
-        if saved is not None and list(saved.shape) != shape:
+        if saved is not None and tuple(saved.shape) != shape:
             raise ValueError(
-                f"{name!r} has shape {tuple(saved.shape)} in the checkpoint and {tuple(shape)} in this model."
+                f"{name!r} has shape {tuple(saved.shape)} in the checkpoint and {shape} in this model."
                 " A compacted network is loaded with load_compact(checkpoint, model), or by a Trainer that has"
                 " its PruningCallback, from a checkpoint that was saved with the callback in the Trainer."
             )

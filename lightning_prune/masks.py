@@ -101,6 +101,19 @@ class MaskStore:
             self._masks.setdefault(name, fresh).copy_(mask)
 
 
+def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Name to parameter, of those that have a mask.
+
+    Raises:
+        ValueError: If a mask belongs to no parameter, or to one of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
+    return {name: parameters[name] for name in masks}
+
+
 def pack(mask: Tensor) -> Tensor:
     """Eight bools to the byte, lowest bit first, in index order, whatever the memory layout.
 

@@ -39,31 +39,35 @@ class ForwardProbe(Probe):
         example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
         keywords: More of them.
         others: Further passes.
+
+    Attributes:
+        arguments: What ``forward`` is given by position.
+        keywords: What it is given by name.
     """
 
     def __init__(
         self, example: Any, keywords: Mapping[str, Any] | None = None, others: Sequence[Probe] = ()
     ) -> None:
         self.others = tuple(others)
-        self._keywords = dict(keywords or {})
+        self.keywords = dict(keywords or {})
         if isinstance(example, Mapping):
-            self._arguments: tuple[Any, ...] = ()
-            self._keywords |= example
+            self.arguments: tuple[Any, ...] = ()
+            self.keywords |= example
         else:
-            self._arguments = example if isinstance(example, tuple) else (example,)
+            self.arguments = example if isinstance(example, tuple) else (example,)
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's outputs."""
-        return model(*self._arguments, **self._keywords)
+        return model(*self.arguments, **self.keywords)
 
     def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
         """The same arguments."""
         others = [other.to(target) for other in self.others]
-        return ForwardProbe(transfer(self._arguments, target), transfer(self._keywords, target), others)
+        return ForwardProbe(transfer(self.arguments, target), transfer(self.keywords, target), others)
 
     def with_others(self, *others: Probe) -> ForwardProbe:
         """The same pass, with others that have to run."""
-        return ForwardProbe(self._arguments, self._keywords, others)
+        return ForwardProbe(self.arguments, self.keywords, others)
 
 
 def as_probe(example: Any) -> Probe:

@@ -141,6 +141,15 @@ class Pruner:
         return int(self._left_out)
 
     @property
+    def remarks(self) -> dict[str, Any]:
+        """What a report says beside numbers: plain values."""
+        return {
+            "frozen": dict(self.frozen),
+            "protected": sorted(self.protected),
+            "left_out": self.left_out,
+        }
+
+    @property
     def ready(self) -> bool:
         """Whether some group can be scored: gradient criteria must have seen a step."""
         return bool(self._scorable())
@@ -264,12 +273,12 @@ class Pruner:
         return mask if part.dim is None else part.sum(mask) > 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, statistics and counts: plain values and tensors."""
+        """Masks, statistics and remarks: plain values and tensors."""
         return {
             "masks": self._store.state_dict(),
             "statistics": {name: each.state_dict() for name, each in self._statistics.items()},
-            "left_out": self.left_out,
             "plan": None,
+            **self.remarks,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
@@ -284,6 +293,7 @@ class Pruner:
         self._store.load_state_dict(state["masks"])
         self._store.apply_()
         self._left_out.fill_(state["left_out"])
+        self.protected |= set(state["protected"])
         dropped = []
         for name, statistics in self._statistics.items():
             if name in state["statistics"]:

@@ -21,11 +21,12 @@ from lightning_prune.cost import (
     packed_bytes,
     parameters,
 )
+from lightning_prune.masks import masked_parameters
 
 _BATCHES = (1, 64)
 _NO_SPEED = (
-    "Zeros alone make nothing faster: the dense network still runs. They shrink the file once packed, and"
-    " speed up sparse kernels."
+    "Zeros alone make nothing faster: the dense network still runs. They shrink a packed file, and speed up"
+    " sparse kernels."
 )
 
 
@@ -73,7 +74,8 @@ class Report:
         layers: What the structure covers.
         params: Parameters in all, zeros included.
         bytes: Of parameters and buffers as they are stored.
-        bytes_packed: The same with masked tensors as one bit a weight and the kept values.
+        bytes_packed: Of the file that ``save_packed`` writes, but for some hundred bytes a tensor: a masked one
+            is one bit a weight and the kept values, where that is less.
         macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
             ``None`` without an example.
         macs_kept: The same, counting kept weights only: what a perfect sparse kernel would do.
@@ -154,12 +156,15 @@ class Report:
             }
         )
 
-    def after_compaction(self, dense: nn.Module, compacted: nn.Module, example: Any = None) -> Report:
+    def after_compaction(
+        self, dense: nn.Module, compacted: nn.Module, masks: Mapping[str, Tensor], example: Any = None
+    ) -> Report:
         """This report of a masked network, with what the compacted one costs, both measured in turn.
 
         Args:
             dense: The network as it was.
             compacted: What is left of it.
+            masks: What is left of the masks.
             example: As for :func:`measure`.
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
@@ -170,6 +175,7 @@ class Report:
             dense=costs[0],
             params=costs[1].params,
             bytes=costs[1].bytes,
+            bytes_packed=packed_bytes(compacted, masks),
             macs=costs[1].macs,
             latency=costs[1].latency,
         )
@@ -207,10 +213,15 @@ class Report:
         return lines
 
     def _masked(self) -> list[str]:
-        lines = [f"bytes {self.bytes:,}, packed {self.bytes_packed:,}; parameters {self.params:,}", _NO_SPEED]
+        lines = [f"parameters {self.params:,}; bytes {self.bytes:,}", self._packed(), _NO_SPEED]
         if self.macs is not None and self.macs_kept is not None:
             lines.insert(0, f"multiply-adds {self.macs:,}, of which {self.macs_kept:,} with kept weights")
         return lines
+
+    def _packed(self) -> str:
+        return (
+            f"bytes {self.bytes_packed:,} if saved with save_packed: one bit a masked weight, and what is kept"
+        )
 
     def _compacted(self, dense: Cost) -> list[str]:
         pairs = [("parameters", dense.params, self.params), ("bytes", dense.bytes, self.bytes)]
@@ -220,6 +231,8 @@ class Report:
             f"{name}: dense {before:,}, compacted {after:,}: {before / after:.2f} times fewer"
             for name, before, after in pairs
         ]
+        if self.bytes_packed < self.bytes:
+            lines.append(self._packed())
         return lines + [
             f"latency of a batch of {size}: dense {1000 * dense.latency[size]:.3g} ms, compacted"
             f" {1000 * after:.3g} ms: {dense.latency[size] / after:.2f} times faster"
@@ -268,10 +281,7 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         ValueError: If a mask belongs to no parameter, or to one of another shape.
     """
     masks = masks or {}
-    own = dict(model.named_parameters())
-    for name, mask in masks.items():
-        if name not in own or own[name].shape != mask.shape:
-            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
+    masked_parameters(model, masks)
     layers = tuple(
         Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()
     )

@@ -76,12 +76,13 @@ class TrainingStep(Probe):
         """What ``training_step`` returns, or the loss that it wanted to go back from."""
         assert isinstance(model, LightningModule)
         self._detach(model)
-        given = {"batch_idx": 0} if is_param_in_hook_signature(model.training_step, "batch_idx") else {}
+        # by position, as Lightning gives it: a second argument may have any name
+        given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
         failure: Exception | None = None
         with isolate_rng():  # which restores nothing after an exception
             try:
-                result = model.training_step(self._batch, **given)
+                result = model.training_step(self._batch, *given)
             except _StopError as stop:
                 result = stop.loss
             except Exception as error:  # a user's step may raise anything
@@ -150,6 +151,33 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
         )
     rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failures[-1]!r}.")
     return _own(module, example)
+
+
+def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:
+    """What ``training_step`` gives to ``forward``.
+
+    Args:
+        trainer: The module's.
+        module: Stays as it is.
+        batch: As ``training_step`` gets it.
+
+    Raises:
+        ValueError: If the step does not run outside the loop, or does not call ``forward``.
+    """
+    twin = copy.deepcopy(module)
+    capture = _Capture(twin)
+    why = "it does not call forward"
+    try:
+        with evaluating(twin):
+            TrainingStep(trainer, batch)(twin)
+    except Exception as error:  # a user's step may raise anything, also after its call of forward
+        why = repr(error)
+    if capture.probe is None:
+        raise ValueError(
+            f"{type(module).__name__}.training_step does not show what forward is called with ({why}): give the"
+            " module an example_input_array."
+        )
+    return capture.probe
 
 
 def _own(module: LightningModule, example: Any) -> ForwardProbe:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,7 +16,7 @@ from lightning_prune.loading import check_fits, plan_of, plans_of
 from lightning_prune.masks import MaskStore
 from lightning_prune.probe import Probe
 from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report
+from lightning_prune.report import Report, measure
 
 
 class Subject:
@@ -38,6 +40,7 @@ class Subject:
         self.store: MaskStore | None = None
         self.plan: Plan | None = None
         self.record: Report | None = None
+        self._saved: Mapping[str, Any] = {}
 
     def bound_to(self, model: nn.Module) -> bool:
         """Whether it is this network that is in charge, with its masks."""
@@ -56,13 +59,43 @@ class Subject:
             self.model, self.pruner = model, make()
             self.store = self.pruner.store
 
-    def bind_compacted(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Takes charge of a network that is compacted already, as a state says."""
+    def bind_saved(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Takes charge of a network as a state has it, masked or compacted: nothing more is pruned.
+
+        Args:
+            model: Of the shapes that the state's masks have.
+            state: What :meth:`state_dict` gave.
+        """
         self.forget()
         self.model, self.store = model, MaskStore(model, ())
         self.store.load_state_dict(state["masks"])
         self.store.apply_()
-        self.plan, self.record = Plan.from_state(state["plan"]), Report.from_state(state["report"])
+        self._saved = state
+        if state["plan"] is not None:
+            self.plan, self.record = Plan.from_state(state["plan"]), Report.from_state(state["report"])
+
+    def report(self, example: Any = None) -> Report:
+        """The network as it stands.
+
+        Args:
+            example: Of ``forward``'s input, to count multiply-adds on.
+        """
+        if self.record is not None:
+            return self.record
+        assert self.model is not None
+        assert self.store is not None
+        try:
+            report = measure(self.model, self.store.masks, example)
+        except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
+            rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
+            report = measure(self.model, self.store.masks)
+        remarks = self._saved if self.pruner is None else self.pruner.remarks
+        return replace(
+            report,
+            frozen=remarks["frozen"],
+            protected=tuple(remarks["protected"]),
+            left_out=remarks["left_out"],
+        )
 
     def compact_(self, probe: Probe, example: Any, optimizers: Iterable[Optimizer], report: Report) -> None:
         """Shrinks the network in place.
@@ -80,7 +113,7 @@ class Subject:
         model = cast(nn.Module, self.model)
         dense = copy.deepcopy(model)
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
-        self.record = report.after_compaction(dense, model, example)
+        self.record = report.after_compaction(dense, model, masks, example)
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)

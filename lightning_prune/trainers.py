@@ -1,13 +1,18 @@
-"""What a Trainer says about its fit, in this library's terms."""
+"""What a Trainer says about its fit and its data, in this library's terms."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.moments import Horizon
 from lightning_prune.report import Report
@@ -64,3 +69,35 @@ def write_report(trainer: Trainer, report: Report, folder: Path, name: str | Non
     except ImportError:
         rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
     rank_zero_info(f"Pruning report written to {folder / stem}.json.")
+
+
+def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:
+    """The first batch that a validation step would get, or else a training step, on the CPU.
+
+    Args:
+        trainer: Which the data belong to from now on.
+        model: Where its own loaders, or what it makes of a batch, are wanted.
+        datamodule: Goes before the model.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    owners = [owner for owner in (datamodule, model) if owner is not None]
+    for owner in owners:
+        owner.trainer = trainer
+        owner.prepare_data()
+        owner.setup("fit")
+    for name, owner in product(("val_dataloader", "train_dataloader"), owners):
+        if is_overridden(name, owner):
+            # loaders may come several, in lists or dicts
+            for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
+                return _transferred(batch, owners)
+    raise ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
+
+
+def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
+    """What a step is given for a batch, as the first who has something to say makes it."""
+    for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        owner = next((owner for owner in owners if is_overridden(name, owner)), owners[0])
+        batch = getattr(owner, name)(batch, 0)
+    return batch

@@ -174,6 +174,19 @@ def test_a_module_without_forward_is_compacted(tmp_path: Path) -> None:
     assert (model.lift.out_features, model.head.in_features) == (6, 6)
 
 
+class Short(Bare):
+    """Its own name for the index of the batch."""
+
+    def training_step(self, batch: Any, i: int) -> Tensor:
+        return super().training_step(batch, i)
+
+
+def test_the_index_of_the_batch_may_have_any_name(tmp_path: Path) -> None:
+    model = seeded(Short)
+    trainer(tmp_path, pruning(), max_epochs=2).fit(model, digits())
+    assert model.lift.out_features == 6
+
+
 class ByHand(Bare):
     """Manual optimization."""
 

@@ -412,11 +412,15 @@ def test_no_layer_is_emptied_and_the_report_says_where_that_bound(tmp_path: Path
                 self.net[6].weight.mul_(1e-6)
 
     pruning = PruningCallback(0.8, schedule=OneShot("0%"))
-    fit(tmp_path, seeded(lambda: Small(STILL)), pruning, max_epochs=1)
+    run = fit(tmp_path, seeded(lambda: Small(STILL)), pruning, max_epochs=1)
     report = pruning.report
     assert report.removed == round(0.8 * report.size)
     assert [layer.kept for layer in report.layers if layer.name == "net.6.weight"] == [1]
     assert report.protected == ("net.6.weight",)
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    resumed = PruningCallback(0.8, schedule=OneShot("0%"))
+    fit(tmp_path, Lit(STILL), resumed, max_epochs=2, ckpt_path=tmp_path / "net.ckpt")
+    assert resumed.report.protected == ("net.6.weight",)
 
 
 def test_frozen_layers_wait_until_they_train(tmp_path: Path) -> None:

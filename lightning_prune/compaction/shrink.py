@@ -14,6 +14,7 @@ from lightning_prune.compaction.analysis import analyse
 from lightning_prune.compaction.plan import Kept, Plan, make_plan
 from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
+from lightning_prune.masks import masked_parameters
 from lightning_prune.probe import Probe, as_probe
 from lightning_prune.units import Slice, UnitGroup
 
@@ -97,11 +98,8 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
     """
-    parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        if name not in parameters or parameters[name].shape != mask.shape:
-            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
-        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+    for name, parameter in masked_parameters(model, masks).items():
+        parameter.masked_fill_(~masks[name].to(parameter.device), 0)
 
 
 def prove(model: nn.Module, kept: Kept, probe: Probe) -> Plan:

@@ -1,0 +1,186 @@
+"""``lightning-prune report`` and ``export`` on checkpoints of masked and compacted networks."""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from lit import Lit, digits, fit, seeded
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune import Channels, PruningCallback, Report, Steps, Taylor, Unstructured, load_packed
+from lightning_prune.cli import PruningCLI
+
+IMAGES = next(iter(digits()))[0]
+PARTS: dict[str, dict[str, Any]] = {
+    "unstructured": {"structure": Unstructured()},
+    "channels": {"structure": Channels()},
+    "compacted": {"structure": Channels(), "compact": True},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
+missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+class Net(Lit):
+    """Without an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Own(Net):
+    """Its own example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+
+class Data(LightningDataModule):
+    """The digits as bytes, which become numbers on the device."""
+
+    def setup(self, stage: str) -> None:
+        images, labels = next(iter(digits()))
+        self.images = TensorDataset((images * 16).byte(), labels)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.images, 4)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] / 16, batch[1]
+
+
+class Nothing(LightningDataModule):
+    """No data."""
+
+
+class Apart(Net):
+    """Does not call its ``forward`` in a step."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return self.net(batch[0]).sum()
+
+
+def cli(*arguments: str, model: type[Lit] = Net, data: type[LightningDataModule] = Data) -> None:
+    quiet = ("--trainer.logger", "false", "--trainer.accelerator", "cpu", "--pruning.target", "0.5")
+    PruningCLI(model, data, args=[arguments[0], *quiet, *arguments[1:]])
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lit, Report]:
+    """The checkpoint of a fit, its network and its report."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = seeded(Net)
+    callback = PruningCallback(
+        0.5, criterion=Taylor(), schedule=Steps({"1ep": 0.4, "2ep": 1.0}), **PARTS[request.param]
+    )
+    fit(folder, model, callback, max_epochs=3).save_checkpoint(folder / "net.ckpt")
+    return folder / "net.ckpt", model, callback.report
+
+
+def test_report_says_what_the_fit_did(
+    run: tuple[Path, Lit, Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _, report = run
+    cli("report", "--ckpt_path", str(path), model=Own)
+    shown = capsys.readouterr().out.splitlines()
+    # but for what was measured again, on another example
+    expected = [line for line in report.table().splitlines() if not line.startswith(("latency", "multiply"))]
+    assert [line for line in expected if line not in shown] == []
+    assert any(line.startswith("multiply-adds") for line in shown)
+    assert f"{report.removed:,} of {report.size:,} weights removed" in "\n".join(shown)
+
+
+def test_report_refuses_what_is_not_there(run: tuple[Path, Lit, Report]) -> None:
+    path, _, _ = run
+    with pytest.raises(ValueError, match=r"holds no state of PruningCallback\[other\]"):
+        cli("report", "--ckpt_path", str(path), "--pruning.name", "other")
+
+
+def test_export_packs_what_is_left(
+    tmp_path: Path, run: tuple[Path, Lit, Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, model, report = run
+    path = tmp_path / "new" / "net.packed"
+    cli("export", "--ckpt_path", str(checkpoint), "--path", str(path))
+    size = path.stat().st_size
+    assert f"{path}: packed, {size:,} bytes; parameters and buffers of the network: {report.bytes:,}" in (
+        capsys.readouterr().out
+    )
+    assert 0 < size - report.bytes_packed < 8000
+    other = load_packed(path, Net())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert other.net[4].out_features == model.net[4].out_features
+
+
+@needs_onnx
+@pytest.mark.parametrize("own", [False, True], ids=["on a batch of data", "on its own example"])
+def test_export_writes_what_onnxruntime_runs(
+    tmp_path: Path, run: tuple[Path, Lit, Report], own: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    checkpoint, model, _ = run
+    path = tmp_path / "net.onnx"
+    chosen: dict[str, Any] = {"model": Own, "data": Nothing} if own else {}
+    cli("export", "--ckpt_path", str(checkpoint), "--path", str(path), **chosen)
+    assert f"{path}: ONNX, {path.stat().st_size:,} bytes" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = copy.deepcopy(model).eval()(IMAGES[:7])
+    (found,) = session.run(None, {"images": IMAGES[:7].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.parametrize("run", ["channels"], indirect=True)
+def test_export_compacts_what_was_saved_before_the_end_of_the_fit(
+    tmp_path: Path, run: tuple[Path, Lit, Report]
+) -> None:
+    import onnxruntime
+
+    checkpoint, model, report = run
+    path, masked = tmp_path / "net.onnx", tmp_path / "masked.onnx"
+    for place, setting in ((path, "true"), (masked, "false")):
+        arguments = ("--path", str(place), "--pruning.compact", setting)
+        cli("export", "--ckpt_path", str(checkpoint), *arguments, model=Own)
+    assert masked.stat().st_size - path.stat().st_size > 3 * report.removed
+    with torch.no_grad():
+        expected = copy.deepcopy(model).eval()(IMAGES)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": IMAGES.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"data": Nothing}, "Nothing and Net: there is no batch of data"),
+        (
+            {"model": Apart},
+            r"Apart\.training_step does not show what forward is called with \(it does not call",
+        ),
+    ],
+)
+def test_export_says_what_an_example_is_wanted_for(
+    tmp_path: Path, chosen: dict[str, Any], message: str
+) -> None:
+    fit(tmp_path, seeded(Net), max_epochs=1).save_checkpoint(tmp_path / "net.ckpt")
+    with pytest.raises(ValueError, match=message):
+        cli("export", "--ckpt_path", str(tmp_path / "net.ckpt"), "--path", str(tmp_path / "net.onnx"), **chosen)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_export_packs_no_dense_network(tmp_path: Path) -> None:
+    fit(tmp_path, seeded(Net), max_epochs=1).save_checkpoint(tmp_path / "net.ckpt")
+    with pytest.raises(ValueError, match="holds no masks: there is nothing to pack"):
+        cli("export", "--ckpt_path", str(tmp_path / "net.ckpt"), "--path", str(tmp_path / "net.packed"))
+    assert not (tmp_path / "net.packed").exists()
