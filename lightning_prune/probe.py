@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,26 @@ class ForwardProbe(Probe):
     def with_others(self, *others: Probe) -> ForwardProbe:
         """The same pass, with others that have to run."""
         return ForwardProbe(self.arguments, self.keywords, others)
+
+
+class Deadline:
+    """A moment that work must not go past.
+
+    Args:
+        seconds: From now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises ValueError once it is past."""
+        if time.monotonic() > self._end:
+            raise ValueError(
+                f"max_seconds={self._seconds!r} were not enough to follow the example through the model and try"
+                " what may be cut: give a smaller example, or allow more."
+            )
 
 
 def as_probe(example: Any) -> Probe:

@@ -162,16 +162,15 @@ class Pruner:
         of them the step is left out and counted.
 
         Args:
-            grads: Parameter name to gradient; by default each parameter's ``.grad``. Groups without
-                gradients are not observed.
+            grads: Parameter name to gradient; by default each parameter's ``.grad``. Groups in which one
+                is missing, and not for being frozen, are not observed.
         """
         if Needs.GRADIENT not in self._criterion.needs:
             return
         observed = []
         for group in self.groups:
-            found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
-            present = [grad for grad in found if grad is not None]
-            if len(present) == len(found):
+            present = _gradients(group, grads)
+            if present is not None:
                 observed.append((group, present))
         if not observed:
             return
@@ -302,3 +301,16 @@ class Pruner:
                 except ValueError as error:
                     dropped.append(f"statistics of {name!r} start anew: {error}")
         return dropped
+
+
+def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
+    """One for each slice, 0 for what is frozen; ``None`` if there are none, or one of the others is missing."""
+    found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
+    if all(grad is None for grad in found):
+        return None
+    filled = []
+    for part, grad in zip(group.slices, found, strict=True):
+        if grad is None and part.weight.requires_grad:
+            return None
+        filled.append(torch.zeros_like(part.weight) if grad is None else grad)
+    return filled

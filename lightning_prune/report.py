@@ -22,6 +22,7 @@ from lightning_prune.cost import (
     parameters,
 )
 from lightning_prune.masks import masked_parameters
+from lightning_prune.plots import draw_history, draw_sparsity, draw_widths
 
 _BATCHES = (1, 64)
 _NO_SPEED = (
@@ -40,6 +41,8 @@ class Layer:
         size: Number of weights.
         kept: How many are still there; ``None`` in a plan that cannot know yet.
         compacted: Shape since the network was compacted; ``None`` before.
+        width: Places along the first dimension where something is left: filters or neurons of a layer; ``None``
+            in a plan.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Layer:
     size: int
     kept: int | None
     compacted: tuple[int, ...] | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -240,32 +244,28 @@ class Report:
         ]
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draws sparsity by layer, and sparsity and metric over time, into an image file.
+        """Draws sparsity and widths by layer, and sparsity and metric over time, into an image file.
 
         Raises:
             ImportError: Without matplotlib.
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(12, max(4.0, 0.22 * len(self.layers))), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        names = [layer.name for layer in self.layers]
-        left.barh(
-            names,
-            [1 - (layer.size if layer.kept is None else layer.kept) / layer.size for layer in self.layers],
+        figure = Figure(figsize=(18, max(4.0, 0.22 * len(self.layers))), layout="constrained")
+        by_layer, widths, over_time = figure.subplots(1, 3)
+        kept = [layer.size if layer.kept is None else layer.kept for layer in self.layers]
+        removed = [1 - left / layer.size for left, layer in zip(kept, self.layers, strict=True)]
+        draw_sparsity(by_layer, [layer.name for layer in self.layers], removed, self.sparsity)
+        wide = {layer.name: layer for layer in self.layers if len(layer.shape) > 1}
+        before = [layer.shape[0] for layer in wide.values()]
+        after = [layer.shape[0] if layer.width is None else layer.width for layer in wide.values()]
+        draw_widths(widths, list(wide), before, after)
+        draw_history(
+            over_time,
+            [(entry.step, entry.sparsity) for entry in self.history],
+            [(entry.step, entry.metric) for entry in self.history if entry.metric is not None],
+            self.monitor,
         )
-        left.invert_yaxis()
-        left.set(title="Sparsity by layer", xlabel="share removed", xlim=(0, 1))
-        left.axvline(self.sparsity, color="black", linestyle="--", linewidth=1)
-        right.set(title="Over time", xlabel="optimizer steps", ylim=(0, 1))
-        right.set_ylabel("sparsity", color="tab:blue")
-        steps = [event.step for event in self.history]
-        right.step(steps, [event.sparsity for event in self.history], where="post", color="tab:blue")
-        seen = [(event.step, event.metric) for event in self.history if event.metric is not None]
-        if seen:
-            twin = right.twinx()
-            twin.plot(*zip(*seen, strict=True), color="tab:orange", marker=".")
-            twin.set_ylabel(self.monitor or "", color="tab:orange")
         figure.savefig(path, dpi=120)
 
 
@@ -283,7 +283,8 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     masks = masks or {}
     masked_parameters(model, masks)
     layers = tuple(
-        Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()
+        Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero()), width=_width(mask))
+        for name, mask in masks.items()
     )
     total = kept = None
     seconds = {}
@@ -322,6 +323,10 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
         )
         for place, (model, cost) in enumerate(zip(models, costs, strict=True))
     ]
+
+
+def _width(mask: Tensor) -> int:
+    return int(mask.reshape(len(mask), -1).any(1).count_nonzero()) if mask.ndim else int(mask)
 
 
 def _shapes(layer: Layer) -> str:

@@ -79,7 +79,7 @@ class UnitGroup:
 
     Args:
         name: Of the group, for people; unique in a model.
-        slices: Which elements of which parameters make up each unit, and its score; all of one unit shape.
+        slices: Which elements of which parameters make each unit, and its score; all of one unit shape.
         followers: What is masked along with a unit, and does not count in its score.
         buffers: What goes along with a unit when it is cut out.
         input_dim: The dimension of ``shape`` that runs over a layer's inputs, if there is one.
@@ -136,6 +136,19 @@ class UnitGroup:
     def weights(self) -> list[Tensor]:
         """One tensor a slice, in ``dtype``: half precision is too coarse to score in."""
         return [part.weight.detach().to(self.dtype) for part in self.slices]
+
+    @property
+    def matrices(self) -> UnitGroup:
+        """The same units, without slices that hold one number a unit: biases, scales and shifts of norms.
+
+        A group that has nothing else stays as it is.
+        """
+        large = [
+            part
+            for part in self.slices
+            if part.dim is None or part.weight.numel() > part.weight.shape[part.dim]
+        ]
+        return replace(self, slices=tuple(large) or self.slices)
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
         """The sum of an elementwise value over each unit.

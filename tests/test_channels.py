@@ -320,6 +320,77 @@ def test_include_and_exclude_name_what_makes_the_channels() -> None:
         Channels(include="1x").units(plain(), IMAGES)
 
 
+def test_an_analysis_that_takes_too_long_is_given_up() -> None:
+    model = residual()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"max_seconds=1e-09 were not enough .* smaller example"):
+        Channels(max_seconds=1e-9).units(model, IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_labels_that_take_too_much_memory_freeze_what_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_prune.graph.trace._MOST_LABELS", 7)
+    units = Channels().units(residual(), IMAGES)
+    assert [group.size for group in units.groups] == [6]
+    assert "takes too much memory" in units.frozen["stem.weight"]
+
+
+class Choosy(nn.Module):
+    """Goes another way where its values are large, or keeps what is above 0 alone."""
+
+    def __init__(self, shapes: bool) -> None:
+        super().__init__()
+        self.shapes, self.inner, self.head = shapes, nn.Linear(6, 5), nn.Linear(5, 2)
+        nn.init.zeros_(self.inner.weight), nn.init.zeros_(self.inner.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x)
+        if self.shapes:
+            return self.head(hidden[hidden.sum(-1) > 0]).sum(0)
+        return self.head(hidden.relu() if hidden.abs().max() > 0 else hidden.tanh()).mean(0)
+
+
+class Counting(nn.Module):
+    """Runs one more op from the third call on, of a model and its copies together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head, self.calls = nn.Linear(6, 5), nn.Linear(5, 2), [0]
+
+    def __deepcopy__(self, memo: Any) -> Counting:
+        twin = Counting()
+        twin.load_state_dict(self.state_dict())
+        twin.calls = self.calls
+        return twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += 1
+        hidden = self.inner(x)
+        return self.head(hidden * 1.0 if self.calls[0] % 2 else hidden)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (
+            Choosy(shapes=False),
+            "Choosy runs other ops, or makes tensors of other shapes, when its weights change",
+        ),
+        (
+            Choosy(shapes=True),
+            "Choosy runs other ops, or makes tensors of other shapes, when its weights change",
+        ),
+        (Counting(), "Counting runs other ops|takes another way through its code each time"),
+    ],
+    ids=["values", "shapes", "calls"],
+)
+def test_a_way_through_the_code_that_changes_is_refused(model: nn.Module, why: str) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=why):
+        Channels().units(model, TOKENS)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_an_example_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"example=None: .* follows an example"):
         Channels().units(plain())

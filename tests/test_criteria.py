@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import (
+    Channels,
     Criterion,
     Fisher,
     Gradient,
@@ -475,3 +476,47 @@ def test_seeds_are_whole_numbers(seed: int) -> None:
     with pytest.raises(ValueError, match="must be an integer") as error:
         Random(seed)
     assert str(error.value).startswith(f"seed={seed!r} ")
+
+
+# --- channels
+
+
+def test_taylor_of_a_channel_is_its_gates_gradient() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5, eps=1e-12), nn.ReLU(), nn.Conv2d(5, 2, 3)
+    )
+    model = model.double().train()
+    nn.init.normal_(model[1].bias)
+    images = torch.randn(8, 3, 7, 7, dtype=torch.float64)
+    pruner = Pruner(model, 0.5, criterion=Taylor(), structure=Channels(), schedule=None, example=images)
+    gates = torch.ones(1, 5, 1, 1, dtype=torch.float64, requires_grad=True)
+    model[3](model[2](model[1](model[0](images)) * gates)).square().mean().backward()
+    pruner.observe()
+    (group,) = pruner.groups
+    score = Taylor().score(group, pruner._statistics[group.name])
+    assert gates.grad is not None
+    torch.testing.assert_close(score, gates.grad.flatten().square())
+    assert score.unique().numel() == 5
+
+
+def test_magnitude_of_a_channel_is_its_filters() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3))
+    (group,) = Channels().units(model, torch.ones(1, 3, 7, 7)).groups
+    assert {part.name for part in group.slices} == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    statistics = Statistics.zeros((), torch.ones(5), torch.float32)
+    for p in (1, 2):
+        expected = model[0].weight.detach().abs().pow(p).flatten(1).sum(1)
+        torch.testing.assert_close(Magnitude(p).score(group, statistics), expected)
+
+
+def test_a_frozen_norm_does_not_keep_a_channel_from_being_watched() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3))
+    model[1].requires_grad_(False)
+    pruner = Pruner(
+        model, 0.4, criterion=Gradient(), structure=Channels(), schedule=None, example=torch.ones(1, 3, 7, 7)
+    )
+    model(torch.randn(2, 3, 7, 7)).sum().backward()
+    pruner.observe()
+    pruner.prune(1.0)
+    assert int((model[0].weight.flatten(1) == 0).all(1).sum()) == 2

@@ -35,6 +35,16 @@ def test_the_criteria_in_the_guide_work_and_are_short() -> None:
         assert int((model.weight == 0).sum()) == 8
 
 
+def test_the_guide_to_channels_gives_a_smaller_network() -> None:
+    (block,) = blocks("docs/channels.md")
+    space: dict[str, object] = {}
+    exec(block, space)
+    model, smaller = space["model"], space["smaller"]
+    assert isinstance(model, nn.Module)
+    assert isinstance(smaller, nn.Module)
+    assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in model.parameters())
+
+
 def test_the_readme_names_every_part() -> None:
     text = (ROOT / "README.md").read_text()
     bases = {"Criterion", "LocalCriterion", "Report", "Schedule", "Selector", "Structure", "measure"}

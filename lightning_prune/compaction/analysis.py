@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from lightning_prune.graph import (
     split_heads,
     unique_names,
 )
-from lightning_prune.probe import Probe, evaluating, plain_attention
+from lightning_prune.probe import Deadline, Probe, evaluating, plain_attention
 from lightning_prune.units import UnitGroup, Units
 
 # how to split dimensions, and whether to adjust numbers, in the order in which it is tried
@@ -35,7 +36,7 @@ _WAYS = [
 ]
 
 
-def analyse(model: nn.Module, probe: Probe) -> Units:
+def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Units:
     """The unit groups of a model, each cut on trial, and what is frozen, with the reason.
 
     Where a dimension becomes several, as channels do in attention heads, the graph cannot tell which of them
@@ -45,14 +46,16 @@ def analyse(model: nn.Module, probe: Probe) -> Units:
     Args:
         model: Stays as it is.
         probe: Runs it.
+        max_seconds: How long it may take.
 
     Raises:
         ValueError: If the model rejects the example, gives something else each time, or runs other ops when
-            its weights change.
+            its weights change, or if it takes too long.
     """
-    trial = Trial(model, probe, ahead=True)
+    deadline = Deadline(max_seconds)
+    trial = Trial(model, probe, ahead=True, deadline=deadline)
     _check_way(model, probe)
-    main, unseen = _traced(model, probe, last)
+    main, unseen = _traced(model, probe, last, deadline)
     traces, found = {last: main}, {last: find_groups(model, main)}
     passed: list[tuple[UnitGroup, int]] = []
     failing: dict[str, str] = {}
@@ -62,7 +65,7 @@ def analyse(model: nn.Module, probe: Probe) -> Units:
         if split is not last and not main.divided:
             continue  # the graph is the same either way
         if split not in traces:
-            traces[split] = _traced(model, probe, split)[0]
+            traces[split] = _traced(model, probe, split, deadline)[0]
             found[split] = find_groups(model, traces[split])
         groups = _apart(found[split].groups, [group for group, _ in passed])
         groups = [group for group in groups if group.heads or split not in _HEADS]
@@ -170,14 +173,16 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
     return amounts
 
 
-def _traced(model: nn.Module, probe: Probe, split: Split) -> tuple[Trace, dict[str, str]]:
+def _traced(
+    model: nn.Module, probe: Probe, split: Split, deadline: Deadline | None = None
+) -> tuple[Trace, dict[str, str]]:
     """A trace in evaluation mode and, for what has no part in that, in training mode: auxiliary heads.
 
     Returns:
         The trace, and name to reason of matrices that it has not seen.
     """
     copied = copy.deepcopy(model)
-    trace = Trace(copied, split)
+    trace = Trace(copied, split, deadline)
     why = "took no part in the forward pass"
     with evaluating(copied):
         trace.follow(copied, probe, count=True)

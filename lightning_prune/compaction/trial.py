@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.plan import Kept, make_plan
 from lightning_prune.compaction.replay import replay_
-from lightning_prune.probe import Probe, evaluating, relative_difference
+from lightning_prune.probe import Deadline, Probe, evaluating, relative_difference
 from lightning_prune.units import UnitGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -42,13 +42,16 @@ class Trial:
         probe: Runs it.
         ahead: Whether units that go are still there: weights are stirred, and what goes is set to 0 first.
             Otherwise the model is taken as it is.
+        deadline: Until when it may go on.
 
     Raises:
         ValueError: If the model rejects the example, or gives something else each time.
     """
 
-    def __init__(self, model: nn.Module, probe: Probe, *, ahead: bool) -> None:
-        self._model, self._probe, self._ahead = model, probe, ahead
+    def __init__(
+        self, model: nn.Module, probe: Probe, *, ahead: bool, deadline: Deadline | None = None
+    ) -> None:
+        self._model, self._probe, self._ahead, self._deadline = model, probe, ahead, deadline
         self._bench = bench = self._make(torch.float32)
         self._rough = True
         try:
@@ -85,6 +88,9 @@ class Trial:
 
         Args:
             kept: Groups, each with a bool a unit, False where it goes.
+
+        Raises:
+            ValueError: If the deadline is past.
         """
         if not kept:
             return {}
@@ -97,6 +103,8 @@ class Trial:
         return self.failing(kept[:middle]) | self.failing(kept[middle:])
 
     def _fails(self, kept: Kept) -> str | None:
+        if self._deadline is not None:
+            self._deadline.check()
         bench = self._bench
         model = _lean_copy(bench.model)
         if self._ahead:

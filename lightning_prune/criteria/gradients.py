@@ -24,8 +24,10 @@ class Gradient(LocalCriterion):
 class Taylor(LocalCriterion):
     r"""Change of the loss, to first order, if the unit went: :math:`E (\sum w g)^2`.
 
-    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", CVPR (the square of the
-    unit's sum, as in the paper).
+    The sum runs over all that makes the unit. Where a norm follows, a layer's own weights add up to 0, since
+    their scale does not matter, and the norm's scale and shift are left: the paper's gate. Molchanov et al.
+    2019, "Importance Estimation for Neural Network Pruning", CVPR (the square of the unit's sum, as in the
+    paper).
     """
 
     def local(self, weight: Tensor, grad: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_prune.units import UnitGroup
 
 @dataclass(frozen=True, repr=False)
 class Magnitude(Criterion):
-    r"""Size of the weights: :math:`\sum |w|^p` over the unit.
+    r"""Size of the weights: :math:`\sum |w|^p` over the unit, biases and norms left out.
 
     The first choice: free, and hard to beat once the survivors retrain. Han et al. 2015, "Learning both
     Weights and Connections", NeurIPS; for filters (p = 1) Li et al. 2017, "Pruning Filters for Efficient
@@ -34,6 +34,7 @@ class Magnitude(Criterion):
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """The sum of powers."""
+        group = group.matrices
         if self.p == 1:
             return group.sum(torch.abs, group.weights)
         return group.sum(lambda weight: weight.abs().pow_(self.p), group.weights)

@@ -44,11 +44,16 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
             continue
         (name, dim), place = members[0][0]
         index = _index({**parameters, **buffers}, touched, members)
-        followers = [line for line in touched if line not in makers and line[0] in parameters]
+        others = [line for line in touched if line not in makers and line[0] in parameters]
+        # biases, scales and shifts of norms: one number a unit
+        single = [
+            (name, dim) for name, dim in others if parameters[name].numel() == parameters[name].shape[dim]
+        ]
+        followers = [line for line in others if line not in single]
         groups.append(
             UnitGroup(
                 name=made[0][0].rpartition(".")[0] or made[0][0],
-                slices=_slices(parameters, made, index),
+                slices=_slices(parameters, [*made, *single], index),
                 followers=_slices(parameters, followers, index),
                 buffers=_slices(buffers, (line for line in touched if line[0] in buffers), index),
                 heads=bool(attended[trace.places[name][dim][place]]),

@@ -17,10 +17,11 @@ from lightning_prune.graph.fields import Fields
 from lightning_prune.graph.labels import Labels
 from lightning_prune.graph.rules import rule_for
 from lightning_prune.graph.tape import Step, Tape, step_of
-from lightning_prune.probe import plain_attention
+from lightning_prune.probe import Deadline, plain_attention
 
 Split: TypeAlias = Callable[[Sequence[int]], int]
 
+_MOST_LABELS = 2**25
 _KINDS = (2, 3)  # queries, keys and values, or keys and values
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -61,11 +62,12 @@ class Trace(TorchDispatchMode):
             and the names of the weights.
     """
 
-    def __init__(self, model: nn.Module, split: Split = last) -> None:
+    def __init__(self, model: nn.Module, split: Split = last, deadline: Deadline | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
         self.divided = False
         self._split = split
+        self._deadline = deadline
         self.places: dict[str, tuple[Tensor, ...]] = {}
         self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
         self._counting = False
@@ -193,11 +195,21 @@ class Trace(TorchDispatchMode):
         for tensor in call.tensors:
             self._seen.add(self._names.get(id(tensor), ""))
         if any(self.fields(tensor) for tensor in call.tensors):
+            if self._deadline is not None:
+                self._deadline.check()
             for output, fields in zip(call.outputs, rule_for(func)(call), strict=True):
                 if func._schema.is_mutable and _is_part(output):
                     self._check_unchanged(output, fields)
-                self._fields[output] = fields
+                self._fields[output] = self._bounded(fields)
         return result
+
+    def _bounded(self, fields: Fields) -> Fields:
+        """Nothing, frozen, where labels would take more memory than the data."""
+        if sum(field.numel() for field in fields) <= _MOST_LABELS:
+            return fields
+        for field in fields:
+            self.labels.freeze(field, "is mixed with so much else that following it takes too much memory")
+        return ()
 
     @staticmethod
     def _check(same: bool) -> None:

@@ -25,6 +25,7 @@ class Channels(Coupled):
         round_to: Each width becomes a multiple of this, unless it stays whole: the nearest to what the selector
             wants, of two the larger. 8 is what tensor cores like. The exact count gives way to it.
         minimum: How many channels each layer keeps at least: a number or, below 1, a share of its width.
+        max_seconds: How long it may take to find them and to try each cut.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.

@@ -28,6 +28,7 @@ class Coupled(Structure):
         exclude: The same, for what is to stay dense, with all that is coupled to it.
         round_to: How many units stay of each group is a multiple of this, unless all do.
         minimum: How many stay at least: a number or, below 1, a share.
+        max_seconds: How long it may take to find and to try them.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.
@@ -39,6 +40,7 @@ class Coupled(Structure):
     exclude: str | Sequence[str] | None = None
     round_to: int = 1
     minimum: float = 1
+    max_seconds: float = 600
 
     def __post_init__(self) -> None:
         check_are_patterns(include=self.include, exclude=self.exclude)
@@ -51,6 +53,9 @@ class Coupled(Structure):
             raise ValueError(
                 f"minimum={self.minimum!r} must be a whole number of at least 1, or a share below 1."
             )
+
+        if not (isinstance(self.max_seconds, int | float) and self.max_seconds > 0):
+            raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
     @abstractmethod
     def takes(self, group: UnitGroup) -> bool:
@@ -69,7 +74,7 @@ class Coupled(Structure):
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
-        found = analyse(model, as_probe(example))
+        found = analyse(model, as_probe(example), self.max_seconds)
         units = found.without(
             {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
         )

@@ -23,6 +23,7 @@ class Heads(Coupled):
         exclude: The same, for what is to stay dense.
         round_to: How many heads stay in each layer is a multiple of this, unless all do.
         minimum: How many heads each layer keeps at least: a number or, below 1, a share.
+        max_seconds: How long it may take to find them and to try each cut.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.
