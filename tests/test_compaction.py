@@ -232,21 +232,21 @@ def test_a_dry_run_takes_the_modules_own_example() -> None:
 
 def test_training_goes_on_as_it_would_have_masked(tmp_path: Path) -> None:
     losses: dict[bool, list[float]] = {}
-    for compact in (True, False):
+    for smaller in (True, False):
         model = seeded(lambda: Lit(lambda p: Adam(p, 1e-2)))
-        run = fit(tmp_path, model, pruning(compact=compact), max_epochs=2)
+        run = fit(tmp_path, model, pruning(compact=smaller), max_epochs=2)
         optimizer = run.optimizers[0]
-        if compact:
+        if smaller:
             for parameter in model.parameters():
                 assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
-        losses[compact] = []
+        losses[smaller] = []
         for batch in digits():
             optimizer.zero_grad()
             loss = model.loss(batch)
             loss.backward()
             optimizer.step()
             run.callbacks[0]._subject.store.apply_()
-            losses[compact].append(float(loss.detach()))
+            losses[smaller].append(float(loss.detach()))
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
