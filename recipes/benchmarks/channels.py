@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -37,7 +37,7 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 Arm = Callable[[Classifier, Images, float], list[Callback]]
 
 
-def ours(criterion: Criterion, normalize: str | None = None) -> Arm:
+def ours(criterion: Criterion, normalize: Literal["l2", "mean"] | None = None) -> Arm:
     """Masks while it trains, cuts at the end."""
 
     def arm(model: Classifier, data: Images, speedup: float) -> list[Callback]:
