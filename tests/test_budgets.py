@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_channels import ALL, IMAGES, flat, head, plain, residual
 from torch import Tensor, nn
@@ -244,7 +244,6 @@ def test_any_number_removed_leaves_widths_that_may_be(
         assert sum(int((~each.kept).sum()) for each in found) == min(count, possible)
 
 
-@settings(deadline=None)
 @given(SCORES, st.lists(st.integers(1, 50), min_size=5, max_size=5), st.floats(0.05, 1))
 def test_a_cost_is_met_as_nearly_as_any_threshold_would(
     scores: list[list[int]], prices: list[int], goal: float

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -65,7 +65,6 @@ def half_masked(model: nn.Module, *names: str) -> MaskStore:
     return store
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=4), st.randoms(use_true_random=False))
 def test_packing_loses_nothing(shape: list[int], random: Any) -> None:
     order = random.sample(range(len(shape)), len(shape))

@@ -65,7 +65,7 @@ def pruned(model: nn.Module, target: float = 0.9) -> dict[str, Tensor]:
 # --- every bit
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(0, 9), max_size=4),

@@ -28,7 +28,6 @@ def numbers(dtype: torch.dtype) -> st.SearchStrategy[float]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None)
 @given(st.data())
 def test_finds_what_a_sort_finds(dtype: torch.dtype, data: st.DataObject) -> None:
     values = data.draw(st.lists(numbers(dtype), min_size=1, max_size=40))
@@ -39,7 +38,6 @@ def test_finds_what_a_sort_finds(dtype: torch.dtype, data: st.DataObject) -> Non
     assert boundary(lambda: pieces, count) == by_sorting(scores, count)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_sample_changes_nothing_however_misleading(data: st.DataObject) -> None:
     values = data.draw(st.lists(numbers(torch.float32), min_size=1, max_size=40))
@@ -53,7 +51,7 @@ def test_a_sample_changes_nothing_however_misleading(data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_tells_neighbours_apart(dtype: torch.dtype, data: st.DataObject) -> None:
     sign = data.draw(st.sampled_from([-1.0, 1.0]))

@@ -160,7 +160,6 @@ def networks(draw: st.DrawFn) -> list[list[list[float]]]:
     return [draw(st.lists(st.lists(values, min_size=b, max_size=b), min_size=a, max_size=a)) for a, b in shapes]
 
 
-@settings(deadline=None)
 @given(networks(), st.floats(0.01, 0.99), st.lists(st.floats(0.05, 1), max_size=2).map(sorted))
 def test_global_removes_what_a_sort_would(
     weights: list[list[list[float]]], target: float, fractions: list[float]
@@ -186,7 +185,6 @@ def test_global_removes_what_a_sort_would(
         assert all(any(layer) for layer in stays)
 
 
-@settings(deadline=None)
 @given(networks(), st.floats(0.01, 0.99))
 def test_per_layer_removes_what_a_sort_would(weights: list[list[list[float]]], target: float) -> None:
     scores = [[value for row in weight for value in row] for weight in weights]
@@ -196,7 +194,7 @@ def test_per_layer_removes_what_a_sort_would(weights: list[list[list[float]]], t
     assert kept(pruner) == [lowest([layer], round(target * len(layer)))[0] for layer in scores]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4),
     st.floats(0.01, 0.99),

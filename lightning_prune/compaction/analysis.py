@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -27,6 +28,8 @@ from lightning_prune.graph import (
 )
 from lightning_prune.probe import Deadline, Probe, evaluating, plain_attention
 from lightning_prune.units import UnitGroup, Units
+
+_Cuts: TypeAlias = frozenset[tuple[str, int | None, tuple[int, ...]]]
 
 # how to split dimensions, and whether to adjust numbers, in the order in which it is tried
 _HEADS = (heads, split_heads)
@@ -58,9 +61,9 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     main, unseen = _traced(model, probe, last, deadline)
     traces, found = {last: main}, {last: find_groups(model, main)}
     passed: list[tuple[UnitGroup, int]] = []
-    failing: dict[str, str] = {}
-    heads_failing: dict[str, str] = {}
     tried = set()
+    reasons: dict[_Cuts, str] = {}
+    of_heads: dict[str, str] = {}
     for split, adjusted in _WAYS:
         if split is not last and not main.divided:
             continue  # the graph is the same either way
@@ -72,17 +75,14 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
         groups = [group for group in groups if (_cuts(group), adjusted) not in tried]
         tried |= {(_cuts(group), adjusted) for group in groups}
         good, bad = (_adjusted(trial, model, groups), {}) if adjusted else _try(trial, groups)
-        if split is last:
-            failing |= bad
-        elif split in _HEADS:
-            heads_failing |= {group.slices[0].name: bad[group.name] for group in groups if group.name in bad}
+        failing = [group for group in groups if group.name in bad]
+        reasons |= {_cuts(group): bad[group.name] for group in failing}
+        of_heads |= {group.slices[0].name: bad[group.name] for group in failing if split in _HEADS}
         passed += [(group, list(traces).index(split)) for group in good]
     stuck = _apart(found[last].groups, [group for group, _ in passed])
     made = {part.name for group, _ in passed for part in group.slices}
-    frozen = {
-        name: heads_failing.get(name, why) for name, why in found[last].frozen.items() if name not in made
-    }
-    frozen |= unseen | {group.name: failing[group.name] for group in stuck}
+    frozen = {name: of_heads.get(name, why) for name, why in found[last].frozen.items() if name not in made}
+    frozen |= unseen | {group.name: reasons[_cuts(group)] for group in stuck}
     named = unique_names(group for group, _ in passed)
     owners = [(group, number) for group, (_, number) in zip(named, passed, strict=True)]
     units = Units(named, frozen, budgets(model, list(traces.values()), owners))
@@ -154,7 +154,7 @@ def _made(group: UnitGroup) -> set[tuple[str, int | None, int]]:
     return found
 
 
-def _cuts(group: UnitGroup) -> frozenset[tuple[str, int | None, tuple[int, ...]]]:
+def _cuts(group: UnitGroup) -> _Cuts:
     """All that goes along with its units, to tell whether another group is the same."""
     found = set()
     for part in (*group.masked, *group.buffers):
