@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.graph.calls import argument_of
 
-Step: TypeAlias = tuple[str, tuple[torch.Size, ...]]
+Step: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
 _Memory: TypeAlias = frozenset[StorageWeakRef]
 
 
@@ -19,7 +19,7 @@ class Tape(TorchDispatchMode):
     """Notes each op that runs.
 
     Attributes:
-        steps: Of each its name and the shapes that it gave.
+        steps: Of each the op and the shapes that it gave.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
 
 def step_of(func: Any, result: Any) -> Step:
     """What a tape keeps of an op."""
-    return str(func), tuple(leaf.shape for leaf in tree_leaves(result) if torch.is_tensor(leaf))
+    return func, tuple(leaf.shape for leaf in tree_leaves(result) if torch.is_tensor(leaf))
 
 
 def _memory(tree: Any) -> _Memory:
