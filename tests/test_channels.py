@@ -158,6 +158,118 @@ def one_dimension() -> nn.Module:
     )
 
 
+class Wasteful(nn.Module):
+    """A residual sum that comes to nothing, as the last one in WaveNet does, has to run all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dead, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        result: Tensor = self.head(x)
+        x = x + self.dead(x)
+        return result
+
+
+def for_nothing() -> nn.Module:
+    return Wasteful()
+
+
+class Filtered(nn.Module):
+    """Multiplies images, convolves them with a buffer, and projects on another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.randn(8, 3, 3, 3))
+        self.register_buffer("projection", torch.randn(6, 9))
+        self.one, self.two, self.head = conv(8, 5), nn.Linear(5, 6), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ x.transpose(-1, -2)
+        x = self.one(F.conv2d(x, self.kernel).relu()).relu().mean((2, 3))
+        result: Tensor = self.head((self.two(x) @ self.projection).cos())
+        return result
+
+
+def buffers() -> nn.Module:
+    return Filtered()
+
+
+class Transposed(nn.Module):
+    """A linear layer of its own, as in GPT-2: inputs first, and its width kept in an attribute."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        super().__init__()
+        self.width = outward
+        self.weight = nn.Parameter(torch.randn(inward, outward) / inward**0.5)
+        self.bias = nn.Parameter(torch.randn(outward))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], self.width)
+
+
+def own_linear() -> nn.Module:
+    return nn.Sequential(Transposed(6, 10), nn.GELU(), Transposed(10, 7), nn.GELU(), nn.Linear(7, 2))
+
+
+def spectral() -> nn.Module:
+    norm = nn.utils.parametrizations.spectral_norm
+    return nn.Sequential(norm(conv(3, 8)), nn.ReLU(), norm(conv(8, 6)), nn.ReLU(), conv(6, 5), head(5))
+
+
+def filled() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.one(x)
+        y[:, :, :1] = 0.5
+        result: Tensor = m.head(y)
+        return result
+
+    return Net(run, one=conv(3, 8), head=head(8))
+
+
+class Einsum(nn.Module):
+    """Attention in einsums, with parameters of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = (nn.Parameter(torch.randn(6, 4, 4) / 2) for _ in range(2))
+        self.v, self.o = nn.Parameter(torch.randn(6, 4, 6) / 2), nn.Parameter(torch.randn(4, 6, 6) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("bnc,chd->bhnd", x, weight) for weight in (self.q, self.k, self.v))
+        scores = torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1)
+        return torch.einsum("bhnm,bhmd,hdc->bnc", scores, v, self.o)
+
+
+def einsum() -> nn.Module:
+    return Einsum()
+
+
+class Computed(nn.Module):
+    """A kernel of low rank, then one for each image, mixed from a bank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(12, 4) / 3), nn.Parameter(torch.randn(4, 3) / 3)
+        self.bank, self.mix = nn.Parameter(torch.randn(3, 8, 12, 1, 1) / 4), nn.Linear(12, 3)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, (self.left @ self.right)[..., None, None]).relu()
+        shares = self.mix(x.mean((2, 3))).softmax(1)
+        kernels = torch.einsum("bk,koihw->boihw", shares, self.bank).flatten(0, 1)
+        images = x.reshape(1, -1, *x.shape[2:])
+        y = F.conv2d(images, kernels, groups=len(x)).view(len(x), -1, *x.shape[2:])
+        result: Tensor = self.head(y.relu())
+        return result
+
+
+def computed() -> nn.Module:
+    return Computed()
+
+
 # factory, example, and the number of units of each group, in order
 NETS: list[tuple[Callable[[], nn.Module], Tensor, list[int]]] = [
     (plain, IMAGES, [8, 6]),
@@ -177,6 +289,13 @@ NETS: list[tuple[Callable[[], nn.Module], Tensor, list[int]]] = [
     (swiglu, TOKENS, [10]),
     (slopes, IMAGES, [8, 6]),
     (one_dimension, TOKENS, [8]),
+    (for_nothing, IMAGES, [8]),
+    (buffers, IMAGES, [5, 6]),
+    (own_linear, TOKENS, [10, 7]),
+    (spectral, IMAGES, [8, 6, 5]),
+    (filled, IMAGES, [8]),
+    (einsum, TOKENS, [4, 4, 6]),
+    (computed, IMAGES, [12, 8]),
 ]
 ALL = pytest.mark.parametrize(("make", "example", "sizes"), NETS, ids=[make.__name__ for make, *_ in NETS])
 
@@ -271,6 +390,15 @@ def test_outputs_stay() -> None:
 
 def test_what_a_layer_norm_normalises_over_stays() -> None:
     assert frozen(layer_norm(), TOKENS)["0.weight"] == "is normalised over by native_layer_norm"
+
+
+def test_what_weight_norm_gives_a_direction_stays_and_nothing_else() -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), norm(conv(8, 6)), nn.ReLU(), conv(6, 5), nn.ReLU(), head(5))
+    units = Channels().units(model, IMAGES)
+    assert [group.name for group in units.groups] == ["0", "4"]
+    why = "is normalised by _weight_norm_interface, and 0 has no direction"
+    assert units.frozen["2.parametrizations.weight.original0"] == why
 
 
 def test_a_literal_size_is_found_out_by_a_trial() -> None:

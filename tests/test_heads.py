@@ -257,6 +257,34 @@ def test_narrow_attention_gives_what_the_masked_one_gives(
     assert narrow(query, key, value, **own, need_weights=False)[1] is None
 
 
+def test_heads_that_share_one_key_and_value_go() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = HEADS
+            self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * SIZE)
+            self.out = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            k, v = (
+                part[:, None].expand(-1, self.heads, -1, -1).reshape(len(x), self.heads, -1, SIZE)
+                for part in self.kv(x).chunk(2, -1)
+            )
+            q = self.q(x).unflatten(-1, (-1, SIZE)).transpose(1, 2)
+            result: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            return result
+
+    model = build(Shared)
+    (group,) = Heads().units(model, TOKENS.double()).groups
+    assert (group.size, group.heads) == (HEADS, True)
+    pruner = Pruner(model, 1 / 3, structure=Heads(), schedule=None, example=TOKENS.double())
+    pruner.prune(1.0)
+    masked = outputs(model)
+    smaller = compact(model, pruner.masks, TOKENS.double())
+    assert smaller[0].inner.q.weight.shape == (WIDTH - SIZE, WIDTH)
+    assert (outputs(smaller) - masked).abs().max() <= 1e-12 * masked.abs().max()
+
+
 def test_weights_of_heads_that_are_looked_at_keep_them() -> None:
     class Looked(Plain):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -1,6 +1,7 @@
 """The shrink: a plan as data, its replay on a module, and the trial that it must pass first."""
 
-from lightning_prune.compaction.analysis import analyse, macs_by_weight
+from lightning_prune.compaction.analysis import analyse
+from lightning_prune.compaction.follow import macs_by_weight
 from lightning_prune.compaction.plan import Cut, Plan, make_plan
 from lightning_prune.compaction.replay import expand_, replay_
 from lightning_prune.compaction.shrink import CompactionError, compact, compact_

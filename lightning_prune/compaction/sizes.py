@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_prune.compaction.widths import speaks
 from lightning_prune.units import UnitGroup
 
 Attributes = tuple[tuple[str, str], ...]  # module and attribute names
@@ -24,8 +25,9 @@ def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
     parts = {count // share for count in counts for share in (2, 3)}  # of queries, keys and values in one
     makers = [part.name.rpartition(".")[0] for part in group.slices]
     around = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
+    own = [maker for maker in makers if not speaks(model.get_submodule(maker))]
     choices: list[Attributes] = []
-    for level in (around, [name.rpartition(".")[0] for name in around]):
+    for level in ([*own, *around], [name.rpartition(".")[0] for name in around]):
         for wanted in (size | counts, size | counts | parts, size):
             found = tuple(
                 (name, key)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -19,23 +18,8 @@ from lightning_prune.units import UnitGroup
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """A copy of a model in one precision, and what runs it."""
-
-    model: nn.Module
-    probe: Probe
-    tolerance: float
-
-    def run(self, model: nn.Module) -> Any:
-        with evaluating(model):
-            for other in self.probe.others:
-                other(model)
-            return self.probe(model)
-
-
 class Trial:
-    """A copy of a model to cut: in single precision, to see roughly, then in double, where it runs in that.
+    """Cuts copies of a model: in single precision, to see roughly, then in double, where it runs in that.
 
     Args:
         model: Stays as it is.
@@ -51,34 +35,39 @@ class Trial:
     def __init__(
         self, model: nn.Module, probe: Probe, *, ahead: bool, deadline: Deadline | None = None
     ) -> None:
-        self._model, self._probe, self._ahead, self._deadline = model, probe, ahead, deadline
-        self._bench = bench = self._make(torch.float32)
-        self._rough = True
+        self._model, self._ahead, self._deadline = model, ahead, deadline
+        self._dtype, self._probe = torch.float32, probe.to(torch.float32)
+        # trials are many at first, and share what they leave alone
+        self._whole: nn.Module | None = self._copied()
         try:
-            first, second = bench.run(bench.model), bench.run(bench.model)
+            first, second = self._run(self._whole), self._run(self._whole)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
-        if relative_difference(first, second) > bench.tolerance:
+        if relative_difference(first, second) > _TOLERANCE[self._dtype]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _make(self, dtype: torch.dtype) -> _Bench:
-        model = copy.deepcopy(self._model).to(dtype)
+    def _copied(self) -> nn.Module:
+        model = copy.deepcopy(self._model).to(self._dtype)
         if self._ahead:
             stir_(model)
-        return _Bench(model, self._probe.to(dtype), _TOLERANCE[dtype])
+        return model
+
+    def _run(self, model: nn.Module) -> Any:
+        with evaluating(model):
+            for other in self._probe.others:
+                other(model)
+            return self._probe(model)
 
     def sharpen(self) -> None:
-        """Goes on in double precision, if the model runs in that."""
-        if not self._rough:
+        """Goes on in double precision, if the model runs in that, with one copy at a time."""
+        if self._whole is None:
             return
-        self._rough = False
-        del self._bench  # of large models there is no room for both
-        self._bench = self._make(torch.float64)
+        self._whole = None
+        rough, self._dtype, self._probe = self._probe, torch.float64, self._probe.to(torch.float64)
         try:
-            self._bench.run(self._bench.model)
+            self._run(self._copied())
         except Exception:  # a user's forward may raise anything where a type is fixed in it
-            del self._bench
-            self._bench = self._make(torch.float32)
+            self._dtype, self._probe = torch.float32, rough
 
     def failing(self, kept: Kept) -> dict[str, str]:
         """Group name to reason, for those that cannot be cut.
@@ -105,37 +94,36 @@ class Trial:
     def _fails(self, kept: Kept) -> str | None:
         if self._deadline is not None:
             self._deadline.check()
-        bench = self._bench
-        model = _lean_copy(bench.model)
+        zeroed = {part.name for group, _ in kept for part in group.masked} if self._ahead else set[str]()
+        model = self._copied() if self._whole is None else _lean_copy(self._whole, zeroed)
         if self._ahead:
             _zero_(model, kept)
-        expected = bench.run(model)
+        expected = self._run(model)
         try:
             replay_(model, make_plan(model, kept))
-            difference = relative_difference(expected, bench.run(model))
+            difference = relative_difference(expected, self._run(model))
         except Exception as error:  # what a cut breaks in a user's forward may raise anything
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if difference > bench.tolerance:
+        if difference > _TOLERANCE[self._dtype]:
             return f"cannot be cut: outputs change by {difference:.1e}"
         return None
 
 
-def _lean_copy(model: nn.Module) -> nn.Module:
-    """A copy of its own but for the memory of its parameters, which get other ``data`` when it is cut."""
-    shared = {id(each): nn.Parameter(each.data, each.requires_grad) for each in model.parameters()}
+def _lean_copy(model: nn.Module, own: Container[str]) -> nn.Module:
+    """A copy that shares the memory of its parameters, but for some: the others get other ``data`` when cut."""
+    shared = {
+        id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)
+        for name, each in model.named_parameters()
+    }
     return copy.deepcopy(model, shared)
 
 
 @torch.no_grad()
 def _zero_(model: nn.Module, kept: Kept) -> None:
     """Sets what is masked with each unit that goes to 0, in a model of the groups' architecture."""
-    tensors = dict(model.named_parameters())
     for group, units in kept:
         for part in group.masked:
-            tensor, keep = tensors.pop(part.name, None), part.spread(units.to(part.weight.device))
-            if tensor is not None:
-                tensor.data = tensor.data.clone()
-            model.get_parameter(part.name).mul_(keep)
+            model.get_parameter(part.name).mul_(part.spread(units.to(part.weight.device)))
 
 
 def uneven(groups: Sequence[UnitGroup]) -> Kept:

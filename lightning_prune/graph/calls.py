@@ -34,8 +34,8 @@ class Record(Protocol):
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
 
-    def count(self, macs: int, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Notes multiply-adds, the labels along each dimension that they run over, and the operands."""
+    def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Notes the labels along each dimension that multiply-adds run over, and the operands."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,20 @@ class Call:
         """The fields that vary in none of these dimensions; the others are frozen."""
         self.freeze(tuple(field for field in fields if varying(field) & dims), why)
         return tuple(field for field in fields if not varying(field) & dims)
+
+    def disjoint(self, fields: Fields) -> Fields:
+        """Of fields that vary along one dimension together, as heads and what lies within them, one is free."""
+        crossing = [
+            number
+            for number, field in enumerate(fields)
+            if any(varying(field) & varying(other) for other in fields if other is not field)
+        ]
+        if not crossing:
+            return fields
+        free = crossing[self.record.split([fields[number].numel() for number in crossing])]
+        stuck = [number for number in crossing if number != free]
+        self.freeze(tuple(fields[number] for number in stuck), "shares a dimension with other units")
+        return tuple(field for number, field in enumerate(fields) if number not in stuck)
 
 
 def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

@@ -42,14 +42,22 @@ def budgets(
             known[key] = Line(len(key), len(key) - sum(map(len, places.values())), parts)
         return known[key]
 
+    def view(labels: Tensor) -> int:
+        """The last trace in which one of these was found to be free."""
+        return max((owner[label][2] for label in labels.tolist() if label in owner), default=0)
+
     params = [
         Term(parameter.numel(), tuple(map(line, main.places.get(name, ()))))
         for name, parameter in model.named_parameters()
     ]
+
+    # heads and what lies within share a dimension, which each has in a trace of its own
     macs = []
-    for number, (amount, lines, _) in enumerate(main.terms):
-        seen = {owner[label][2] for each in lines for label in each.tolist() if label in owner}
-        macs.append(Term(amount, tuple(map(line, traces[max(seen, default=0)].terms[number][1]))))
+    for same in zip(*(trace.terms for trace in traces), strict=True):
+        lines = [
+            labels for number, (_, found, _) in enumerate(same) for labels in found if view(labels) == number
+        ]
+        macs.append(Term(same[0][0], tuple(map(line, lines))))
     return {"params": Budget(params), "macs": Budget(macs)}
 
 

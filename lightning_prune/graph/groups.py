@@ -27,7 +27,7 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         Groups in the order of the model, and for each tensor whose outputs stay the reason. Units that lie in
         the same tensors make a group; those that no contraction makes belong to none.
     """
-    makers = _makers(trace)
+    makers = _makers(model, trace)
     units, frozen = _units(trace, makers)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     alike: dict[tuple[_Line, ...], list[_Unit]] = defaultdict(list)
@@ -62,14 +62,14 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
     return Units(unique_names(groups), frozen)
 
 
-def _makers(trace: Trace) -> set[_Line]:
-    """Lines that run over the outputs of a weight."""
-    made = trace.made
+def _makers(model: nn.Module, trace: Trace) -> set[_Line]:
+    """Lines that run over the outputs of a parameter. What a buffer makes, nothing here prunes."""
+    made, parameters = trace.made, dict(model.named_parameters())
     return {
         (name, dim)
         for name, lines in trace.places.items()
         for dim, line in enumerate(lines)
-        if len(lines) > 1 and made[line].any()
+        if name in parameters and len(lines) > 1 and made[line].any()
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent = torch.zeros(1, dtype=torch.int64)
         self._frozen: list[tuple[Tensor, str]] = []
+        self._lenient = False
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -65,10 +69,21 @@ class Labels:
 
     def freeze(self, labels: Tensor, why: str) -> None:
         """Keeps these, and all that are or will be coupled with them."""
+        if self._lenient:
+            return
         labels = torch.unique(labels)
         labels = labels[labels != 0]
         if len(labels):
             self._frozen.append((labels, why))
+
+    @contextmanager
+    def lenient(self, yes: bool) -> Iterator[None]:
+        """Freezes nothing meanwhile."""
+        before, self._lenient = self._lenient, yes
+        try:
+            yield
+        finally:
+            self._lenient = before
 
     def reasons(self) -> dict[int, str]:
         """The least label of each frozen set, to the first reason that was given."""

@@ -27,6 +27,17 @@ def pointwise(call: Call) -> Sequence[Fields]:
     return [merged for _ in call.outputs]
 
 
+def weight_norm(call: Call) -> Sequence[Fields]:
+    """A direction and a length for each output. 0 is no part of a norm, but all of it has no direction."""
+    direction = call.tensors[0]
+    given = frozenset([call.argument("dim") % direction.ndim])
+    plain = call.record.of_weights(direction)
+    rest = frozenset(range(direction.ndim)) - given
+    why = f"is normalised by {call.name}, and 0 has no direction"
+    call.without(call.fields(direction), given if plain else given | rest, why)
+    return [pointwise(call)[0], ()]
+
+
 def along_last(count: int) -> Rule:
     """Works on the last dimensions, such as pooling: what comes before them is left as it is."""
 
@@ -78,8 +89,8 @@ def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], ba
     passed = []
     for fields, dim in zip((left, right), dims, strict=True):
         others = frozenset(range(8)) - batch - {dim}
-        along = tuple(field for field in fields if dim in varying(field))
-        passed.append(tuple(field for field in fields if dim not in varying(field)))
+        along = call.disjoint(tuple(field for field in fields if dim in varying(field)))
+        passed.append(call.disjoint(tuple(field for field in fields if dim not in varying(field))))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
             call.record.make(field)
@@ -88,7 +99,7 @@ def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], ba
             call.freeze(mine, "is read together with elements that nothing cuts")
     if all(summed):
         lined = [
-            [field.movedim(dim, -1).flatten(0, -2) for field in side]
+            [field[None].movedim(dim + 1, -1).flatten(0, -2) for field in side]
             for side, dim in zip(summed, dims, strict=True)
         ]
         # batch dimensions come first in both, and what else there is does not vary
@@ -99,14 +110,14 @@ def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], ba
 
 
 def matmul(call: Call) -> Sequence[Fields]:
-    """A matrix product, of batches or not, with or without something added."""
+    """A product of matrices or vectors, of batches or not, with or without something added."""
     *added, left, right = call.tensors
-    inner = (left.ndim - 1, right.ndim - 2)
+    inner = (left.ndim - 1, max(0, right.ndim - 2))
     fields = _contract(call, call.fields(left), call.fields(right), inner, frozenset(range(left.ndim - 2)))
     summed = [field for field in call.fields(left) if inner[0] in varying(field)] or [
         field for field in call.fields(right) if inner[1] in varying(field)
     ]
-    call.record.count(left.numel() * right.shape[-1], [*fields, *summed[:1]], [left, right])
+    call.record.multiply([*fields, *summed[:1]], [left, right])
     if not call.record.of_weights(left) and not call.record.of_weights(right):
         for field in fields:
             if max(varying(field)) < left.ndim - 2:
@@ -174,7 +185,5 @@ def convolution(call: Call) -> Sequence[Fields]:
         for field in call.fields(bias):
             labels.couple(made, field)
     call.record.make(made)
-    positions = image if transposed else call.outputs[0]
-    macs = image.shape[0] * weight.numel() * positions[0, 0].numel()
-    call.record.count(macs, [*sides[0][:1], *sides[1][:1]], [weight])
+    call.record.multiply([*sides[0][:1], *sides[1][:1]], [weight])
     return [merge(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -9,7 +9,7 @@ import torch
 
 from lightning_prune.graph.calls import Call, Rule
 from lightning_prune.graph.fields import Fields
-from lightning_prune.graph.meets import along_last, convolution, glu, matmul, pointwise, reduce
+from lightning_prune.graph.meets import along_last, convolution, glu, matmul, pointwise, reduce, weight_norm
 from lightning_prune.graph.moves import (
     along_dim,
     concatenate,
@@ -39,7 +39,7 @@ def unknown(call: Call) -> Sequence[Fields]:
 
 # Ops, in words: by name, without overload, and without the underscore of those that work in place.
 _ENTRIES: tuple[tuple[Rule, str], ...] = (
-    (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli zero"),
+    (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli zero fill"),
     (same, "zeros_like ones_like empty_like rand_like full_like"),
     (copy, "copy"),
     # the others have a tag that says so
@@ -62,10 +62,11 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (along_last(2), "_upsample_bilinear2d_aa reflection_pad2d replication_pad2d"),
     (along_last(3), "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
     (along_last(3), "upsample_nearest3d upsample_trilinear3d"),
-    (reduce, "mean sum amax amin max min var var_mean std linalg_vector_norm argmax prod"),
+    (reduce, "mean sum amax amin max min var var_mean std linalg_vector_norm argmax argmin prod"),
     (reduce, "_softmax _log_softmax _safe_softmax cumsum"),
+    (weight_norm, "_weight_norm_interface"),
     (glu, "glu"),
-    (matmul, "mm addmm bmm baddbmm"),
+    (matmul, "mm addmm bmm baddbmm mv dot vdot"),
     (convolution, "convolution _convolution mkldnn_convolution"),
     (batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"),
     (batch_norm, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),

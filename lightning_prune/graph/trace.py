@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.graph.calls import Call
@@ -71,6 +72,7 @@ class Trace(TorchDispatchMode):
         self.places: dict[str, tuple[Tensor, ...]] = {}
         self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
         self._counting = False
+        self._factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
         nothing = torch.zeros(0, dtype=torch.int64)
         self._made: list[Tensor] = [nothing]
         self._heads: list[Tensor] = [nothing]
@@ -130,7 +132,7 @@ class Trace(TorchDispatchMode):
         Args:
             model: The one that this trace was made for.
             run: The pass, given a model. A copy runs it first, to see which ops have a part in what it gives:
-                others couple nothing.
+                others freeze nothing.
             count: Whether its multiply-adds are counted.
 
         Raises:
@@ -173,11 +175,10 @@ class Trace(TorchDispatchMode):
         """Notes labels of attention heads."""
         self._heads.append(field.flatten())
 
-    def count(self, macs: int, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Notes multiply-adds, the labels along each dimension that they run over, and the operands."""
-        if self._counting:
-            names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
-            self.terms.append((macs, [line.flatten() for line in lines], frozenset().union(*names)))
+    def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Notes the labels along each dimension that multiply-adds run over, and the operands."""
+        names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
+        self._factors = [line.flatten() for line in lines], frozenset().union(*names)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
@@ -186,21 +187,26 @@ class Trace(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
         step, live = self._steps.pop() if self._steps else (None, False)
         self._check(step == step_of(func, outputs))
-        if not live:
-            return result
         call = Call(self, func, args, kwargs, outputs)
         if all(tensor in self._weights for tensor in call.tensors):
             names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
             self._weights.update((output, names) for output in outputs)
-        for tensor in call.tensors:
-            self._seen.add(self._names.get(id(tensor), ""))
-        if any(self.fields(tensor) for tensor in call.tensors):
+        if live:
+            self._seen.update(self._names.get(id(tensor), "") for tensor in call.tensors)
+        macs = _macs(func, args, kwargs, result)
+        if macs or any(self.fields(tensor) for tensor in call.tensors):
             if self._deadline is not None:
                 self._deadline.check()
-            for output, fields in zip(call.outputs, rule_for(func)(call), strict=True):
+            self._factors = [], frozenset()
+            # what is for nothing runs all the same: sizes have to agree, but no value matters
+            with self.labels.lenient(not live):
+                passed = rule_for(func)(call)
+            for output, fields in zip(call.outputs, passed, strict=True):
                 if func._schema.is_mutable and _is_part(output):
                     self._check_unchanged(output, fields)
                 self._fields[output] = self._bounded(fields)
+        if macs and self._counting:
+            self.terms.append((macs, *self._factors))
         return result
 
     def _bounded(self, fields: Fields) -> Fields:
@@ -227,6 +233,12 @@ class Trace(TorchDispatchMode):
         )
         for field in () if same else (*before, *fields):
             self.labels.freeze(field, "is written into a part of another tensor")
+
+
+def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Multiply-adds of an op, as torch counts them."""
+    flops = flop_registry.get(func._overloadpacket)
+    return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
 def _is_part(tensor: Tensor) -> bool:
