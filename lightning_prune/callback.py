@@ -35,7 +35,14 @@ from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
-from lightning_prune.trainers import check_whole, horizon, loss_scale, monitored, write_report
+from lightning_prune.trainers import (
+    check_own_process,
+    check_whole,
+    horizon,
+    loss_scale,
+    monitored,
+    write_report,
+)
 
 _STATE_VERSION = 1
 
@@ -191,6 +198,8 @@ class PruningCallback(Callback):
             self._agenda.restart(trainer.global_step // max(1, len(trainer.optimizers)))
         if self.compact or self._needs_example:
             check_whole(trainer)
+        if self.compact:
+            check_own_process(trainer)
         self._agenda.timetable = self._resolve(trainer)
         self._global_step = trainer.global_step
         self._shown = None

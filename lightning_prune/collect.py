@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -88,20 +89,24 @@ class ExampleCapture:
     """Keeps the first example of the first batch that a module's ``forward`` is given.
 
     Attributes:
-        example: ``forward``'s positional arguments for one example, ``None`` until it ran.
+        example: ``forward``'s positional arguments for one example, or all by name where it is given any by
+            name; ``None`` until it ran.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.example: tuple[Any, ...] | None = None
-        self._handle = module.register_forward_pre_hook(self._capture)
+        self.example: tuple[Any, ...] | dict[str, Any] | None = None
+        self._forward = module.forward
+        self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
 
     def release(self) -> None:
         """Takes the hook away."""
         self._handle.remove()
 
-    def _capture(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.example is None:
-            self.example = tree_map(_first, args)
+    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.forward != self._forward:
+            return  # DDP sends a whole step through it: the call that matters comes within
+        given = dict(zip(signature(self._forward).parameters, args, strict=False)) | kwargs if kwargs else args
+        self.example = tree_map(_first, given)
         self.release()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves
@@ -51,6 +52,15 @@ def check_whole(trainer: Trainer) -> None:
         raise ValueError(
             f"strategy={type(trainer.strategy).__name__} splits the model up: channels, and compact=True, need"
             " it whole, as with DDP or a single device."
+        )
+
+
+def check_own_process(trainer: Trainer) -> None:
+    """Raises ValueError if the fit runs in processes that come and go: this one's module keeps its shapes."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "compact=True shrinks the module of the process that trains it, which does not come back from a"
+            " strategy that spawns or forks: use strategy='ddp' or a single device."
         )
 
 

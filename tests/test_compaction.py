@@ -416,6 +416,58 @@ def test_sgd_without_momentum_has_nothing_to_cut(tmp_path: Path) -> None:
 # --- statistics of norms
 
 
+def two_ranks(folder: Path, strategy: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).with_name("two_ranks.py")
+    command = [sys.executable, str(script), str(folder), strategy]
+    return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
+
+
+def test_two_processes_compact_alike(tmp_path: Path) -> None:
+    run = two_ranks(tmp_path, "ddp")
+    assert run.returncode == 0, run.stderr
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys()
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    smaller = load_compact(tmp_path / "small.ckpt", Lit())
+    assert {name: value.shape for name, value in smaller.named_parameters()} == {
+        name: value.shape for name, value in ranks[0].items()
+    }
+    assert sum(value.numel() for value in ranks[0].values()) < sum(
+        value.numel() for value in Lit().parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        ("ModelParallelStrategy", "strategy=ModelParallelStrategy splits the model up"),
+        ("ddp_fork", "use strategy='ddp' or a single device"),
+    ],
+)
+def test_strategies_under_which_it_cannot_work_are_refused(tmp_path: Path, strategy: str, why: str) -> None:
+    run = two_ranks(tmp_path, strategy)
+    assert run.returncode == 1
+    assert why in run.stderr
+
+
+@pytest.mark.parametrize("structure", [Channels(), Unstructured()])
+def test_the_report_counts_what_forward_is_given_by_name(tmp_path: Path, structure: Any) -> None:
+    class Named(Lit):
+        def forward(self, scale: float, images: Tensor) -> Tensor:  # type: ignore[override]
+            return self.net(images * scale)
+
+        def loss(self, batch: Any) -> Tensor:
+            images, labels = batch
+            return F.cross_entropy(self(1.0, images=images), labels)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("loss", self.loss(batch))
+
+    callback = pruning(structure=structure, compact=False)
+    fit(tmp_path, Named(), callback)
+    assert callback.report.macs == 8 * 9 * 36 + 288 * 16 + 16 * 10
+
+
 def test_batch_norm_statistics_are_taken_anew() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
