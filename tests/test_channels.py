@@ -325,6 +325,26 @@ def test_each_network_has_these_units(make: Any, example: Tensor, sizes: list[in
     assert [group.size for group in Channels().units(make(), example).groups] == sizes
 
 
+@pytest.mark.parametrize(
+    ("make", "sizes"), [(make, sizes) for make, example, sizes in NETS if example is IMAGES]
+)
+def test_channels_may_come_last(make: Any, sizes: list[int]) -> None:
+    model, images = make(), IMAGES.to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    assert [group.size for group in Channels().units(model, images).groups] == sizes
+
+
+def test_elements_that_are_laid_out_anew_stay() -> None:
+    strided = Net(
+        lambda m, x: m.head(m.one(x).as_strided((2, 4, 8, 8), (256, 64, 8, 1))),
+        one=conv(3, 8),
+        head=nn.Sequential(conv(4, 5), head(5)),
+    )
+    assert frozen(strided, IMAGES)["one.weight"] == "is laid out anew by as_strided"
+
+
 @ALL
 def test_masked_and_compacted_networks_are_equal(make: Any, example: Tensor, sizes: list[int]) -> None:
     model, pruner = pruned(make, example)

@@ -19,6 +19,19 @@ def same(call: Call) -> Sequence[Fields]:
     return [fields if output.shape == call.tensors[0].shape else () for output in call.outputs]
 
 
+def restride(call: Call) -> Sequence[Fields]:
+    """The same elements in another layout, as pooling ends with where channels come last."""
+    fields, shape = call.fields(call.tensors[0]), call.argument("size")
+    if all(len(shape) == field.ndim and all(map(_fits, field.shape, shape)) for field in fields):
+        return [fields]
+    call.freeze(fields, f"is laid out anew by {call.name}")
+    return [()]
+
+
+def _fits(varied: int, size: int) -> bool:
+    return varied in (1, size)
+
+
 def copy(call: Call) -> Sequence[Fields]:
     """What was there is gone: labels are those of the source."""
     target, source = call.tensors

@@ -22,6 +22,7 @@ from lightning_prune.graph.moves import (
     picked,
     pixel_shuffle,
     reshape,
+    restride,
     rolled,
     same,
     split,
@@ -42,6 +43,7 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (same, "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli zero fill"),
     (same, "zeros_like ones_like empty_like rand_like full_like"),
     (copy, "copy"),
+    (restride, "as_strided"),
     # the others have a tag that says so
     (pointwise, "hardswish mish rsub _prelu_kernel hardtanh leaky_relu log_sigmoid_forward"),
     (move, "permute transpose t unsqueeze squeeze expand repeat diagonal native_channel_shuffle"),
