@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria import Criterion
-from lightning_prune.radix import boundary
+from lightning_prune.radix import Boundary, boundary, bracket, places
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
@@ -55,6 +55,8 @@ class Candidates:
         self._shield: Tensor | None = None
         self._highest: float | None = None
         self._scale: float | None = None
+        self._close: list[tuple[Tensor, Tensor]] | None = None  # places and scores, of each piece
+        self._before: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -164,20 +166,57 @@ class Candidates:
         """A level as the scores can express it, so that all comparisons with them agree."""
         return float(torch.tensor(level, dtype=self._dtype))
 
+    def sweep(self, low: float, high: float) -> tuple[int, Tensor]:
+        """Removes what scores below a bracket, and remembers what lies within: one look at each score.
+
+        Returns:
+            How many score below, and the scores within.
+        """
+        low = max(low, torch.finfo(self._dtype).min)  # what is gone already stays below
+        self._before = self.kept.clone() if self.removed else None
+        self._close = []
+        left = 0
+        for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
+            kept = self.kept[start:stop]
+            torch.ge(piece, low, out=kept)
+            left += int(kept.count_nonzero())
+            close = places((piece <= high).logical_and_(kept).flatten())
+            self._close.append((close, piece.take(close)))
+        return self.size - left, torch.cat([scores for _, scores in self._close])
+
+    def restore(self) -> None:
+        """Takes a sweep back."""
+        if self._close is not None:
+            self.kept.copy_(torch.ones_like(self.kept) if self._before is None else self._before)
+            self._close = self._before = None
+
     def cut(self, level: float, ties: int = 0) -> int:
         """Removes what scores up to ``level``, but for the first ``ties`` units that score just that.
+
+        After a sweep, ``level`` must lie in its bracket.
 
         Returns:
             How many of ``ties`` are left over, for the groups that follow.
         """
-        for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
-            kept = self.kept[start:stop]
-            torch.gt(piece, level, out=kept)
-            if ties:
-                equal = (piece == level).nonzero()[:ties]
-                kept[tuple(equal.T)] = True
-                ties -= len(equal)
+        if self._close is None:
+            for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
+                ties = _cut(piece, level, ties, self.kept[start:stop])
+            return ties
+        for (start, stop), (close, scores) in zip(self._ranges, self._close, strict=True):
+            kept, stays = self.kept[start:stop], torch.empty_like(scores, dtype=torch.bool)
+            ties = _cut(scores, level, ties, stays)
+            kept[torch.unravel_index(close, kept.shape)] = stays
+        self._close = self._before = None
         return ties
+
+
+def _cut(scores: Tensor, level: float, ties: int, kept: Tensor) -> int:
+    torch.gt(scores, level, out=kept)
+    if ties:
+        equal = (scores == level).nonzero()[:ties]
+        kept[tuple(equal.T)] = True
+        ties -= len(equal)
+    return ties
 
 
 def _thin(tensor: Tensor) -> Tensor:
@@ -197,21 +236,12 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     bound = list(candidates) if count > possible else []
     count = min(count, possible)
     if count > sum(each.removed for each in candidates):
-        while True:
-            edge = boundary(
-                lambda: (piece for each in candidates for piece in each.pieces()),
-                count,
-                sum(each.size for each in candidates),
-                lambda: (piece for each in candidates for piece in each.sample()),
-            )
-            if edge.value == -math.inf:
-                raise ValueError("a criterion must give finite scores; some are -inf.")
-            emptied = [each for each in candidates if not each.survives(edge.value)]
-            if not emptied:
-                break
+        edge, emptied = _edge(candidates, count)
+        while emptied:
             for each in emptied:
                 each.protect()
             bound += emptied
+            edge, emptied = _edge(candidates, count)
         ties = edge.below + edge.ties - count
         for each in candidates:
             ties = each.cut(edge.value, ties)
@@ -219,6 +249,35 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
         each.protected = int(each.kept.count_nonzero()) == each.group.least
     for each, before in rounded:
         each.settle(before)
+
+
+def _edge(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[Candidates]]:
+    """Where the ``count`` lowest scores end, and which groups that would empty.
+
+    As a rule one look at each score is enough: a sample suggests a bracket, and what is below is removed at
+    once. That is taken back where the bracket proves wrong, or some group would be emptied.
+    """
+    sample = torch.cat([piece.flatten() for each in candidates for piece in each.sample()])
+    low, high = bracket(sample, count / sum(each.size for each in candidates))
+    emptied: list[Candidates] = list(candidates)
+    try:
+        swept = [each.sweep(low, high) for each in candidates]
+        below, close = sum(gone for gone, _ in swept), torch.cat([scores for _, scores in swept])
+        if below < count <= below + len(close):
+            found = boundary(lambda: [close], count - below)
+            edge = Boundary(found.value, below + found.below, found.ties)
+        else:
+            for each in candidates:
+                each.restore()
+            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
+        if edge.value == -math.inf:
+            raise ValueError("a criterion must give finite scores; some are -inf.")
+        emptied = [each for each in candidates if not each.survives(edge.value)]
+    finally:
+        if emptied:
+            for each in candidates:
+                each.restore()
+    return edge, emptied
 
 
 def remove_up_to(candidates: Candidates, level: float) -> None:

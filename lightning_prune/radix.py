@@ -33,63 +33,21 @@ class Boundary:
     ties: int
 
 
-def boundary(
-    pieces: Callable[[], Iterable[Tensor]],
-    count: int,
-    total: int = 0,
-    sample: Callable[[], Iterable[Tensor]] | None = None,
-) -> Boundary:
+def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
     """Finds the ``count``-th smallest score.
 
     Args:
         pieces: Gives the scores, of any shape, float32 or float64 (one of them throughout), the same at
             every call. No nan.
         count: From 1 to the number of scores.
-        total: The number of scores; needed with a sample.
-        sample: Gives some of them. With it one pass over all is enough as a rule: it counts what lies below
-            a bracket that the sample suggests, and keeps the few scores inside.
 
     Returns:
-        The boundary; exact, ties counted, whatever the sample.
+        The boundary; exact, ties counted.
 
     >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 2.0]])]
     >>> boundary(lambda: scores, 2)
     Boundary(value=2.0, below=1, ties=2)
     """
-    if sample is not None:
-        low, high = _bracket(torch.cat([piece.flatten() for piece in sample()]), count / total)
-        below, inside = 0, []
-        for piece in pieces():
-            flat = piece.flatten()
-            reaches = flat >= low
-            below += flat.numel() - int(reaches.count_nonzero())
-            inside.append(flat.index_select(0, _places(reaches.logical_and_(flat <= high))))
-        close = torch.cat(inside)
-        if below < count <= below + len(close):
-            found = _search(lambda: [close], count - below)
-            return Boundary(found.value, below + found.below, found.ties)
-    return _search(pieces, count)
-
-
-def _places(rare: Tensor) -> Tensor:
-    """Where a flat bool tensor is True. Looks at eight at a time, which pays when few are."""
-    whole = len(rare) // 8 * 8
-    eights = rare[:whole].view(torch.int64).nonzero() * 8
-    near = (eights + torch.arange(8, device=rare.device)).flatten()
-    near = torch.cat([near, torch.arange(whole, len(rare), device=rare.device)])
-    return near[rare[near]]
-
-
-def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
-    """Scores of the sample a little below and above the one of this rank."""
-    size = len(sample)
-    ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
-    low, high = (min(max(1, round(rank)), size) for rank in ranks)
-    return _search(lambda: [sample], low).value, _search(lambda: [sample], high).value
-
-
-def _search(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
-    """The radix search."""
     prefix, seen, below = 0, 0, 0
     while True:
         histogram, dtype = _histogram(pieces(), prefix, seen)
@@ -131,3 +89,26 @@ def _zero(pieces: Iterable[Tensor]) -> Boundary:
         below += int((piece < 0).count_nonzero())
         ties += int((piece == 0).count_nonzero())
     return Boundary(0.0, below, ties)
+
+
+def bracket(sample: Tensor, share: float) -> tuple[float, float]:
+    """Two scores of a sample, between which the one of this rank lies in all likelihood.
+
+    Args:
+        sample: Some of the scores, of one dimension.
+        share: The rank that is sought, in (0, 1] of all scores.
+    """
+    size = len(sample)
+    ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
+    low, high = (min(max(1, round(rank)), size) for rank in ranks)
+    return boundary(lambda: [sample], low).value, boundary(lambda: [sample], high).value
+
+
+def places(rare: Tensor) -> Tensor:
+    """Where a flat bool tensor is True. Looks at eight at a time, which pays when few are."""
+    whole = len(rare) // 8 * 8
+    eights = rare[:whole].view(torch.int64).nonzero() * 8
+    near = (eights + torch.arange(8, device=rare.device)).flatten()
+    if whole < len(rare):
+        near = torch.cat([near, torch.arange(whole, len(rare), device=rare.device)])
+    return near[rare.index_select(0, near)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune.radix import Boundary, boundary
+from lightning_prune.radix import Boundary, boundary, bracket, places
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -38,16 +38,19 @@ def test_finds_what_a_sort_finds(dtype: torch.dtype, data: st.DataObject) -> Non
     assert boundary(lambda: pieces, count) == by_sorting(scores, count)
 
 
-@given(st.data())
-def test_a_sample_changes_nothing_however_misleading(data: st.DataObject) -> None:
-    values = data.draw(st.lists(numbers(torch.float32), min_size=1, max_size=40))
-    sample = data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=10))
-    count = data.draw(st.integers(1, len(values)))
-    cuts = data.draw(st.lists(st.integers(0, len(values)), max_size=3).map(sorted))
-    scores = torch.tensor(values)
-    pieces = scores.tensor_split(cuts)
-    found = boundary(lambda: pieces, count, len(values), lambda: [torch.tensor(sample)])
-    assert found == by_sorting(scores, count)
+@given(st.lists(st.booleans(), max_size=100), st.integers(1, 20))
+def test_finds_the_places_of_what_is_rare(values: list[bool], every: int) -> None:
+    rare = torch.tensor(values, dtype=torch.bool)
+    rare[::every] = False
+    assert torch.equal(places(rare), rare.nonzero().flatten())
+
+
+@given(st.lists(numbers(torch.float32), min_size=1, max_size=40), st.floats(0.001, 1))
+def test_a_bracket_runs_from_low_to_high(values: list[float], share: float) -> None:
+    low, high = bracket(torch.tensor(values), share)
+    assert low <= high
+    assert {low, high} <= set(torch.tensor(values).tolist())
+    assert low <= float(torch.tensor(values).sort().values[max(1, round(share * len(values))) - 1]) <= high
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
