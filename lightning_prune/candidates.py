@@ -203,9 +203,9 @@ class Candidates:
                 ties = _cut(piece, level, ties, self.kept[start:stop])
             return ties
         for (start, stop), (close, scores) in zip(self._ranges, self._close, strict=True):
-            kept, stays = self.kept[start:stop], torch.empty_like(scores, dtype=torch.bool)
+            stays = torch.empty_like(scores, dtype=torch.bool)
             ties = _cut(scores, level, ties, stays)
-            kept[torch.unravel_index(close, kept.shape)] = stays
+            self.kept[start:stop].put_(close, stays)
         self._close = self._before = None
         return ties
 

@@ -148,7 +148,7 @@ class UnitGroup:
             for part in self.slices
             if part.dim is None or part.weight.numel() > part.weight.shape[part.dim]
         ]
-        return replace(self, slices=tuple(large) or self.slices)
+        return self if len(large) in (0, len(self.slices)) else replace(self, slices=tuple(large))
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
         """The sum of an elementwise value over each unit.
