@@ -23,8 +23,8 @@ class Candidates:
 
     Args:
         group: The units.
-        kept: Bool, of the units' shape, True where a unit is still there. Selection narrows it in place, so
-            that it needs no memory of its own.
+        kept: Bool, of the units' shape, True where a unit is still there. Selection narrows it in place, and
+            keeps a copy meanwhile only where units are gone already.
         criterion: Scores the units.
         statistics: What it has seen of them.
         dtype: Of all scores, float32 or float64.
