@@ -22,15 +22,37 @@ from lightning_prune.trainers import first_batch
 
 
 class PruningTrainer(Trainer):
-    """A Trainer that can also look ahead, and back."""
+    """A Trainer that can also look ahead, and back.
 
-    def plan(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Prints what a fit would prune, what stays and why, without training."""
+    Each method takes what a saved configuration of a fit holds.
+    """
+
+    def plan(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Prints what a fit would prune, what stays and why, without training.
+
+        Args:
+            model: What would be pruned.
+            datamodule: Not used.
+            ckpt_path: A checkpoint to start from.
+            weights_only: Not used: nothing but tensors and plain values is read.
+        """
+        if ckpt_path is not None:
+            load_compact(read(ckpt_path, "ckpt_path"), model)
         for callback in self._pruning():
             print(callback.plan(model, model.example_input_array).table())
 
     def report(
-        self, model: LightningModule, ckpt_path: str, datamodule: LightningDataModule | None = None
+        self,
+        model: LightningModule,
+        ckpt_path: str,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Prints the report of a checkpoint.
 
@@ -38,6 +60,7 @@ class PruningTrainer(Trainer):
             model: Of the class that was trained.
             ckpt_path: A checkpoint of a fit with a PruningCallback.
             datamodule: Not used.
+            weights_only: Not used.
 
         Raises:
             ValueError: If the checkpoint has no pruning state, or does not belong to the model.
@@ -56,6 +79,7 @@ class PruningTrainer(Trainer):
         ckpt_path: str,
         path: str,
         datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Writes the network of a checkpoint, masked or compacted, to a file of its own.
 
@@ -66,6 +90,7 @@ class PruningTrainer(Trainer):
                 example_input_array or, without one, on a batch of data; with compact, a masked network is
                 compacted for it. Otherwise a packed file, which load_packed reads.
             datamodule: Where a batch is needed.
+            weights_only: Not used.
 
         Raises:
             ValueError: If the checkpoint does not belong to the model, or there is nothing to try or to pack.

@@ -70,8 +70,14 @@ def test_plan_and_report_print_tables(tmp_path: Path, capsys: pytest.CaptureFixt
         *("--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"),
     )
     capsys.readouterr()
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
-    cli("report", "--config", digits, "--ckpt_path", str(checkpoint))
+    (checkpoint,), (saved,) = tmp_path.rglob("*.ckpt"), tmp_path.rglob("config.yaml")
+    for config in (digits, str(saved)):
+        cli("report", "--config", config, "--ckpt_path", str(checkpoint))
+        assert "288,778 of 320,864 weights removed" in capsys.readouterr().out
+    packed = tmp_path / "small.pt"
+    cli("export", "--config", str(saved), "--ckpt_path", str(checkpoint), "--path", str(packed))
+    assert packed.is_file()
+    cli("plan", "--config", str(saved), "--ckpt_path", str(checkpoint))
     assert "288,778 of 320,864 weights removed" in capsys.readouterr().out
 
 
