@@ -11,8 +11,9 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from lightning_prune.candidates import Candidates, meet, remove_lowest, remove_up_to
+from lightning_prune.candidates import Candidates
 from lightning_prune.parts import Part
+from lightning_prune.selection import meet, remove_lowest, remove_up_to
 from lightning_prune.units import UnitGroup, Units
 
 Costs: TypeAlias = Callable[[str], float]

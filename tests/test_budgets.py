@@ -25,8 +25,9 @@ from lightning_prune import (
     compact,
 )
 from lightning_prune.budgets import Budget, Line, Term
-from lightning_prune.candidates import Candidates, meet, remove_lowest
+from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
+from lightning_prune.selection import meet, remove_lowest
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import Slice, UnitGroup
 

@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune.candidates import Candidates, remove_lowest
+from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
+from lightning_prune.selection import remove_lowest
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import Slice, UnitGroup
 

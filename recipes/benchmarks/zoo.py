@@ -47,7 +47,7 @@ def build(name: str) -> nn.Module:
 
 def measure(name: str) -> dict[str, Any]:
     """One row."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model = build(name)
     images = torch.randn(1, 3, *(SIZES.get(name, 224),) * 2)
     before = resident()
