@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +105,20 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
         return leaf.to(target) if wanted else leaf
 
     return tree_map(transferred, data)
+
+
+def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
+    """A copy whose parameters share the memory of the model's, unless they are given other ``data``.
+
+    Args:
+        model: Stays as it is, as long as nothing writes into the shared ones.
+        own: Names of parameters that get memory of their own.
+    """
+    shared = {
+        id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)
+        for name, each in model.named_parameters()
+    }
+    return copy.deepcopy(model, shared)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.plan import Kept, make_plan
 from lightning_prune.compaction.replay import replay_
-from lightning_prune.probe import Deadline, Probe, evaluating, relative_difference
+from lightning_prune.probe import Deadline, Probe, evaluating, lean_copy, relative_difference
 from lightning_prune.units import UnitGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -95,7 +95,7 @@ class Trial:
         if self._deadline is not None:
             self._deadline.check()
         zeroed = {part.name for group, _ in kept for part in group.masked} if self._ahead else set[str]()
-        model = self._copied() if self._whole is None else _lean_copy(self._whole, zeroed)
+        model = self._copied() if self._whole is None else lean_copy(self._whole, zeroed)
         if self._ahead:
             _zero_(model, kept)
         expected = self._run(model)
@@ -107,15 +107,6 @@ class Trial:
         if difference > _TOLERANCE[self._dtype]:
             return f"cannot be cut: outputs change by {difference:.1e}"
         return None
-
-
-def _lean_copy(model: nn.Module, own: Container[str]) -> nn.Module:
-    """A copy that shares the memory of its parameters, but for some: the others get other ``data`` when cut."""
-    shared = {
-        id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)
-        for name, each in model.named_parameters()
-    }
-    return copy.deepcopy(model, shared)
 
 
 @torch.no_grad()

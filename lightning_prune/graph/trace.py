@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -18,7 +17,7 @@ from lightning_prune.graph.fields import Fields
 from lightning_prune.graph.labels import Labels
 from lightning_prune.graph.rules import rule_for
 from lightning_prune.graph.tape import Step, Tape, step_of
-from lightning_prune.probe import Deadline, plain_attention
+from lightning_prune.probe import Deadline, lean_copy, plain_attention
 
 Split: TypeAlias = Callable[[Sequence[int]], int]
 
@@ -139,7 +138,7 @@ class Trace(TorchDispatchMode):
             ValueError: If the model does not run the same ops as its copy.
         """
         self._counting = count
-        copied = copy.deepcopy(model)
+        copied = lean_copy(model)
         with torch.no_grad(), plain_attention():
             with (tape := Tape()):
                 result = run(copied)
