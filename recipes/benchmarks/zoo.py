@@ -4,7 +4,8 @@
 
 Weights are random. Half of each group's units go by magnitude; then outputs of the masked and the compacted
 network are compared in double precision, apart from the proof that ``compact`` makes. Each model has a process
-of its own. Memory is what analysis, or one pass, adds at its peak to what is resident before (Linux only).
+of its own and one thread. Memory is what analysis, or one pass, adds at its peak to what is resident before
+(Linux only).
 """
 
 from __future__ import annotations
