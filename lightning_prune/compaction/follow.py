@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.compaction.trial import stir_
-from lightning_prune.graph import Split, Tape, Trace, last
+from lightning_prune.graph import Split, Step, Tape, Trace, last
 from lightning_prune.probe import Deadline, Probe, evaluating, plain_attention
 
 
@@ -18,19 +18,22 @@ def check_way(model: nn.Module, probe: Probe) -> None:
     Raises:
         ValueError: If it runs other ops then, or makes tensors of other shapes.
     """
-    ways = []
-    for stirred in (False, True):
-        copied = copy.deepcopy(model)  # a second pass of one may differ: metrics count
-        if stirred:
-            stir_(copied)
-        with evaluating(copied), plain_attention(), Tape() as tape:
-            probe(copied)
-        ways.append(tape.steps)
-    if ways[0] != ways[1]:
+    if _way(model, probe, stirred=False) != _way(model, probe, stirred=True):
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little: channels cannot be followed through it. Unstructured prunes it."
         )
+
+
+def _way(model: nn.Module, probe: Probe, *, stirred: bool) -> list[Step]:
+    """What one pass runs, op by op."""
+    copied = copy.deepcopy(model)  # a second pass of one may differ: metrics count
+    if stirred:
+        stir_(copied)
+    tape = Tape()
+    with evaluating(copied), plain_attention(), tape:
+        probe(copied)
+    return tape.steps
 
 
 def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:

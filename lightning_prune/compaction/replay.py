@@ -53,21 +53,23 @@ def expand_(model: nn.Module, plan: Plan) -> None:
 
 
 def shorten(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
-    """The places that stay, in the tensor's memory layout."""
-    shorter = tensor
+    """A copy of the places that stay, in the tensor's memory layout."""
+    lines = [torch.arange(size, device=tensor.device) for size in tensor.shape]
     for cut in cuts:
-        places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
-        shorter = shorter.index_select(cut.dim, places)
-    return _in_layout(shorter, tensor)
+        lines[cut.dim] = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
+    # all at once: cut by cut, half of a large one would be there twice
+    return _in_layout(tensor[torch.meshgrid(*lines, indexing="ij")], tensor)
 
 
 def _in_layout(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy, contiguous, whose dimensions follow each other in memory as in another tensor."""
+    """Contiguous, its dimensions following each other in memory as in another tensor."""
     # where strides are equal, as with a single channel, channels_last has dimension 1 innermost
     strides = like.stride()
     order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim == 1))
     back = sorted(range(tensor.ndim), key=order.__getitem__)
-    return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+    lined = tensor.permute(order)
+    # from one line, dimensions of size 1 get the usual strides too: by those, kernels are chosen
+    return lined.reshape(-1).view(lined.shape).permute(back)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -114,7 +114,8 @@ def _zero_(model: nn.Module, kept: Kept) -> None:
     """Sets what is masked with each unit that goes to 0, in a model of the groups' architecture."""
     for group, units in kept:
         for part in group.masked:
-            model.get_parameter(part.name).mul_(part.spread(units.to(part.weight.device)))
+            weight = model.get_parameter(part.name)
+            weight.mul_(part.spread(units.to(weight)))  # of another type, it would be converted at full size
 
 
 def uneven(groups: Sequence[UnitGroup]) -> Kept:
@@ -137,7 +138,9 @@ def stir_(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
             spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
-            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
-            # running variances stay above 0, everything else goes both ways
-            noise = noise if name.endswith("var") else noise.mul_(2).sub_(1)
-            tensor.add_(noise.mul_(spread))
+            # noise for all of a large one at once would take as much again
+            for piece in torch.atleast_1d(tensor).chunk(64):
+                noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
+                # running variances stay above 0, everything else goes both ways
+                noise = noise if name.endswith("var") else noise.mul_(2).sub_(1)
+                piece.add_(noise.mul_(spread))

@@ -2,11 +2,12 @@
 
 from lightning_prune.graph.costs import budgets
 from lightning_prune.graph.groups import find_groups, unique_names
-from lightning_prune.graph.tape import Tape
+from lightning_prune.graph.tape import Step, Tape
 from lightning_prune.graph.trace import Split, Trace, first, heads, last, split_heads
 
 __all__ = [
     "Split",
+    "Step",
     "Tape",
     "Trace",
     "budgets",

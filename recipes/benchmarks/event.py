@@ -3,22 +3,21 @@
     python recipes/benchmarks/event.py --out FILE.json
 
 Both arms remove 80 % of the weights by magnitude over the whole network, in turn, in one process; times are
-medians, the ratio is that of the medians. Peak memory is that of a process of its own for each arm and size,
-less what was resident before the event (Linux only).
+medians, the ratio is that of the medians. Peak memory is that of a process of its own for each arm and size, in
+which what is freed is given back at once, less what was resident before the event (Linux only).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from resident import forget_peak, peak, resident
+from resident import apart, forget_peak, give_back_freed, peak, resident
 from torch import nn
 from torch.nn.utils import prune
 from torchvision.models import resnet18
@@ -64,12 +63,12 @@ def seconds(arm: str, millions: int) -> float:
 
 def added(arm: str, millions: int) -> float:
     """Bytes a weight that an event adds at its peak, masks that it leaves included."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (arm, millions))
+    return apart(_peak, arm, millions)
 
 
 def _peak(arm: str, millions: int) -> float:
     torch.set_num_threads(2)
+    give_back_freed()
     model = network(millions)
     size = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
     ARMS[arm](network(1))()  # what libraries allocate once

@@ -4,27 +4,24 @@
 
 Weights are random. Half of each group's units go by magnitude; then outputs of the masked and the compacted
 network are compared in double precision, apart from the proof that ``compact`` makes. Each model has a process
-of its own and one thread. Memory is what analysis, or one pass, adds at its peak to what is resident before
-(Linux only).
+of its own and one thread. Memory (Linux only): what analysis adds at its peak to what is resident before, and,
+to compare, the model and what one pass adds to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from resident import forget_peak, peak, resident
+from resident import apart, forget_peak, give_back_freed, peak, resident
 from torch import Tensor, nn
 
 from lightning_prune import Channels, PerLayer, Pruner, compact
-
-SIZES = {"inception_v3": 299, "vit_h_14": 224}
 
 
 def names() -> list[str]:
@@ -49,12 +46,13 @@ def build(name: str) -> nn.Module:
 def measure(name: str) -> dict[str, Any]:
     """One row."""
     torch.set_num_threads(1)
+    give_back_freed()
     model = build(name)
-    images = torch.randn(1, 3, *(SIZES.get(name, 224),) * 2)
+    images = torch.randn(1, 3, *(299 if name == "inception_v3" else 224,) * 2)
     before = resident()
     forget_peak()
     outputs(model, images)
-    forward = peak() - before
+    forward = peak() - before + 4 * parameters(model)
     before = resident()
     forget_peak()
     begun = time.perf_counter()
@@ -92,30 +90,32 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['name']} | {row['seconds']:.1f} s | {row['analysis bytes'] / 2**20:.0f} MiB"
+        f" | {row['forward bytes'] / 2**20:.0f} MiB | {row['parameters'] / 1e6:.1f} M"
+        f" | {100 * row['frozen']:.1f} % | {100 * row['kept']:.1f} % | {row['difference']:.0e} |"
+    )
+
+
 def main() -> None:
     """Prints a row for each model as it comes, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="*", default=names())
     parser.add_argument("--out", type=Path, default=Path("zoo.json"))
     options = parser.parse_args()
-    print("| model | analysis | its peak | one pass's | parameters | in frozen tensors | kept | difference |")
+    print("| model | analysis | its peak | model and pass | parameters | frozen | kept | difference |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     rows = []
     for name in options.names:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            try:
-                row = pool.apply(measure, (name,))
-            except Exception as error:
-                rows.append({"name": name, "error": repr(error)})
-                print(f"| {name} | {error!r} |", flush=True)
-                continue
+        try:
+            row = apart(measure, name)
+        except Exception as error:
+            row = {"name": name, "error": repr(error)}
+            print(f"| {name} | {error!r} |", flush=True)
+        else:
+            print(_line(row), flush=True)
         rows.append(row)
-        print(
-            f"| {name} | {row['seconds']:.1f} s | {row['analysis bytes'] / 2**20:.0f} MiB"
-            f" | {row['forward bytes'] / 2**20:.0f} MiB | {row['parameters'] / 1e6:.1f} M"
-            f" | {100 * row['frozen']:.1f} % | {100 * row['kept']:.1f} % | {row['difference']:.0e} |",
-            flush=True,
-        )
         options.out.write_text(json.dumps(rows, indent=2))
     failed = [row["name"] for row in rows if row.get("difference", 1.0) > 1e-9 or row["kept"] >= 1]
     print(f"{len(rows) - len(failed)} of {len(rows)} models" + (f"; not {failed}" if failed else ""))
