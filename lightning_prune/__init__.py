@@ -14,9 +14,10 @@ from lightning_prune.criteria import (
 )
 from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
+from lightning_prune.measuring import measure
 from lightning_prune.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report, measure
+from lightning_prune.report import Report
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
 from lightning_prune.structures import Channels, Heads, Structure, Unstructured

@@ -25,11 +25,12 @@ from lightning_prune.collect import (
 from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
+from lightning_prune.measuring import measure
 from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, transfer
 from lightning_prune.pruner import Pruner, check_parts
-from lightning_prune.report import Report, measure
+from lightning_prune.report import Report
 from lightning_prune.sandbox import probe_of
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from lightning_prune.compaction import Plan, compact_, expand_, replay_
 from lightning_prune.loading import check_fits, plan_of, plans_of
 from lightning_prune.masks import MaskStore
+from lightning_prune.measuring import measure, measure_compacted
 from lightning_prune.probe import Probe
 from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report, measure
+from lightning_prune.report import Report
 
 
 class Subject:
@@ -113,7 +114,7 @@ class Subject:
         model = cast(nn.Module, self.model)
         dense = copy.deepcopy(model)
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
-        self.record = report.after_compaction(dense, model, masks, example)
+        self.record = measure_compacted(report, dense, model, masks, example)
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)

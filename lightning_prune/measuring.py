@@ -1,0 +1,110 @@
+"""Measures networks for a report: parameters, bytes, multiply-adds, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_prune.cost import (
+    Cost,
+    batch_size,
+    dense_bytes,
+    latency,
+    macs,
+    of_size,
+    packed_bytes,
+    parameters,
+)
+from lightning_prune.masks import masked_parameters
+from lightning_prune.report import Layer, Report
+
+_BATCHES = (1, 64)
+
+
+def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Any = None) -> Report:
+    """Measures a network.
+
+    Args:
+        model: The network; left as it was.
+        masks: Parameter name to bool mask, True where kept, for what pruning covers.
+        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on.
+
+    Raises:
+        ValueError: If a mask belongs to no parameter, or to one of another shape.
+    """
+    masks = masks or {}
+    masked_parameters(model, masks)
+    layers = tuple(
+        Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero()), width=_width(mask))
+        for name, mask in masks.items()
+    )
+    total = kept = None
+    seconds = {}
+    if example is not None:
+        counts = macs(model, example)
+        total = counts[""]
+        gone = sum(
+            counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)
+            for layer in layers
+            if len(layer.shape) > 1
+        )
+        kept = round(total - gone)
+        seconds = {batch_size(example): latency([model], example)[0]}
+    return Report(
+        layers=layers,
+        params=parameters(model),
+        bytes=dense_bytes(model),
+        bytes_packed=packed_bytes(model, masks),
+        macs=total,
+        macs_kept=kept,
+        latency=seconds,
+    )
+
+
+def measure_compacted(
+    report: Report, dense: nn.Module, compacted: nn.Module, masks: Mapping[str, Tensor], example: Any = None
+) -> Report:
+    """The report of a masked network, with what the compacted one costs, both measured in turn.
+
+    Args:
+        report: Of the masked one.
+        dense: The network as it was.
+        compacted: What is left of it.
+        masks: What is left of the masks.
+        example: As for :func:`measure`.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
+    before, after = _costs([dense, compacted], example)
+    return replace(
+        report,
+        layers=tuple(replace(layer, compacted=shapes[layer.name]) for layer in report.layers),
+        dense=before,
+        params=after.params,
+        bytes=after.bytes,
+        bytes_packed=packed_bytes(compacted, masks),
+        macs=after.macs,
+        latency=after.latency,
+    )
+
+
+def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
+    """What networks cost, timed in turn on batches of several sizes."""
+    costs = [Cost(parameters(model), dense_bytes(model)) for model in models]
+    if example is None:
+        return costs
+    seconds = {size: latency(models, of_size(example, size)) for size in _BATCHES}
+    return [
+        replace(
+            cost,
+            macs=macs(model, of_size(example, 1))[""],
+            latency={size: times[place] for size, times in seconds.items()},
+        )
+        for place, (model, cost) in enumerate(zip(models, costs, strict=True))
+    ]
+
+
+def _width(mask: Tensor) -> int:
+    return int(mask.reshape(len(mask), -1).any(1).count_nonzero()) if mask.ndim else int(mask)
