@@ -168,16 +168,16 @@ class Trace(TorchDispatchMode):
 
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
-        self._made.append(field.flatten())
+        self._made.append(_own(field))
 
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
-        self._heads.append(field.flatten())
+        self._heads.append(_own(field))
 
     def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
         names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
-        self._factors = [line.flatten() for line in lines], frozenset().union(*names)
+        self._factors = [_own(line) for line in lines], frozenset().union(*names)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
@@ -238,6 +238,11 @@ def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     """Multiply-adds of an op, as torch counts them."""
     flops = flop_registry.get(func._overloadpacket)
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
+
+
+def _own(field: Tensor) -> Tensor:
+    """Its labels, in memory of their own: a view would keep all that it is a part of."""
+    return field.flatten().clone()
 
 
 def _is_part(tensor: Tensor) -> bool:

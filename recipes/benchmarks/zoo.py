@@ -3,7 +3,7 @@
     python recipes/benchmarks/zoo.py --out FILE.json
 
 Weights are random. Half of each group's units go by magnitude; then outputs of the masked and the compacted
-network are compared in double precision, apart from the proof that ``compact`` makes. Each model has a process
+network are compared in double precision, apart from the proof that compaction makes. Each model has a process
 of its own and one thread. Memory (Linux only): what analysis adds at its peak to what is resident before, and,
 to compare, the model and what one pass adds to it.
 """
@@ -11,6 +11,7 @@ to compare, the model and what one pass adds to it.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -21,7 +22,9 @@ import torchvision
 from resident import apart, forget_peak, give_back_freed, peak, resident
 from torch import Tensor, nn
 
-from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune import Channels, PerLayer, Pruner
+from lightning_prune.compaction import compact_
+from lightning_prune.probe import as_probe
 
 
 def names() -> list[str]:
@@ -59,7 +62,8 @@ def measure(name: str) -> dict[str, Any]:
     pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=images)
     seconds, memory = time.perf_counter() - begun, peak() - before
     pruner.prune(1.0)
-    smaller = compact(model, pruner.masks, images)
+    smaller = copy.deepcopy(model)
+    compact_(smaller, pruner.masks, pruner.groups, as_probe(images))
     size, kept = parameters(model), parameters(smaller)
     covered = sum(model.get_parameter(each).numel() for each in pruner.masks)
     images = images.double()
