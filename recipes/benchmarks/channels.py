@@ -80,6 +80,9 @@ def theirs(importance: str, whole: bool = True) -> Arm:
         while macs(net, EXAMPLE)[""] > goal:
             pruner.step()
         net.zero_grad()
+        # channels last, strided 1x1 convolutions of less than 8 channels crash: oneDNN issue 6035
+        net.to(memory_format=torch.contiguous_format)
+        net.register_forward_pre_hook(lambda module, images: (images[0].contiguous(),))
         return []
 
     return arm
