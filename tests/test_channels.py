@@ -270,6 +270,68 @@ def computed() -> nn.Module:
     return Computed()
 
 
+def cell() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), m.again.in_features)
+        for token in x.unbind(1):
+            state = (m.token(token) + m.again(state)).tanh() + torch.ones_like(state) * 0
+        result: Tensor = m.head(state)
+        return result
+
+    return Net(run, token=nn.Linear(6, 8), again=nn.Linear(8, 8), head=nn.Linear(8, 3))
+
+
+def scan() -> nn.Module:
+    class Scan(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inward, self.decay, self.out = nn.Linear(6, 8), nn.Parameter(torch.rand(8, 4)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inward(x)
+            state = torch.zeros(len(x), x.shape[2], 4).to(x)
+            for place in range(x.shape[1]):
+                state = state * self.decay + x[:, place, :, None]
+            result: Tensor = self.out(state.sum(-1))
+            return result
+
+    return Scan()
+
+
+def recurrent_images() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), m.again.in_channels, *x.shape[2:]).to(x)
+        for _ in range(2):
+            state = (m.image(x) + m.again(state)).tanh()
+        result: Tensor = m.head(state)
+        return result
+
+    return Net(run, image=conv(3, 6), again=conv(6, 6), head=head(6))
+
+
+def neighbours() -> nn.Module:
+    edges = torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.one(x.flatten(0, 1)[:5]).relu()
+        x = torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
+        y = m.two(x)[edges[0]]
+        y = torch.zeros(len(x), y.shape[1]).to(y).scatter_add(0, edges[1][:, None].expand_as(y), y)
+        result: Tensor = m.three(y.relu())
+        return result
+
+    return Net(run, one=nn.Linear(6, 8), two=nn.Linear(8, 7), three=nn.Linear(7, 3))
+
+
+def directions() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        left, right = F.normalize(m.left(x), dim=-1), F.normalize(m.right(x), dim=-1)
+        result: Tensor = m.out(left) + (left * right).sum(-1, keepdim=True)
+        return result
+
+    return Net(run, left=nn.Linear(6, 8), right=nn.Linear(6, 8), out=nn.Linear(8, 3))
+
+
 # factory, example, and the number of units of each group, in order
 NETS: list[tuple[Callable[[], nn.Module], Tensor, list[int]]] = [
     (plain, IMAGES, [8, 6]),
@@ -296,6 +358,11 @@ NETS: list[tuple[Callable[[], nn.Module], Tensor, list[int]]] = [
     (filled, IMAGES, [8]),
     (einsum, TOKENS, [4, 4, 6]),
     (computed, IMAGES, [12, 8]),
+    (cell, TOKENS, [8]),
+    (scan, TOKENS, [8]),
+    (recurrent_images, IMAGES, [6]),
+    (neighbours, TOKENS, [8, 7]),
+    (directions, TOKENS, [8]),
 ]
 ALL = pytest.mark.parametrize(("make", "example", "sizes"), NETS, ids=[make.__name__ for make, *_ in NETS])
 
@@ -451,6 +518,31 @@ def test_constants_that_channels_meet_keep_them() -> None:
         two=nn.Sequential(conv(8, 6), nn.ReLU(), head(6)),
     )
     assert frozen(model, IMAGES)["one.weight"] == "meets elements that nothing cuts"
+
+
+def marked(x: Tensor) -> Tensor:
+    zeros = torch.zeros_like(x[:1, :1]).expand(1, x.shape[1], *x.shape[2:]).contiguous()
+    zeros[:, 0] = 1.0
+    return x + zeros
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda x: x + torch.ones(1, x.shape[1], 1, 1).to(x).cumsum(1), "meets elements that nothing cuts"),
+        (marked, "meets elements that nothing cuts"),
+        (lambda x: x + torch.zeros(6, 1, 1).to(x), "cannot be cut: RuntimeError"),
+        (
+            lambda x: x * F.pairwise_distance(x.mean((2, 3)), x.amax((2, 3)))[:, None, None, None],
+            "is mixed along",
+        ),
+    ],
+)
+def test_only_what_is_the_same_everywhere_leaves_channels_alone(change: Any, why: str) -> None:
+    rest = nn.Sequential(conv(6, 5), nn.ReLU(), head(5))
+    model = Net(lambda m, x: m.rest(change(m.one(x))), one=conv(3, 6), rest=rest)
+    reasons = frozen(model, IMAGES)
+    assert (reasons.get("one.weight") or reasons["one"]).startswith(why)
 
 
 def test_what_does_not_run_stays() -> None:

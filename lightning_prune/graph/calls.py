@@ -25,6 +25,9 @@ class Record(Protocol):
     def of_weights(self, tensor: Tensor) -> bool:
         """Whether a tensor is a weight, or made of weights alone."""
 
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Whether a tensor was made in the pass, of any size, with one value everywhere, as by ``zeros``."""
+
     def split(self, sizes: Sequence[int]) -> int:
         """Which of the dimensions that a labelled one becomes is free, given their sizes."""
 
@@ -64,6 +67,10 @@ class Call:
     def fields(self, tensor: Tensor) -> Fields:
         """The fields of a tensor."""
         return self.record.fields(tensor)
+
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Whether a tensor has one value everywhere, so that parts of any size meet it alike."""
+        return self.record.is_uniform(tensor)
 
     @property
     def name(self) -> str:

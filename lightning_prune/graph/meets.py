@@ -15,16 +15,37 @@ NOT_CUT = "meets elements that nothing cuts"
 
 def pointwise(call: Call) -> Sequence[Fields]:
     """Couples what meets."""
+    met = _meet(call, call.tensors, frozenset())
+    return [met for _ in call.outputs]
+
+
+def added_to(call: Call) -> Sequence[Fields]:
+    """Rows that are added to others by position, as neighbours' in a graph: labels stay there."""
+    dim = call.argument("dim") % call.outputs[0].ndim
+    return [_meet(call, [tensor for tensor in call.tensors if tensor.is_floating_point()], frozenset([dim]))]
+
+
+def _meet(call: Call, tensors: Sequence[Tensor], places: frozenset[int]) -> Fields:
+    """Couples what meets, but along the dimensions that are addressed by position."""
     rank = call.outputs[0].ndim
-    found = [(tensor, call.fields(tensor)) for tensor in call.tensors]
-    for tensor, _ in found:
-        bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
-        bare -= frozenset(rank - tensor.ndim + dim for field in call.fields(tensor) for dim in varying(field))
-        for _, fields in found:
-            aligned = tuple(align(field, rank) for field in fields)
-            call.without(aligned, bare, NOT_CUT)
-    merged = merge(call.labels, (align(field, rank) for _, fields in found for field in fields))
-    return [merged for _ in call.outputs]
+    found = []
+    for tensor in tensors:
+        fields = tuple(align(field, rank) for field in call.fields(tensor))
+        found.append(call.without(fields, places, f"is addressed by position ({call.name})"))
+    for tensor, own in zip(tensors, found, strict=True):
+        bare = _wide(tensor, rank)
+        bare -= places.union(*map(varying, own))
+        for fields in found if not call.is_uniform(tensor) else ():
+            call.without(fields, bare, NOT_CUT)
+    return merge(call.labels, (field for fields in found for field in fields))
+
+
+def _wide(tensor: Tensor, rank: int) -> frozenset[int]:
+    """Dimensions along which elements may differ; where one was expanded it is the same for any size."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return frozenset(
+        rank - tensor.ndim + dim for dim, (size, stride) in enumerate(sizes) if size > 1 and stride > 0
+    )
 
 
 def weight_norm(call: Call) -> Sequence[Fields]:
@@ -51,13 +72,22 @@ def along_last(count: int) -> Rule:
 
 
 def reduce(call: Call) -> Sequence[Fields]:
-    """Mixes along its dimensions: labels there stay. A sum over weights alone, a penalty, may lose zeros."""
+    """Mixes along its dimensions: labels there stay. Among weights alone, for a penalty, zeros may go."""
+    return _reduced(call, call.record.of_weights(call.tensors[0]))
+
+
+def added_up(call: Call) -> Sequence[Fields]:
+    """Adds up along its dimensions: zeros may go."""
+    return _reduced(call, True)
+
+
+def _reduced(call: Call, lossless: bool) -> Sequence[Fields]:
     tensor = call.tensors[0]
     given = call.argument("dim")
     listed = [given] if isinstance(given, int) else given
     dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
     fields = call.fields(tensor)
-    if call.record.of_weights(tensor):
+    if lossless:
         fields = tuple(field for field in fields if not varying(field) & dims)
     else:
         fields = call.without(fields, dims, f"is mixed along its dimension by {call.name}")
@@ -75,27 +105,27 @@ def glu(call: Call) -> Sequence[Fields]:
     return [tuple(left for left, _ in halves)]
 
 
-def _contract(call: Call, left: Fields, right: Fields, dims: tuple[int, int], batch: frozenset[int]) -> Fields:
+def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: frozenset[int]) -> Fields:
     """Sums over a dimension of each: couples the labels there, and lets the others through.
 
     Args:
         call: The op.
-        left: Fields of the first operand.
-        right: Fields of the second.
+        operands: Two.
         dims: The dimension of each that is summed over.
         batch: Dimensions that both have in common with the result.
     """
     summed = []
     passed = []
-    for fields, dim in zip((left, right), dims, strict=True):
+    for operand, dim in zip(operands, dims, strict=True):
+        fields = call.fields(operand)
         others = frozenset(range(8)) - batch - {dim}
         along = call.disjoint(tuple(field for field in fields if dim in varying(field)))
         passed.append(call.disjoint(tuple(field for field in fields if dim not in varying(field))))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
             call.record.make(field)
-    for mine, other in zip(summed, reversed(summed), strict=True):
-        if not other:
+    for mine, other, tensor in zip(summed, reversed(summed), operands[::-1], strict=True):
+        if not other and not call.is_uniform(tensor):
             call.freeze(mine, "is read together with elements that nothing cuts")
     if all(summed):
         lined = [
@@ -113,7 +143,7 @@ def matmul(call: Call) -> Sequence[Fields]:
     """A product of matrices or vectors, of batches or not, with or without something added."""
     *added, left, right = call.tensors
     inner = (left.ndim - 1, max(0, right.ndim - 2))
-    fields = _contract(call, call.fields(left), call.fields(right), inner, frozenset(range(left.ndim - 2)))
+    fields = _contract(call, [left, right], inner, frozenset(range(left.ndim - 2)))
     summed = [field for field in call.fields(left) if inner[0] in varying(field)] or [
         field for field in call.fields(right) if inner[1] in varying(field)
     ]
@@ -124,12 +154,19 @@ def matmul(call: Call) -> Sequence[Fields]:
                 call.record.attend(field)
     rank = call.outputs[0].ndim
     for tensor in added:
-        bare = frozenset(rank - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1)
         more = tuple(align(field, rank) for field in call.fields(tensor))
-        if not more:
-            call.without(fields, bare, NOT_CUT)
+        if not more and not call.is_uniform(tensor):
+            call.without(fields, _wide(tensor, rank), NOT_CUT)
         fields = merge(call.labels, (*fields, *more))
     return [fields]
+
+
+def _line(call: Call, candidates: list[Tensor]) -> Tensor:
+    """Coupled lines as one, or the label of what nothing cuts."""
+    first, *others = candidates or [torch.zeros(1, dtype=torch.int64)]
+    for other in others:
+        call.labels.couple(first, other)
+    return first
 
 
 def convolution(call: Call) -> Sequence[Fields]:
@@ -150,16 +187,9 @@ def convolution(call: Call) -> Sequence[Fields]:
         along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
         sides.append([field.flatten() for field in along])
     channels, outputs = image.shape[1], call.outputs[0].shape[1]
-    nothing = torch.zeros(1, dtype=torch.int64)
-
-    def line(candidates: list[Tensor]) -> Tensor:
-        first, *others = candidates or [nothing]
-        for other in others:
-            labels.couple(first, other)
-        return first
-
-    read, inner, outer = line([field.flatten() for field in found]), line(sides[0]), line(sides[1])
-    read = read.expand(channels)
+    inner, outer = (_line(call, side) for side in sides)
+    uniform = call.is_uniform(image) and groups == 1
+    read = (inner if uniform else _line(call, [field.flatten() for field in found])).expand(channels)
     grid = read.view(groups, -1)
     unread = "reads what nothing cuts"
     if groups == 1:

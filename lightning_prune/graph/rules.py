@@ -9,7 +9,17 @@ import torch
 
 from lightning_prune.graph.calls import Call, Rule
 from lightning_prune.graph.fields import Fields
-from lightning_prune.graph.meets import along_last, convolution, glu, matmul, pointwise, reduce, weight_norm
+from lightning_prune.graph.meets import (
+    added_to,
+    added_up,
+    along_last,
+    convolution,
+    glu,
+    matmul,
+    pointwise,
+    reduce,
+    weight_norm,
+)
 from lightning_prune.graph.moves import (
     along_dim,
     concatenate,
@@ -64,8 +74,10 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (along_last(2), "_upsample_bilinear2d_aa reflection_pad2d replication_pad2d"),
     (along_last(3), "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
     (along_last(3), "upsample_nearest3d upsample_trilinear3d"),
-    (reduce, "mean sum amax amin max min var var_mean std linalg_vector_norm argmax argmin prod"),
+    (added_up, "sum linalg_vector_norm"),
+    (reduce, "norm mean amax amin max min var var_mean std argmax argmin prod"),
     (reduce, "_softmax _log_softmax _safe_softmax cumsum"),
+    (added_to, "index_add scatter_add"),
     (weight_norm, "_weight_norm_interface"),
     (glu, "glu"),
     (matmul, "mm addmm bmm baddbmm mv dot vdot"),
@@ -75,6 +87,8 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (group_norm, "native_group_norm"),
     (layer_norm, "native_layer_norm _fused_rms_norm"),
 )
+# Ops that fill a tensor with one value.
+FILLED = frozenset(["zeros", "ones", "full", "new_zeros", "new_ones", "new_full"])
 RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in names.split()}
 
 
@@ -84,3 +98,11 @@ def rule_for(func: Any) -> Rule:
     if name in RULES:
         return RULES[name]
     return pointwise if torch.Tag.pointwise in func.tags else unknown
+
+
+def alike(func: Any) -> bool:
+    """Whether an op makes something with one value everywhere of what has one: not so sums along positions."""
+    return (
+        rule_for(func) in (same, pointwise, move, reshape)
+        and torch.Tag.nondeterministic_seeded not in func.tags
+    )

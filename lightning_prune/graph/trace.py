@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_prune.graph.calls import Call
 from lightning_prune.graph.fields import Fields
 from lightning_prune.graph.labels import Labels
-from lightning_prune.graph.rules import rule_for
+from lightning_prune.graph.rules import FILLED, alike, rule_for
 from lightning_prune.graph.tape import Step, Tape, step_of
 from lightning_prune.probe import Deadline, lean_copy, plain_attention
 
@@ -79,6 +79,7 @@ class Trace(TorchDispatchMode):
         self._names: dict[int, str] = {}
         self._fields: Any = WeakTensorKeyDictionary()
         self._weights: Any = WeakTensorKeyDictionary()
+        self._uniform: Any = WeakTensorKeyDictionary()
         self._steps: list[tuple[Step, bool]] = []
         tensors = {
             name: tensor
@@ -161,6 +162,10 @@ class Trace(TorchDispatchMode):
         """Whether a tensor is a weight, or made of weights alone."""
         return tensor in self._weights
 
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Whether a tensor was made in the pass, of any size, with one value everywhere, as by ``zeros``."""
+        return tensor in self._uniform
+
     def split(self, sizes: Sequence[int]) -> int:
         """Which of the dimensions that a labelled one becomes is free, given their sizes."""
         self.divided = True
@@ -190,6 +195,7 @@ class Trace(TorchDispatchMode):
         if all(tensor in self._weights for tensor in call.tensors):
             names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
             self._weights.update((output, names) for output in outputs)
+        self._note_uniform(call)
         if live:
             self._seen.update(self._names.get(id(tensor), "") for tensor in call.tensors)
         macs = _macs(func, args, kwargs, result)
@@ -207,6 +213,17 @@ class Trace(TorchDispatchMode):
         if macs and self._counting:
             self.terms.append((macs, *self._factors))
         return result
+
+    def _note_uniform(self, call: Call) -> None:
+        if call.func._schema.is_mutable:
+            memory = {output.untyped_storage().data_ptr() for output in call.outputs}
+            for tensor in list(self._uniform):
+                if tensor.untyped_storage().data_ptr() in memory:
+                    del self._uniform[tensor]
+        elif call.name in FILLED or (
+            call.tensors and all(map(self.is_uniform, call.tensors)) and alike(call.func)
+        ):
+            self._uniform.update((output, True) for output in call.outputs)
 
     def _bounded(self, fields: Fields) -> Fields:
         """Nothing, frozen, where labels would take more memory than the data."""
