@@ -80,6 +80,7 @@ def theirs(importance: str, whole: bool = True) -> Arm:
         while macs(net, EXAMPLE)[""] > goal:
             pruner.step()
         net.zero_grad()
+        net.train()  # it leaves evaluation mode on, in which BatchNorm would learn nothing
         # channels last, strided 1x1 convolutions of less than 8 channels crash: oneDNN issue 6035
         net.to(memory_format=torch.contiguous_format)
         net.register_forward_pre_hook(lambda module, images: (images[0].contiguous(),))
