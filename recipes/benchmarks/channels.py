@@ -30,14 +30,30 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from classifier import Classifier
 from data import Digits, ImageFolder, Images
 
-from lightning_prune import Channels, Criterion, Cubic, Global, Magnitude, PruningCallback, Random, Taylor
+from lightning_prune import (
+    Channels,
+    Criterion,
+    Cubic,
+    Global,
+    Magnitude,
+    OneShot,
+    PruningCallback,
+    Random,
+    Schedule,
+    Taylor,
+)
 from lightning_prune.cost import macs, parameters
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 Arm = Callable[[Classifier, Images, float], list[Callback]]
 
 
-def ours(criterion: Criterion, normalize: Literal["l2", "mean"] | None = None) -> Arm:
+GRADUAL = Cubic(start="5%", end="40%", every="5%")
+
+
+def ours(
+    criterion: Criterion, normalize: Literal["l2", "mean"] | None = None, schedule: Schedule = GRADUAL
+) -> Arm:
     """Masks while it trains, cuts at the end."""
 
     def arm(model: Classifier, data: Images, speedup: float) -> list[Callback]:
@@ -46,7 +62,7 @@ def ours(criterion: Criterion, normalize: Literal["l2", "mean"] | None = None) -
             criterion=criterion,
             structure=Channels(),
             selector=Global(budget="macs", normalize=normalize),
-            schedule=Cubic(start="5%", end="40%", every="5%"),
+            schedule=schedule,
             compact=True,
         )
         return [pruning]
@@ -103,6 +119,10 @@ ARMS: dict[str, Arm] = {
     "ours, Magnitude L1, normalize mean": ours(Magnitude(p=1), "mean"),
     "ours, Magnitude L2, normalize mean": ours(Magnitude(p=2), "mean"),
     "ours, Random": ours(Random()),
+    "ours, Taylor, one shot": ours(Taylor(), schedule=OneShot("5%")),
+    "ours, Taylor, normalize mean, one shot": ours(Taylor(), "mean", OneShot("5%")),
+    "ours, Magnitude L1, normalize mean, one shot": ours(Magnitude(p=1), "mean", OneShot("0%")),
+    "ours, Random, one shot": ours(Random(), schedule=OneShot("0%")),
     "Torch-Pruning, GroupTaylor": theirs("GroupTaylorImportance"),
     "Torch-Pruning, GroupMagnitude": theirs("GroupMagnitudeImportance"),
     "Torch-Pruning, random, per layer": theirs("RandomImportance", whole=False),
