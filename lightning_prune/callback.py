@@ -270,6 +270,12 @@ class PruningCallback(Callback):
                 raise
             rank_zero_info(f"fast_dev_run is too short to prune: {error}")
             return Timetable(Unit.STEP, ())
+        wanted = {(moment.unit, moment.value) for moment in self.schedule.moments}
+        if len(timetable.events) < min(2, len(wanted)):
+            rank_zero_warn(
+                f"{self.schedule!r} prunes all at once: in this fit its moments fall on the start of one epoch."
+                ' Moments in steps, such as "100st", lie closer together.'
+            )
         return timetable
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

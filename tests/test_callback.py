@@ -561,6 +561,18 @@ def test_fast_dev_run_runs(tmp_path: Path, criterion: Any, batches: int) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_ramp_that_falls_on_one_moment_warns(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=Cubic("5%", "40%", every="5%"))
+    with pytest.warns(UserWarning, match="Cubic.*prunes all at once.*in steps"):
+        fit(tmp_path, Lit(), pruning, max_epochs=2)
+    assert pruning.report.removed == round(0.5 * SIZE)
+
+
+@pytest.mark.parametrize("schedule", [OneShot("5%"), Cubic("2st", "4st", every="1st"), Cubic("1ep", "1ep")])
+def test_what_falls_on_one_moment_as_it_was_told_to_does_not_warn(tmp_path: Path, schedule: Any) -> None:
+    fit(tmp_path, Lit(), PruningCallback(0.5, schedule=schedule), max_epochs=2)
+
+
 def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, schedule=Cubic("1ep", "5ep"))
     with pytest.warns(UserWarning, match="ended before the last pruning event"):
