@@ -320,4 +320,4 @@ def test_heads_whose_size_is_worked_out_of_the_embedding_stay() -> None:
     model = nn.Sequential(block, nn.Flatten(), nn.Linear(128, 3))
     units = Channels().units(model, torch.randn(2, 4, 4, 8))
     assert {group.name: group.size for group in units.groups} == {"0.attn.cpb_mlp.0": 512, "0.mlp.0": 32}
-    assert "cannot be cut: RuntimeError: shape" in units.frozen["0.attn.qkv.weight"]
+    assert "cannot be cut: RuntimeError: shape" in units.frozen["0.attn.qkv"]
