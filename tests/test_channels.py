@@ -316,7 +316,8 @@ def neighbours() -> nn.Module:
         x = m.one(x.flatten(0, 1)[:5]).relu()
         x = torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
         y = m.two(x)[edges[0]]
-        y = torch.zeros(len(x), y.shape[1]).to(y).scatter_add(0, edges[1][:, None].expand_as(y), y)
+        total = torch.zeros(len(x), y.shape[1]).to(y)
+        y = total.scatter_add_(0, edges[1][:, None].expand_as(y), y)
         result: Tensor = m.three(y.relu())
         return result
 

@@ -195,7 +195,6 @@ class Trace(TorchDispatchMode):
         if all(tensor in self._weights for tensor in call.tensors):
             names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
             self._weights.update((output, names) for output in outputs)
-        self._note_uniform(call)
         if live:
             self._seen.update(self._names.get(id(tensor), "") for tensor in call.tensors)
         macs = _macs(func, args, kwargs, result)
@@ -212,6 +211,7 @@ class Trace(TorchDispatchMode):
                 self._fields[output] = self._bounded(fields)
         if macs and self._counting:
             self.terms.append((macs, *self._factors))
+        self._note_uniform(call)
         return result
 
     def _note_uniform(self, call: Call) -> None:
