@@ -273,8 +273,8 @@ class PruningCallback(Callback):
         wanted = {(moment.unit, moment.value) for moment in self.schedule.moments}
         if len(timetable.events) < min(2, len(wanted)):
             rank_zero_warn(
-                f"{self.schedule!r} prunes all at once: in this fit its moments fall on the start of one epoch."
-                ' Moments in steps, such as "100st", lie closer together.'
+                f"{self.schedule!r} prunes all at once: in this fit its moments fall together."
+                ' Moments in steps, such as "100st", need no epoch to begin.'
             )
         return timetable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Trial:
         self._model, self._ahead, self._deadline = model, ahead, deadline
         self._dtype, self._probe = torch.float32, probe.to(torch.float32)
         # trials are many at first, and share what they leave alone
-        self._whole: nn.Module | None = self._copied()
+        self._whole: nn.Module | None = self._fresh()
         try:
             first, second = self._run(self._whole), self._run(self._whole)
         except Exception as error:  # a user's forward may raise anything
@@ -46,7 +46,7 @@ class Trial:
         if relative_difference(first, second) > _TOLERANCE[self._dtype]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _copied(self) -> nn.Module:
+    def _fresh(self) -> nn.Module:
         model = copy.deepcopy(self._model).to(self._dtype)
         if self._ahead:
             stir_(model)
@@ -58,16 +58,19 @@ class Trial:
                 other(model)
             return self._probe(model)
 
+    def _copied(self, own: Container[str] = ()) -> nn.Module:
+        """A copy to change: in its parameters' ``data``, or in those named in place."""
+        return self._fresh() if self._whole is None else lean_copy(self._whole, own)
+
     def _shrunk(self, kept: Kept) -> nn.Module:
-        model = self._copied() if self._whole is None else lean_copy(self._whole)
+        model = self._copied()
         replay_(model, make_plan(model, kept))
         return model
 
     @torch.no_grad()
     def _masked(self, kept: Kept) -> nn.Module:
         parts = [(part, units) for group, units in kept for part in group.masked] if self._ahead else []
-        names = {part.name for part, _ in parts}
-        model = self._copied() if self._whole is None else lean_copy(self._whole, names)
+        model = self._copied({part.name for part, _ in parts})
         for part, units in parts:
             weight = model.get_parameter(part.name)
             weight.mul_(part.spread(units.to(weight)))  # of another type, it would be converted at full size
@@ -80,7 +83,7 @@ class Trial:
         self._whole = None
         rough, self._dtype, self._probe = self._probe, torch.float64, self._probe.to(torch.float64)
         try:
-            self._run(self._copied())
+            self._run(self._fresh())
         except Exception:  # a user's forward may raise anything where a type is fixed in it
             self._dtype, self._probe = torch.float32, rough
 

@@ -29,6 +29,7 @@ from classifier import Classifier
 from data import Digits, ImageFolder, Images
 
 from lightning_prune import Channels, Criterion, Global, Magnitude, Pruner, Random, Taylor, compact
+from lightning_prune.units import Units
 
 Batches = list[tuple[Tensor, Tensor]]
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -44,7 +45,7 @@ ARMS: dict[str, tuple[Criterion, Global]] = {
 class WithReaders(Channels):
     """Channels whose scores count what reads them."""
 
-    def units(self, model: torch.nn.Module, example: Any = None) -> Any:
+    def units(self, model: torch.nn.Module, example: Any = None) -> Units:
         """The same groups."""
         found = super().units(model, example)
         groups = []
