@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -112,9 +112,9 @@ class Candidates:
         """Standard deviation of what is still there, as the criterion defines it."""
         return self._criterion.deviation(self.group, self.scores(), self.kept)
 
-    def normalize(self, norm: Callable[[Tensor], Tensor]) -> None:
-        """Divides all scores by a norm of those that are still there; by 1 where that is 0."""
-        self._scale = float(norm(self.scores()[self.kept])) or 1.0
+    def divide(self, by: float) -> None:
+        """Divides all scores by a number above 0."""
+        self._scale = by
         self._highest = None
 
     def shield(self, units: Tensor) -> None:

@@ -123,9 +123,10 @@ def _fill(candidates: Sequence[Candidates], cost: Callable[[], float], goal: flo
         if score > -math.inf
     )
     for _, group, unit in lowest[:_TRIES]:
-        each, flat = free[group], free[group].kept.view(-1)
+        each = free[group]
         if int(each.kept.count_nonzero()) > each.group.least:
-            flat[unit] = False
-            flat[unit] = cost() < goal - _NEAR
+            place = torch.unravel_index(torch.tensor(unit, device=each.kept.device), each.group.shape)
+            each.kept[place] = False
+            each.kept[place] = cost() < goal - _NEAR
         if cost() <= goal + _NEAR:
             return

@@ -23,6 +23,7 @@ _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda scores: scores.norm(),
     "mean": lambda scores: scores.abs().mean(),
 }
+_LEAST_PRICE = 1e-15  # a share of the network: what saves nothing goes last
 
 
 class Selector(Part, ABC):
@@ -88,24 +89,28 @@ class Global(Selector):
             with all that is frozen. Those are met as nearly as units allow, coupling counted: a channel costs
             in the layers that make it and in those that read it.
         normalize: What scores of each group are divided by before they are compared: ``None``, their "l2"
-            norm (Molchanov et al. 2016, arXiv 1611.06440) or their "mean".
+            norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean", or the "cost" of one unit in the
+            budget at present widths. If scores are changes of the loss, as those of ``Taylor``, the last
+            is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument is none of these, or "cost" has no budget to count in.
     """
 
     budget: Literal["units", "params", "macs"] = "units"
-    normalize: Literal["l2", "mean"] | None = None
+    normalize: Literal["l2", "mean", "cost"] | None = None
 
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""
         return _share(target, self)
 
     def __post_init__(self) -> None:
-        for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS))):
+        for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):
             if getattr(self, argument) not in known:
                 given = getattr(self, argument)
                 raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
+        if self.normalize == "cost" and self.budget == "units":
+            raise ValueError("normalize='cost' needs budget='params' or budget='macs': all units cost 1.")
 
     @property
     def needs_example(self) -> bool:
@@ -128,13 +133,31 @@ class Global(Selector):
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of all."""
-        if self.normalize is not None:
+
+        def cost() -> float:
+            return costs(self.budget)
+
+        if self.normalize == "cost":
             for each in candidates:
-                each.normalize(_NORMS[self.normalize])
+                each.divide(_price(each, cost))
+        elif self.normalize is not None:
+            for each in candidates:
+                each.divide(float(_NORMS[self.normalize](each.scores()[each.kept])) or 1.0)
         if self.budget == "units":
             remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
         else:
-            meet(candidates, lambda: costs(cast(str, self.budget)), 1 - fraction)
+            meet(candidates, cost, 1 - fraction)
+
+
+def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
+    """What one of the units that are there costs, which stands for all; tiny if that is nothing."""
+    kept = candidates.kept
+    one = torch.unravel_index(kept.flatten().view(torch.uint8).argmax(), kept.shape)
+    before = cost()
+    kept[one] = False
+    price = before - cost()
+    kept[one] = True
+    return max(price, _LEAST_PRICE)
 
 
 @dataclass(frozen=True, repr=False)

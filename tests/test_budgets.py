@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -152,6 +152,11 @@ def test_other_words_are_refused(arguments: dict[str, Any]) -> None:
         Global(**arguments)
 
 
+def test_a_cost_needs_a_budget_to_count_in() -> None:
+    with pytest.raises(ValueError, match=r"normalize='cost' needs budget='params' or budget='macs'"):
+        Global(normalize="cost")
+
+
 def test_a_dense_network_costs_all() -> None:
     line = Line(4, 1, (("a", torch.tensor([0, 1, 1])),))
     budget = Budget([Term(8, (line, line)), Term(3, ())])
@@ -285,6 +290,62 @@ def test_normalised_scores_compare_across_layers() -> None:
         removed[normalize] = [int((~pruner.masks[name].any(1)).sum()) for name in ("0.weight", "2.weight")]
     # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8
     assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1]}
+
+
+@pytest.mark.parametrize(("normalize", "kept"), [(None, [1, 2]), ("cost", [2, 1])])
+def test_what_saves_much_goes_before_what_scores_a_little_less(
+    normalize: Literal["cost"] | None, kept: list[int]
+) -> None:
+    model = nn.Sequential(
+        nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)
+    )
+    model.get_submodule("0").weight.data = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    model.get_submodule("2").weight.data = torch.tensor([[1.125] * 4, [90.0] * 4])
+    pruner = Pruner(
+        model,
+        0.6,
+        criterion=Magnitude(p=1),
+        structure=Channels(),
+        selector=Global(budget="params", normalize=normalize),
+        schedule=None,
+        example=torch.ones(1, 1),
+    )
+    pruner.prune(1.0)
+    # scores 1, 2, 3, 4 at 1 + 2 weights each, and 4.5 and 360 at 4 + 1: 3 / 3 > 4.5 / 5. Both leave 6 of 15.
+    assert [int(pruner.masks[name].any(1).sum()) for name in ("0.weight", "2.weight")] == kept
+
+
+def test_what_saves_nothing_goes_last() -> None:
+    model = flat()
+    model.get_submodule("3").unused = nn.Linear(4, 4)  # no pass comes here
+    pruner = Pruner(
+        model,
+        0.5,
+        structure=Unstructured(),
+        selector=Global(budget="macs", normalize="cost"),
+        schedule=None,
+        example=IMAGES,
+    )
+    pruner.prune(1.0)
+    assert pruner.masks["3.unused.weight"].all()
+
+
+def test_few_weights_that_cost_much_meet_a_budget_in_any_layout() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 2, 2), nn.ReLU(), nn.Conv2d(2, 3, 1))
+    kept = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        pruner = Pruner(
+            copy.deepcopy(model).to(memory_format=memory_format),
+            0.53,
+            structure=Unstructured(),
+            selector=Global(budget="macs"),
+            schedule=None,
+            example=torch.zeros(1, 2, 8, 8),
+        )
+        pruner.prune(1.0)
+        kept.append([mask.tolist() for mask in pruner.masks.values()])
+    assert kept[0] == kept[1]
 
 
 def test_the_plain_network_is_counted_by_hand() -> None:
