@@ -196,7 +196,7 @@ def main() -> None:
     print("| method | fewer multiply-adds | parameters | val | test | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     data = ImageFolder(root=options.root, train_size=options.train_size) if options.root else Digits()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for speedup in options.speedups:
         for name in options.arms:
             runs = []

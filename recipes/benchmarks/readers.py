@@ -35,6 +35,7 @@ Batches = list[tuple[Tensor, Tensor]]
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 ARMS: dict[str, tuple[Criterion, Global]] = {
     "Taylor": (Taylor(), Global(budget="macs")),
+    "Taylor, normalize cost": (Taylor(), Global(budget="macs", normalize="cost")),
     "Magnitude L1, normalize mean": (Magnitude(p=1), Global(budget="macs", normalize="mean")),
     "Magnitude L2, normalize mean": (Magnitude(p=2), Global(budget="macs", normalize="mean")),
     "Random": (Random(), Global(budget="macs")),
