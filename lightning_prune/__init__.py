@@ -3,6 +3,8 @@
 from lightning_prune.callback import PruningCallback
 from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
+    FPGM,
+    LAMP,
     Criterion,
     Fisher,
     Gradient,
@@ -23,6 +25,8 @@ from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshol
 from lightning_prune.structures import Channels, Heads, Structure, Unstructured
 
 __all__ = [
+    "FPGM",
+    "LAMP",
     "Channels",
     "CompactionError",
     "Criterion",

@@ -85,7 +85,7 @@ class Pruner:
         self._schedule = schedule
         wanted = structure.needs_example or selector.needs_example
         found = structure.units(model, example if wanted else None)
-        refused = {group.name: selector.refuses(group) for group in found.groups}
+        refused = {group.name: selector.refuses(group) or criterion.refuses(group) for group in found.groups}
         units = found.without({name: why for name, why in refused.items() if why is not None})
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
@@ -104,7 +104,7 @@ class Pruner:
     def _check_groups(self, target: float | None) -> None:
         if not self.groups:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.frozen.items())
-            raise ValueError(f"{self._selector!r} can prune no layer. {reasons}")
+            raise ValueError(f"{self._criterion!r} with {self._selector!r} can prune no layer. {reasons}")
         units = sum(group.size for group in self.groups)
         if target is not None and round(self._share * units) == 0:
             raise ValueError(f"target={target!r} of {units} units removes none.")

@@ -55,6 +55,29 @@ class Slice:
         sums = places.new_zeros(self.shape[0] + 1)  # the last takes in what belongs to no unit
         return sums.index_add_(0, self.index % len(sums), places)[:-1]
 
+    def vectors(self, elements: Tensor) -> Tensor:
+        """Lays out what belongs to each unit, in order.
+
+        Args:
+            elements: One number an element, of the weight's shape.
+
+        Returns:
+            One row a unit, filled up with zeros where others have more.
+        """
+        if self.dim is None:
+            return elements.reshape(-1, 1)
+        rows = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
+        if self.index is None:
+            return rows
+        units = self.shape[0]
+        order = self.index.argsort(stable=True)[self.index.eq(-1).sum() :]
+        unit = self.index[order]
+        counts = unit.bincount(minlength=units)
+        rank = torch.arange(len(unit), device=unit.device) - (counts.cumsum(0) - counts)[unit]
+        laid_out = rows.new_zeros(units, int(counts.max()), rows.shape[1])
+        laid_out[unit, rank] = rows[order]
+        return laid_out.flatten(1)
+
     def places(self, units: Tensor) -> Tensor:
         """For each place along ``dim`` what its unit has, True where it belongs to none."""
         if self.index is None:

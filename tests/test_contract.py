@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lightning_prune
 from lightning_prune import (
+    FPGM,
     Channels,
     Criterion,
     Global,
@@ -23,6 +24,7 @@ from lightning_prune import (
     Selector,
     Structure,
     Threshold,
+    Unstructured,
 )
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.parts import Part, concrete_subclasses
@@ -106,7 +108,7 @@ def test_has_no_state_that_changes_with_use(part: type[Part]) -> None:
 
 def use(example: Part) -> None:
     if isinstance(example, Criterion):
-        scores(example, groups(network())[0])
+        scores(example, scorable(example, network())[0])
     elif isinstance(example, Structure):
         example.units(Attentive(), IMAGE)
     elif isinstance(example, Selector):
@@ -173,6 +175,13 @@ def groups(model: nn.Module) -> list[UnitGroup]:
     return [*single, filters, neurons, channels]
 
 
+def scorable(criterion: Criterion, model: nn.Module) -> list[UnitGroup]:
+    """What a criterion has something to say of; it gives its reason for the rest."""
+    refused = [each for each in groups(model) if criterion.refuses(each)]
+    assert all(repr(criterion) in str(criterion.refuses(each)) for each in refused)
+    return [each for each in groups(model) if each.name not in {group.name for group in refused}]
+
+
 def scores(criterion: Criterion, group: UnitGroup, layout: torch.memory_format | None = None) -> Tensor:
     """What a criterion makes of three observations."""
     generator = torch.Generator().manual_seed(1)
@@ -198,7 +207,8 @@ def pruner_for(selector: Selector) -> Pruner:
 @parts(Criterion)
 def test_scores_are_one_finite_number_a_unit(part: type[Criterion]) -> None:
     for criterion in built(part):
-        for group in groups(network()):
+        assert scorable(criterion, network())
+        for group in scorable(criterion, network()):
             score = scores(criterion, group)
             assert score.shape == group.shape
             assert score.dtype.is_floating_point
@@ -208,13 +218,14 @@ def test_scores_are_one_finite_number_a_unit(part: type[Criterion]) -> None:
 @parts(Criterion)
 def test_scores_tell_units_apart(part: type[Criterion]) -> None:
     for criterion in built(part):
-        assert all(scores(criterion, group).unique().numel() > 1 for group in groups(network()))
+        for group in scorable(criterion, network()):
+            assert scores(criterion, group).unique().numel() > 1
 
 
 @parts(Criterion)
 def test_scores_repeat_themselves(part: type[Criterion]) -> None:
     for criterion in built(part):
-        for one, other in zip(groups(network()), groups(network()), strict=True):
+        for one, other in zip(scorable(criterion, network()), scorable(criterion, network()), strict=True):
             score = scores(criterion, one)
             torch.manual_seed(5)
             assert torch.equal(scores(criterion, one), score)
@@ -226,14 +237,14 @@ def test_scores_do_not_depend_on_the_memory_layout(part: type[Criterion]) -> Non
     plain, last = network(), network().to(memory_format=torch.channels_last)
     assert last[3].weight.stride() != plain[3].weight.stride()
     for criterion in built(part):
-        for one, other in zip(groups(plain), groups(last), strict=True):
+        for one, other in zip(scorable(criterion, plain), scorable(criterion, last), strict=True):
             assert torch.equal(scores(criterion, one), scores(criterion, other, torch.channels_last))
 
 
 @parts(Criterion)
 def test_addends_and_scores_leave_their_inputs_alone(part: type[Criterion]) -> None:
     for criterion in built(part):
-        for group in groups(network()):
+        for group in scorable(criterion, network()):
             grads = [torch.ones_like(weight) for weight in group.weights]
             before = [weight.clone() for weight in group.weights]
             addends = criterion.observe(group, grads)
@@ -388,8 +399,8 @@ def test_any_combination_prunes_or_is_refused_at_once(
     model, known = analysed(structure)
     target, choice = TARGETS.get(selector, 0.5), built(selector)[-1]
     how = {"structure": known, "selector": choice, "criterion": criterion(), "schedule": schedule()}
-    if (selector, structure) in REFUSED:
-        with pytest.raises(ValueError, match="NofM"):
+    for part, _ in REFUSED & {(selector, structure), (criterion, structure)}:
+        with pytest.raises(ValueError, match=f"{part.__name__}.* needs"):
             Pruner(model, target, **how)
         return
     pruner = Pruner(model, target, **how)
@@ -429,8 +440,8 @@ def analysed(structure: type[Any]) -> tuple[Attentive, Known]:
     return model, known
 
 
-# n of m consecutive inputs is a pattern of single weights
-REFUSED = {(NofM, Channels), (NofM, Heads)}
+# n of m consecutive inputs is a pattern of single weights; distances are those of units of several
+REFUSED: set[tuple[type[Any], type[Any]]] = {(NofM, Channels), (NofM, Heads), (FPGM, Unstructured)}
 
 
 def train(model: nn.Module, pruner: Pruner) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import (
+    FPGM,
+    LAMP,
     Channels,
     Criterion,
     Fisher,
@@ -85,7 +87,7 @@ def nothing_seen(group: UnitGroup) -> Statistics:
     return Statistics.zeros((), torch.ones(group.shape), group.dtype)
 
 
-def magnitudes(criterion: Magnitude, structure: Structure, *weights: list[list[float]]) -> list[Any]:
+def by_weights(criterion: Criterion, structure: Structure, *weights: list[list[float]]) -> list[Any]:
     groups = structure.units(linears(*weights)).groups
     return [criterion.score(group, nothing_seen(group)).tolist() for group in groups]
 
@@ -103,20 +105,72 @@ def magnitudes(criterion: Magnitude, structure: Structure, *weights: list[list[f
     ],
 )
 def test_magnitude_is_a_power_of_the_size(p: float, expected: list[list[float]]) -> None:
-    assert magnitudes(Magnitude(p), SINGLE, WEIGHT) == [expected]
+    assert by_weights(Magnitude(p), SINGLE, WEIGHT) == [expected]
 
 
 def test_magnitude_may_be_a_root() -> None:
-    assert magnitudes(Magnitude(0.5), SINGLE, [[4.0, -0.25, 0.0]]) == [[[2.0, 0.5, 0.0]]]
+    assert by_weights(Magnitude(0.5), SINGLE, [[4.0, -0.25, 0.0]]) == [[[2.0, 0.5, 0.0]]]
 
 
 @pytest.mark.parametrize(("p", "expected"), [(1, [3.0, 4.5]), (2, [5.0, 16.25])])
 def test_magnitude_adds_up_over_a_unit(p: float, expected: list[float]) -> None:
-    assert magnitudes(Magnitude(p), Rows(), WEIGHT) == [expected]
+    assert by_weights(Magnitude(p), Rows(), WEIGHT) == [expected]
 
 
 def test_magnitude_adds_up_over_layers() -> None:
-    assert magnitudes(Magnitude(), Hidden(), WEIGHT, [[3.0, -1.0], [-0.5, 8.0]]) == [[6.5, 13.5]]
+    assert by_weights(Magnitude(), Hidden(), WEIGHT, [[3.0, -1.0], [-0.5, 8.0]]) == [[6.5, 13.5]]
+
+
+def test_lamp_is_a_share_of_what_is_as_large_or_larger() -> None:
+    # squares 1 4 16 0; of equals the earlier has the larger share
+    (found,) = by_weights(LAMP(), SINGLE, [[1.0, -2.0], [4.0, 0.0]])
+    assert found == torch.tensor([[1 / 21, 4 / 20], [1.0, 0.0]]).tolist()
+    assert by_weights(LAMP(), SINGLE, [[2.0, 2.0]], [[0.0, 0.0]]) == [[[1.0, 0.5]], [[0.0, 0.0]]]
+
+
+def test_lamp_compares_sums_of_squares_of_larger_units() -> None:
+    # 1 + 4 + 9 + 1 and 16 + 4 + 4 + 1 = 25: 15 of 40
+    (found,) = by_weights(LAMP(), Hidden(), [[1.0, -2.0], [4.0, 2.0]], [[3.0, -2.0], [1.0, 1.0]])
+    assert found == [0.375, 1.0]
+
+
+def test_lamp_spares_layers_of_small_weights() -> None:
+    model = linears([[1.0, 2.0, 3.0, 4.0]], [[0.1], [0.2], [0.3], [0.4]])
+    pruner = watched(LAMP(), model)
+    pruner.prune(1.0)
+    assert [int(mask.sum()) for mask in pruner.masks.values()] == [2, 2]
+
+
+def test_fpgm_adds_up_distances() -> None:
+    # at (0, 0), (3, 4) and (6, 8): 5 + 10, 5 + 5, 10 + 5
+    rows = [[3.0, 4.0], [6.0, 8.0], [0.0, 4.0]]
+    assert by_weights(FPGM(), Rows(), rows) == [pytest.approx([8.0, 5 + 52**0.5, 3 + 52**0.5])]
+    # (1, 3) and (4, -1) over both layers; a unit of zeros is gone, and no neighbour
+    assert by_weights(FPGM(), Hidden(), [[1.0], [4.0]], [[3.0, -1.0]]) == [pytest.approx([5.0, 5.0])]
+    assert by_weights(FPGM(), Hidden(), [[1.0], [0.0]], [[3.0, 0.0]]) == [pytest.approx([0.0, 10**0.5])]
+
+
+def test_fpgm_removes_what_others_can_make_up_for() -> None:
+    model = linears([[9.0, 0.0], [8.0, 1.0], [8.5, 0.5], [1.0, 0.0]])
+    pruner = Pruner(model, 0.25, criterion=FPGM(), structure=Rows(), schedule=None)
+    pruner.prune(1.0)
+    assert pruner.masks["0.weight"].any(1).tolist() == [True, True, False, True]
+
+
+def test_fpgm_has_nothing_to_say_of_single_weights() -> None:
+    message = (
+        r"^FPGM\(\) with Global\(.*\) can prune no layer\. 0\.weight: FPGM\(\) needs units of several weights"
+    )
+    with pytest.raises(ValueError, match=message):
+        watched(FPGM(), linears(WEIGHT))
+
+
+def test_a_units_elements_are_laid_out_in_order() -> None:
+    weight = torch.arange(10.0).view(5, 2)
+    part = Slice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 0, 1]))
+    assert part.vectors(weight).tolist() == [[2.0, 3.0, 6.0, 7.0], [0.0, 1.0, 8.0, 9.0]]
+    part = Slice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 1, 1]))
+    assert part.vectors(weight).tolist() == [[2.0, 3.0, 0, 0, 0, 0], [0.0, 1.0, 6.0, 7.0, 8.0, 9.0]]
 
 
 @pytest.mark.parametrize("p", [0, -1, math.inf, math.nan, "1", None])

@@ -2,9 +2,11 @@
 
 from lightning_prune.criteria.base import Criterion, LocalCriterion, Needs
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
-from lightning_prune.criteria.weights import Magnitude, Random
+from lightning_prune.criteria.weights import FPGM, LAMP, Magnitude, Random
 
 __all__ = [
+    "FPGM",
+    "LAMP",
     "Criterion",
     "Fisher",
     "Gradient",

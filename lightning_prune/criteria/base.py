@@ -52,6 +52,10 @@ class Criterion(Part, ABC):
         """
         return {}
 
+    def refuses(self, group: UnitGroup) -> str | None:
+        """Why the criterion has nothing to say of a group, or ``None`` if it has."""
+        return None
+
     @abstractmethod
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """The units' scores.

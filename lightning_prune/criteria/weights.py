@@ -45,6 +45,49 @@ class Magnitude(Criterion):
         return super().deviation(group, group.weights[0] if single else scores, kept)
 
 
+class LAMP(Criterion):
+    r"""Layer-adaptive magnitude: :math:`w_u^2 / \sum w_v^2` over all :math:`v` of the layer as large or larger.
+
+    Magnitude on a scale on which layers compare, for ``Global``: within a layer it ranks as ``Magnitude(p=2)``
+    does, and the largest unit of each layer scores 1. On units of several weights, which is ours, the square is
+    their sum of squares. Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR.
+    """
+
+    pointwise = False
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        """Each unit's share of what is left when all smaller ones are gone."""
+        group = group.matrices
+        size = group.sum(torch.square, group.weights)
+        order = size.flatten().argsort(descending=True, stable=True)  # of equals the earlier scores more
+        larger = torch.empty_like(size.flatten(), dtype=torch.float64)
+        larger[order] = size.flatten()[order].cumsum(0, dtype=torch.float64)
+        share = size / larger.view(size.shape).clamp_min(torch.finfo(torch.float64).tiny)
+        return share.to(size.dtype)
+
+
+class FPGM(Criterion):
+    r"""Distance to the other units of the group: :math:`\sum_v \lVert w_u - w_v \rVert_2`.
+
+    What lies next to the geometric median of all can be made up for by the others, and goes first, however
+    large it is. Biases and norms are left out. He et al. 2019, "Filter Pruning via Geometric Median for Deep
+    Convolutional Neural Networks Acceleration", CVPR.
+    """
+
+    pointwise = False
+
+    def refuses(self, group: UnitGroup) -> str | None:
+        """Single weights: a distance is one of filters, neurons or heads."""
+        return f"{self!r} needs units of several weights" if group.divisible else None
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        """The sum of Euclidean distances."""
+        group = group.matrices
+        vectors = [part.vectors(weight) for part, weight in zip(group.slices, group.weights, strict=True)]
+        points = torch.cat(vectors, 1)
+        return torch.cdist(points, points[points.any(1)]).sum(1)  # what is gone is no neighbour
+
+
 @dataclass(frozen=True, repr=False)
 class Random(Criterion):
     """Chance: the control that every comparison needs. A unit keeps its draw through a run.
