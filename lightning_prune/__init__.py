@@ -22,11 +22,12 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
-from lightning_prune.structures import Channels, Heads, Structure, Unstructured
+from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
 
 __all__ = [
     "FPGM",
     "LAMP",
+    "Blocks",
     "Channels",
     "CompactionError",
     "Criterion",

@@ -18,7 +18,7 @@ from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
 
 def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
@@ -127,8 +127,8 @@ class Pruner:
 
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:
-        """The groups, if their units can be cut out of the network; ``None`` for single weights."""
-        return None if any(group.divisible for group in self.groups) else self.groups
+        """The groups, if their units can be cut out of the network; ``None`` for single weights and blocks."""
+        return self.groups if all(along(group.slices) for group in self.groups) else None
 
     @property
     def sparsity(self) -> float:
@@ -248,7 +248,7 @@ class Pruner:
         self._selector.select(candidates, fraction * self._share, costs)
         for each in candidates:
             for part in each.group.masked:
-                if part.dim is not None:  # a single weight's unit is its place in the mask
+                if not part.divisible:  # a single weight's unit is its place in the mask
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
@@ -268,8 +268,7 @@ class Pruner:
     def _kept(self, group: UnitGroup) -> Tensor:
         """Which units are still there, read off the masks."""
         part = group.slices[0]
-        mask = self.masks[part.name]
-        return mask if part.dim is None else part.sum(mask) > 0
+        return part.kept(self.masks[part.name])
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, statistics and remarks: plain values and tensors."""

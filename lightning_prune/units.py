@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,31 +15,33 @@ from lightning_prune.budgets import Budget
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
-    """One tensor's share in a group.
+class Share(ABC):
+    """One tensor's share in a group: which of its elements make each unit.
 
     Args:
         name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
         weight: The tensor.
-        dim: The dimension along which units lie. ``None``: each element is a unit of its own.
-        index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
-            place ``i`` belongs to unit ``i``.
+
+    Attributes:
+        divisible: Whether rows of the tensor are units that make a group of their own.
     """
+
+    divisible: ClassVar[bool] = False
 
     name: str
     weight: Tensor
-    dim: int | None = None
-    index: Tensor | None = None
 
     @property
+    @abstractmethod
     def shape(self) -> torch.Size:
-        """Shape of the units: that of the weight, or one dimension."""
-        if self.dim is None:
-            return self.weight.shape
-        if self.index is None:
-            return self.weight.shape[self.dim :][:1]
-        return torch.Size([int(self.index.max()) + 1])
+        """Shape of the units."""
 
+    @property
+    def scalar(self) -> bool:
+        """Whether it gives each unit a single number, as a bias or the scale of a norm does."""
+        return self.weight.numel() == self.shape.numel()
+
+    @abstractmethod
     def sum(self, elements: Tensor) -> Tensor:
         """Adds up what belongs to each unit.
 
@@ -47,14 +51,8 @@ class Slice:
         Returns:
             One number a unit.
         """
-        if self.dim is None:
-            return elements
-        places = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1).sum(1)
-        if self.index is None:
-            return places
-        sums = places.new_zeros(self.shape[0] + 1)  # the last takes in what belongs to no unit
-        return sums.index_add_(0, self.index % len(sums), places)[:-1]
 
+    @abstractmethod
     def vectors(self, elements: Tensor) -> Tensor:
         """Lays out what belongs to each unit, in order.
 
@@ -64,17 +62,93 @@ class Slice:
         Returns:
             One row a unit, filled up with zeros where others have more.
         """
-        if self.dim is None:
-            return elements.reshape(-1, 1)
-        rows = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
+
+    @abstractmethod
+    def spread(self, units: Tensor) -> Tensor:
+        """Gives each element what its unit has: the weight's shape, without a copy of that size."""
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """Which units are there, given which elements are."""
+        return self.sum(mask) > 0
+
+    def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        """What belongs to the rows ``start`` to ``stop`` of units, of a tensor of the weight's shape."""
+        return tensor[start:stop] if self.divisible else tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Elements(Share):
+    """Each element is a unit of its own."""
+
+    divisible = True
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the weight."""
+        return self.weight.shape
+
+    def sum(self, elements: Tensor) -> Tensor:
+        """They are the units."""
+        return elements
+
+    def vectors(self, elements: Tensor) -> Tensor:
+        """One number each."""
+        return elements.reshape(-1, 1)
+
+    def spread(self, units: Tensor) -> Tensor:
+        """They are the elements."""
+        return units
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """The mask itself, not a copy."""
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Share):
+    """Units lie along one dimension.
+
+    Args:
+        name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
+        weight: The tensor.
+        dim: The dimension along which units lie.
+        index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
+            place ``i`` belongs to unit ``i``.
+    """
+
+    dim: int
+    index: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """One dimension."""
+        if self.index is None:
+            return self.weight.shape[self.dim :][:1]
+        return torch.Size([int(self.index.max()) + 1])
+
+    @property
+    def scalar(self) -> bool:
+        """Whether there is one number a place."""
+        return self.weight.numel() == self.weight.shape[self.dim]
+
+    def sum(self, elements: Tensor) -> Tensor:
+        """Over all places of a unit."""
+        places = self._rows(elements).sum(1)
+        if self.index is None:
+            return places
+        sums = places.new_zeros(self.shape[0] + 1)  # the last takes in what belongs to no unit
+        return sums.index_add_(0, self.index % len(sums), places)[:-1]
+
+    def vectors(self, elements: Tensor) -> Tensor:
+        """Its places one after the other."""
+        rows = self._rows(elements)
         if self.index is None:
             return rows
-        units = self.shape[0]
         order = self.index.argsort(stable=True)[self.index.eq(-1).sum() :]
         unit = self.index[order]
-        counts = unit.bincount(minlength=units)
+        counts = unit.bincount(minlength=self.shape[0])
         rank = torch.arange(len(unit), device=unit.device) - (counts.cumsum(0) - counts)[unit]
-        laid_out = rows.new_zeros(units, int(counts.max()), rows.shape[1])
+        laid_out = rows.new_zeros(self.shape[0], int(counts.max()), rows.shape[1])
         laid_out[unit, rank] = rows[order]
         return laid_out.flatten(1)
 
@@ -85,15 +159,54 @@ class Slice:
         return torch.cat([units, units.new_ones(1)])[self.index]
 
     def spread(self, units: Tensor) -> Tensor:
-        """Gives each element what its unit has: the weight's shape, without a copy."""
-        if self.dim is None:
-            return units
+        """The same for all that lies at one place."""
         last = self.weight.ndim - 1 - self.dim
         return self.places(units).view(-1, *(1 for _ in range(last))).expand(self.weight.shape)
 
-    def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        """What belongs to units ``start`` to ``stop``, of a tensor of the weight's shape."""
-        return tensor if self.dim is not None else tensor[start:stop]
+    def _rows(self, elements: Tensor) -> Tensor:
+        return elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
+
+
+def along(parts: Iterable[Share]) -> list[Slice]:
+    """Those that lie along a dimension: what can be cut out."""
+    return [part for part in parts if isinstance(part, Slice)]
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles(Share):
+    """Blocks of ``height`` x ``width`` along the first two dimensions, whole along the others.
+
+    Args:
+        name: The tensor's name in ``named_parameters()``.
+        weight: The tensor; its first two dimensions are multiples of the block's.
+        height: Places of a block along the first dimension.
+        width: Places of a block along the second one.
+    """
+
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Two dimensions."""
+        return torch.Size([self.weight.shape[0] // self.height, self.weight.shape[1] // self.width])
+
+    def sum(self, elements: Tensor) -> Tensor:
+        """Over each block."""
+        return self._blocks(elements).sum(2)
+
+    def vectors(self, elements: Tensor) -> Tensor:
+        """Row by row."""
+        return self._blocks(elements).flatten(0, 1)
+
+    def spread(self, units: Tensor) -> Tensor:
+        """The same for all of a block."""
+        plane = units.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
+        return plane.view(*plane.shape, *(1 for _ in self.weight.shape[2:])).expand(self.weight.shape)
+
+    def _blocks(self, elements: Tensor) -> Tensor:
+        rows, columns = self.shape
+        return elements.reshape(rows, self.height, columns, self.width, -1).transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +226,9 @@ class UnitGroup:
     """
 
     name: str
-    slices: tuple[Slice, ...]
-    followers: tuple[Slice, ...] = ()
-    buffers: tuple[Slice, ...] = ()
+    slices: tuple[Share, ...]
+    followers: tuple[Share, ...] = ()
+    buffers: tuple[Share, ...] = ()
     input_dim: int | None = None
     minimum: int = 1
     multiple: int = 1
@@ -123,7 +236,7 @@ class UnitGroup:
     heads: bool = False
 
     @property
-    def masked(self) -> tuple[Slice, ...]:
+    def masked(self) -> tuple[Share, ...]:
         """All that is 0 where a unit is gone."""
         return self.slices + self.followers
 
@@ -166,11 +279,7 @@ class UnitGroup:
 
         A group that has nothing else stays as it is.
         """
-        large = [
-            part
-            for part in self.slices
-            if part.dim is None or part.weight.numel() > part.weight.shape[part.dim]
-        ]
+        large = [part for part in self.slices if not part.scalar]
         return self if len(large) in (0, len(self.slices)) else replace(self, slices=tuple(large))
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
@@ -203,7 +312,7 @@ class UnitGroup:
     @property
     def divisible(self) -> bool:
         """Whether some of its units make a group: single weights do."""
-        return self.slices[0].dim is None
+        return self.slices[0].divisible
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Row ranges whose elements fit a processor's cache, or one range if the group is not divisible."""

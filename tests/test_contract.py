@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lightning_prune
 from lightning_prune import (
     FPGM,
+    Blocks,
     Channels,
     Criterion,
     Global,
@@ -29,12 +30,13 @@ from lightning_prune import (
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.parts import Part, concrete_subclasses
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Slice, UnitGroup, Units
+from lightning_prune.units import Elements, Slice, Tiles, UnitGroup, Units
 
 # Parts that cannot be built without arguments. The levels of Threshold(mean=...) and Threshold(std=...) are
 # taken anew at each event, so that those two go on removing when an event is repeated.
 EXAMPLES: dict[type[Part], list[Part]] = {
     Threshold: [Threshold(value=2.5), Threshold(quantile=0.5)],
+    Blocks: [Blocks(2, 2), Blocks(1, 4)],
 }
 # For selectors that take none; the others are given one half.
 TARGETS: dict[type[Part], float | None] = {Threshold: None}
@@ -161,9 +163,9 @@ class Attentive(nn.Module):
 
 
 def groups(model: nn.Module) -> list[UnitGroup]:
-    """Single weights, filters, neurons, and inputs of a layer."""
+    """Single weights, filters, neurons, inputs of a layer, blocks, and units of several places."""
     single = [
-        UnitGroup(name, (Slice(name, parameter),))
+        UnitGroup(name, (Elements(name, parameter),))
         for name, parameter in model.named_parameters()
         if parameter.ndim > 1
     ]
@@ -172,7 +174,10 @@ def groups(model: nn.Module) -> list[UnitGroup]:
     channels = UnitGroup(
         "channels", (Slice("0.weight", model[0].weight, dim=0), Slice("3.weight", model[3].weight, dim=1))
     )
-    return [*single, filters, neurons, channels]
+    blocks = UnitGroup("blocks", (Tiles("5.weight", model[5].weight, 2, 3),))
+    places = torch.tensor([0, 1, -1, 0, 1, 2, 2, -1])
+    scattered = UnitGroup("scattered", (Slice("6.weight", model[6].weight, dim=0, index=places),))
+    return [*single, filters, neurons, channels, blocks, scattered]
 
 
 def scorable(criterion: Criterion, model: nn.Module) -> list[UnitGroup]:
@@ -429,7 +434,7 @@ class Known(Structure):
 @functools.cache
 def searched(structure: type[Any]) -> tuple[Attentive, dict[str, Tensor], Known]:
     model = Attentive()
-    return model, copy.deepcopy(model.state_dict()), Known(structure().units(model, IMAGE))
+    return model, copy.deepcopy(model.state_dict()), Known(built(structure)[0].units(model, IMAGE))
 
 
 def analysed(structure: type[Any]) -> tuple[Attentive, Known]:

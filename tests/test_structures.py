@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from lightning_prune import Unstructured
-from lightning_prune.units import Units
+from lightning_prune import Blocks, Global, Magnitude, Pruner, Unstructured
+from lightning_prune.units import Elements, Units
 
 
 class Zoo(nn.Module):
@@ -57,7 +59,7 @@ def test_the_weights_of_linear_and_conv_by_default() -> None:
         (part,) = group.slices
         assert part.name == group.name
         assert part.weight is parameters[group.name]
-        assert part.dim is None
+        assert isinstance(part, Elements)
         assert group.shape == part.weight.shape
         assert group.size == part.weight.numel()
 
@@ -270,3 +272,69 @@ def test_looking_changes_nothing() -> None:
     Unstructured(include="*").units(model)
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# --- blocks
+
+
+def test_blocks_are_masked_whole() -> None:
+    layer = nn.Linear(6, 4, bias=False)
+    # blocks of 2 outputs x 3 inputs, of sizes 6, 12, 18 and 3
+    layer.weight.data = torch.tensor([[1.0, -2.0], [3.0, 0.5]]).repeat_interleave(2, 0).repeat_interleave(3, 1)
+    pruner = Pruner(layer, 0.5, structure=Blocks(2, 3), schedule=None)
+    assert [group.shape for group in pruner.groups] == [(2, 2)]
+    pruner.prune(1.0)
+    kept = [[False, True], [True, False]]
+    assert torch.equal(
+        pruner.masks["weight"], torch.tensor(kept).repeat_interleave(2, 0).repeat_interleave(3, 1)
+    )
+    assert (layer.weight != 0).sum() == 12
+
+
+def test_blocks_of_convolutions_take_whole_kernels_of_outputs_by_inputs() -> None:
+    torch.manual_seed(0)
+    for layer, dims in ((nn.Conv2d(6, 4, 3), (0, 1)), (nn.ConvTranspose2d(6, 4, 3), (1, 0))):
+        pruner = Pruner(layer, 0.5, criterion=Magnitude(p=2), structure=Blocks(2, 3), schedule=None)
+        pruner.prune(1.0)
+        mask = pruner.masks["weight"].movedim(dims, (0, 1))
+        blocks = mask.reshape(2, 2, 2, 3, 9).movedim(1, 2).flatten(2)
+        assert torch.equal(blocks.any(2), blocks.all(2))
+        assert blocks.any(2).sum() == 2
+
+
+@pytest.mark.parametrize("budget", ["params", "macs"])
+def test_blocks_meet_budgets(budget: Literal["params", "macs"]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 64, 1), nn.Flatten(), nn.Linear(256, 64))
+    selector = Global(budget=budget, normalize="cost")
+    pruner = Pruner(
+        model, 0.5, structure=Blocks(2, 2), selector=selector, schedule=None, example=torch.zeros(1, 2, 2, 2)
+    )
+    pruner.prune(1.0)
+    positions = {"0.weight": 4, "2.weight": 4, "4.weight": 1} if budget == "macs" else {}
+    total = sum(positions.get(name, 1) * mask.numel() for name, mask in pruner.masks.items())
+    total += (8 + 64 + 64) * (budget == "params")
+    gone = sum(positions.get(name, 1) * int((~mask).sum()) for name, mask in pruner.masks.items())
+    assert gone / total == pytest.approx(0.5, abs=0.0025)
+
+
+def test_layers_that_blocks_do_not_divide_stay_dense_with_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 5), nn.ConvTranspose1d(4, 4, 1, groups=2))
+    units = Blocks(2, 2).units(model)
+    assert names(units) == ["0.weight"]
+    assert units.frozen == {
+        "1.weight": "5 x 4 is no multiple of 2 x 2",
+        "2.weight": "Blocks(rows=2, cols=2, include=None, exclude=None) needs inputs",
+    }
+    with pytest.raises(
+        ValueError, match=r"finds nothing to prune in Linear\. weight: 4 x 6 is no multiple of 3 x 3"
+    ):
+        Blocks(3, 3).units(nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize("argument", ["rows", "cols"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "2", None])
+def test_blocks_have_whole_sizes(argument: str, size: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number of at least 1") as error:
+        Blocks(**{"rows": 2, "cols": 2, argument: size})
+    assert str(error.value).startswith(f"{argument}={size!r} ")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compaction.widths import widths
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
 Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
 
@@ -76,8 +76,7 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
     for group, units in kept:
         if units.all():
             continue
-        for part in (*group.masked, *group.buffers):
-            assert part.dim is not None
+        for part in along((*group.masked, *group.buffers)):
             stays = part.places(units)
             before = places.get((part.name, part.dim))
             places[part.name, part.dim] = stays if before is None else before & stays

@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_prune.compaction.sizes import adjustments
 from lightning_prune.compaction.trial import Trial, uneven
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
-_Cuts: TypeAlias = frozenset[tuple[str, int | None, tuple[int, ...]]]
+_Cuts: TypeAlias = frozenset[tuple[str, int, tuple[int, ...]]]
 
 
 class Search:
@@ -100,10 +100,10 @@ class Search:
         return good
 
 
-def _made(group: UnitGroup) -> set[tuple[str, int | None, int]]:
+def _made(group: UnitGroup) -> set[tuple[str, int, int]]:
     """The places of the weights that make it."""
     found = set()
-    for part in group.slices:
+    for part in along(group.slices):
         assert part.index is not None
         found |= {(part.name, part.dim, place) for place in (part.index >= 0).nonzero().flatten().tolist()}
     return found
@@ -112,7 +112,7 @@ def _made(group: UnitGroup) -> set[tuple[str, int | None, int]]:
 def _cuts(group: UnitGroup) -> _Cuts:
     """All that goes along with its units, to tell whether another group is the same."""
     found = set()
-    for part in (*group.masked, *group.buffers):
+    for part in along((*group.masked, *group.buffers)):
         assert part.index is not None
         found.add((part.name, part.dim, tuple(part.index.tolist())))
     return frozenset(found)

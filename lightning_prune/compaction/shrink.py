@@ -16,7 +16,7 @@ from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
 from lightning_prune.masks import masked_parameters
 from lightning_prune.probe import Probe, as_probe
-from lightning_prune.units import Slice, UnitGroup
+from lightning_prune.units import Share, UnitGroup
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -132,7 +132,7 @@ def remaining(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[Un
     """
     parameters = dict(model.named_parameters())
 
-    def empty(parts: list[Slice], size: int) -> Tensor:
+    def empty(parts: list[Share], size: int) -> Tensor:
         if not any(part.name in masks for part in parts):
             return torch.zeros(size, dtype=torch.bool)
         return torch.stack([part.sum(parameters[part.name] != 0).cpu() == 0 for part in parts]).all(0)

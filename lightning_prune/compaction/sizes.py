@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_prune.compaction.widths import speaks
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
 Attributes = tuple[tuple[str, str], ...]  # module and attribute names
 
@@ -20,7 +20,7 @@ def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
     Returns:
         Choices to try, the likeliest first.
     """
-    counts = {int((part.index >= 0).sum()) for part in group.slices if part.index is not None}
+    counts = {int((part.index >= 0).sum()) for part in along(group.slices) if part.index is not None}
     size = {group.size}
     parts = {count // share for count in counts for share in (2, 3)}  # of queries, keys and values in one
     makers = [part.name.rpartition(".")[0] for part in group.slices]

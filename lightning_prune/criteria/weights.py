@@ -41,7 +41,7 @@ class Magnitude(Criterion):
 
     def deviation(self, group: UnitGroup, scores: Tensor, kept: Tensor) -> float:
         """That of the weights themselves where each is a unit and p is 1, as Han et al. 2015 have it."""
-        single = self.p == 1 and group.slices[0].dim is None
+        single = self.p == 1 and group.divisible
         return super().deviation(group, group.weights[0] if single else scores, kept)
 
 
@@ -85,7 +85,8 @@ class FPGM(Criterion):
         group = group.matrices
         vectors = [part.vectors(weight) for part, weight in zip(group.slices, group.weights, strict=True)]
         points = torch.cat(vectors, 1)
-        return torch.cdist(points, points[points.any(1)]).sum(1)  # what is gone is no neighbour
+        distances = torch.cdist(points, points[points.any(1)])  # what is gone is no neighbour
+        return distances.sum(1).view(group.shape)
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.graph.trace import Trace
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
 
 def budgets(
@@ -65,8 +65,7 @@ def _owners(trace: Trace, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[in
     """Label to group name, unit and the number of the trace."""
     owner = {}
     for group, number in groups:
-        for part in (*group.masked, *group.buffers):
-            assert part.dim is not None
+        for part in along((*group.masked, *group.buffers)):
             assert part.index is not None
             labels = trace.places[part.name][part.dim].tolist()
             for label, unit in zip(labels, part.index.tolist(), strict=True):

@@ -3,6 +3,6 @@
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.channels import Channels
 from lightning_prune.structures.heads import Heads
-from lightning_prune.structures.unstructured import Unstructured
+from lightning_prune.structures.weights import Blocks, Unstructured
 
-__all__ = ["Channels", "Heads", "Structure", "Unstructured"]
+__all__ = ["Blocks", "Channels", "Heads", "Structure", "Unstructured"]

@@ -1,12 +1,13 @@
-"""Single weights: each is a unit of its own."""
+"""Single weights, and blocks of them: units within one tensor."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
@@ -16,7 +17,7 @@ from lightning_prune.compaction import macs_by_weight
 from lightning_prune.probe import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
-from lightning_prune.units import Slice, UnitGroup, Units
+from lightning_prune.units import Elements, Share, Tiles, UnitGroup, Units
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 
@@ -24,8 +25,79 @@ _LAYERS = (nn.Linear, _ConvNd)
 _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+class Weights(Structure):
+    """Units that lie within one tensor; by default in the weights of Linear and Conv modules.
+
+    A tied weight belongs to one group, under its first name, if every module that uses it is prunable.
+
+    Attributes:
+        include: Glob pattern, or patterns, over parameter and module names. With it, any parameter of two
+            or more dimensions that matches is taken, outside norms and embeddings.
+        exclude: The same, for what is to stay dense.
+    """
+
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        check_are_patterns(include=self.include, exclude=self.exclude)
+
+    @abstractmethod
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+        """The units of a tensor.
+
+        Args:
+            name: Of the tensor.
+            weight: The tensor.
+            input_dim: The dimension that runs over a layer's inputs, if there is one.
+        """
+
+    def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
+        """Why a tensor has no such units, or ``None`` if it has."""
+        return None
+
+    def units(self, model: nn.Module, example: Any = None) -> Units:
+        """One group a weight tensor."""
+        uses = _uses(model)
+        names = {name for name, _ in model.named_modules() if name}
+        names |= {name for places in uses.values() for name, _ in places}
+        check_patterns("include", self.include, names)
+        check_patterns("exclude", self.exclude, names)
+        groups, frozen = [], _computed_weights(model)
+        for name, parameter in model.named_parameters():
+            if not self._wants(parameter, uses[name]):
+                continue
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
+            input_dim = _input_dim(uses[name])
+            why = self._stays(parameter, uses[name]) or self.refuses(parameter, input_dim)
+            if why is not None:
+                frozen[name] = why
+            else:
+                groups.append(UnitGroup(name, (self.share(name, parameter, input_dim),), input_dim=input_dim))
+        if not groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
+            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
+        return Units(tuple(groups), frozen, _budgets(model, groups, example))
+
+    def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
+        if any(matches(name, self.exclude) for name, _ in uses):
+            return False
+        if self.include is None:
+            return any(name.endswith("weight") and isinstance(module, _LAYERS) for name, module in uses)
+        wanted = any(matches(name, self.include) for name, _ in uses)
+        return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
+
+    def _stays(self, parameter: nn.Parameter, uses: list[_Use]) -> str | None:
+        """Why a parameter may not be pruned: a module holds it, too, that pruning is not meant for."""
+        for _, module in uses:
+            if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
+                return f"{type(module).__name__} uses it"
+        return None if parameter.numel() else "it has no elements"
+
+
 @dataclass(frozen=True, repr=False)
-class Unstructured(Structure):
+class Unstructured(Weights):
     """Single weights: by default those of Linear and Conv modules, one group a weight tensor.
 
     A tied weight belongs to one group, under its first name, if every module that uses it is prunable.
@@ -42,48 +114,55 @@ class Unstructured(Structure):
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
 
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+        """Each weight is one."""
+        return Elements(name, weight)
+
+
+@dataclass(frozen=True, repr=False)
+class Blocks(Weights):
+    """Blocks of ``rows`` outputs x ``cols`` inputs of each weight, as block-sparse kernels want them.
+
+    A convolution's kernels go whole, at all their positions. Layers that the block does not divide stay dense,
+    with the reason. Gray et al. 2017, "GPU Kernels for Block-Sparse Weights".
+
+    Args:
+        rows: Outputs, at least 1.
+        cols: Inputs, at least 1.
+        include: As for :class:`Unstructured`.
+        exclude: As for :class:`Unstructured`.
+
+    Raises:
+        ValueError: If a size is no whole number of at least 1, or a pattern is no string.
+    """
+
+    rows: int
+    cols: int
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+
     def __post_init__(self) -> None:
-        check_are_patterns(include=self.include, exclude=self.exclude)
+        super().__post_init__()
+        for argument, size in (("rows", self.rows), ("cols", self.cols)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{argument}={size!r} must be a whole number of at least 1.")
 
-    def units(self, model: nn.Module, example: Any = None) -> Units:
-        """One group a weight tensor."""
-        uses = _uses(model)
-        names = {name for name, _ in model.named_modules() if name}
-        names |= {name for places in uses.values() for name, _ in places}
-        check_patterns("include", self.include, names)
-        check_patterns("exclude", self.exclude, names)
-        groups, frozen = [], _computed_weights(model)
-        for name, parameter in model.named_parameters():
-            if not self._wants(parameter, uses[name]):
-                continue
-            if isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
-            outsider = self._outsider(uses[name])
-            if outsider is not None:
-                frozen[name] = f"{type(outsider).__name__} uses it"
-            elif parameter.numel() == 0:
-                frozen[name] = "it has no elements"
-            else:
-                groups.append(UnitGroup(name, (Slice(name, parameter),), input_dim=_input_dim(uses[name])))
-        if not groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
-            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
-        return Units(tuple(groups), frozen, _budgets(model, groups, example))
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+        """Each block is one."""
+        return Tiles(name, weight, *self._block(input_dim))
 
-    def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
-        if any(matches(name, self.exclude) for name, _ in uses):
-            return False
-        if self.include is None:
-            return any(name.endswith("weight") and isinstance(module, _LAYERS) for name, module in uses)
-        wanted = any(matches(name, self.include) for name, _ in uses)
-        return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
+    def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
+        """Tensors that are no multiple of a block, or have no dimension of inputs."""
+        if input_dim is None:
+            return f"{self!r} needs inputs"
+        shape, block = tuple(weight.shape[:2]), self._block(input_dim)
+        if all(size % each == 0 for size, each in zip(shape, block, strict=True)):
+            return None
+        return f"{shape[0]} x {shape[1]} is no multiple of {block[0]} x {block[1]}"
 
-    def _outsider(self, uses: list[_Use]) -> nn.Module | None:
-        """A module that holds the parameter, too, and that pruning is not meant for."""
-        for _, module in uses:
-            if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
-                return module
-        return None
+    def _block(self, input_dim: int | None) -> tuple[int, int]:
+        """Along the first two dimensions."""
+        return (self.cols, self.rows) if input_dim == 0 else (self.rows, self.cols)
 
 
 def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
