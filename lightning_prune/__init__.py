@@ -5,6 +5,7 @@ from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     FPGM,
     LAMP,
+    BatchNormScale,
     Criterion,
     Fisher,
     Gradient,
@@ -27,6 +28,7 @@ from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstr
 __all__ = [
     "FPGM",
     "LAMP",
+    "BatchNormScale",
     "Blocks",
     "Channels",
     "CompactionError",

@@ -375,15 +375,16 @@ class PruningCallback(Callback):
         assert subject.store is not None
         assert self._watch is not None
         store, parameters = subject.store, parameters_of(optimizer)
-        if self._observing and self._watch.first_look(optimizer):
-            assert subject.pruner is not None
+        unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = 1.0 if unscaled else loss_scale(trainer)
+        if (pruner := self._observer) is not None and self._watch.first_look(optimizer):
             if pl_module.automatic_optimization:
-                unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
-                scale = 1.0 if unscaled else loss_scale(trainer)
-                subject.pruner.observe(gradients(store, parameters, scale))
+                pruner.observe(gradients(store, parameters, scale))
             else:
                 stepping = [parameter for parameter in parameters if parameter.grad is not None]
-                subject.pruner.observe(self._copies.take(store.named(stepping)))
+                pruner.observe(self._copies.take(store.named(stepping)))
+        if not self._agenda.over and subject.pruner is not None:
+            subject.pruner.penalize_(parameters, scale)
         store.apply_to_grads_(parameters)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -392,14 +393,15 @@ class PruningCallback(Callback):
             return
         assert self._subject.store is not None
         store, parameters = self._subject.store, list(pl_module.parameters())
-        if self._observing:
+        if self._observer is not None:
             self._copies.hold(gradients(store, parameters, loss_scale(trainer)))
         store.apply_to_grads_(parameters)
 
     @property
-    def _observing(self) -> bool:
-        going_on = self._subject.pruner is not None and not self._agenda.over
-        return Needs.GRADIENT in self.criterion.needs and going_on
+    def _observer(self) -> Pruner | None:
+        """What is told of gradients, until the last event."""
+        wanted = Needs.GRADIENT in self.criterion.needs and not self._agenda.over
+        return self._subject.pruner if wanted else None
 
     # --- what the user sees on the way
 

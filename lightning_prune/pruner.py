@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -162,11 +162,16 @@ class Pruner:
         of them the step is left out and counted.
 
         Args:
-            grads: Parameter name to gradient; by default each parameter's ``.grad``. Groups in which one
-                is missing, and not for being frozen, are not observed.
+            grads: Parameter name to gradient; by default each parameter's ``.grad``, to which the criterion's
+                penalty is added then, if it has one. Groups in which one is missing, and not for being
+                frozen, are not observed.
         """
-        if Needs.GRADIENT not in self._criterion.needs:
-            return
+        if Needs.GRADIENT in self._criterion.needs:
+            self._add(grads)
+        if grads is None:
+            self.penalize_(part.weight for group in self.groups for part in group.slices)
+
+    def _add(self, grads: Mapping[str, Tensor] | None) -> None:
         observed = []
         for group in self.groups:
             present = _gradients(group, grads)
@@ -187,6 +192,21 @@ class Pruner:
                 addends = self._criterion.observe(group.rows(start, stop), rows)
                 statistics.rows(start, stop).add_(addends, here)
             statistics.count.add_(here)
+
+    @torch.no_grad()
+    def penalize_(self, parameters: Iterable[Tensor], scale: float = 1.0) -> None:
+        """Adds the criterion's penalty to gradients.
+
+        Args:
+            parameters: Whose gradients.
+            scale: What they are multiples of: that of the loss.
+        """
+        named = self._store.named(parameters)
+        for group in self.groups:
+            for name, penalty in self._criterion.penalty(group).items():
+                grad = named[name].grad if name in named else None
+                if grad is not None:
+                    grad.add_(penalty, alpha=scale)
 
     def _finite(self, grads: list[Tensor]) -> Tensor:
         """Whether all are finite, as a tensor: an accelerator is not waited for."""

@@ -114,10 +114,12 @@ class Slice(Share):
         dim: The dimension along which units lie.
         index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
             place ``i`` belongs to unit ``i``.
+        scale: Whether the tensor is the scale of a batch norm.
     """
 
     dim: int
     index: Tensor | None = None
+    scale: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -281,6 +283,12 @@ class UnitGroup:
         """
         large = [part for part in self.slices if not part.scalar]
         return self if len(large) in (0, len(self.slices)) else replace(self, slices=tuple(large))
+
+    @property
+    def scales(self) -> UnitGroup | None:
+        """The same units, in scales of batch norms alone; ``None`` if there are none."""
+        found = tuple(part for part in along(self.slices) if part.scale)
+        return replace(self, slices=found) if found else None
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
         """The sum of an elementwise value over each unit.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lightning_prune
 from lightning_prune import (
     FPGM,
+    BatchNormScale,
     Blocks,
     Channels,
     Criterion,
@@ -142,6 +143,7 @@ def network() -> nn.Sequential:
         size = torch.randint(1, 3 + 2 * index, layer.weight.shape, generator=generator)
         sign = torch.randint(0, 2, layer.weight.shape, generator=generator) * 2 - 1
         layer.weight.data = (size * sign).float()
+    model[1].weight.data = torch.arange(8.0) - 3
     return model
 
 
@@ -172,7 +174,12 @@ def groups(model: nn.Module) -> list[UnitGroup]:
     filters = UnitGroup("filters", (Slice("0.weight", model[0].weight, dim=0),))
     neurons = UnitGroup("neurons", (Slice("5.weight", model[5].weight, dim=0),))
     channels = UnitGroup(
-        "channels", (Slice("0.weight", model[0].weight, dim=0), Slice("3.weight", model[3].weight, dim=1))
+        "channels",
+        (
+            Slice("0.weight", model[0].weight, dim=0),
+            Slice("3.weight", model[3].weight, dim=1),
+            Slice("1.weight", model[1].weight, dim=0, scale=True),
+        ),
     )
     blocks = UnitGroup("blocks", (Tiles("5.weight", model[5].weight, 2, 3),))
     places = torch.tensor([0, 1, -1, 0, 1, 2, 2, -1])
@@ -447,6 +454,7 @@ def analysed(structure: type[Any]) -> tuple[Attentive, Known]:
 
 # n of m consecutive inputs is a pattern of single weights; distances are those of units of several
 REFUSED: set[tuple[type[Any], type[Any]]] = {(NofM, Channels), (NofM, Heads), (FPGM, Unstructured)}
+REFUSED |= {(BatchNormScale, each) for each in (Unstructured, Blocks, Heads)}
 
 
 def train(model: nn.Module, pruner: Pruner) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lightning_prune import (
     FPGM,
     LAMP,
+    BatchNormScale,
     Channels,
     Criterion,
     Fisher,
@@ -171,6 +172,53 @@ def test_a_units_elements_are_laid_out_in_order() -> None:
     assert part.vectors(weight).tolist() == [[2.0, 3.0, 6.0, 7.0], [0.0, 1.0, 8.0, 9.0]]
     part = Slice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 1, 1]))
     assert part.vectors(weight).tolist() == [[2.0, 3.0, 0, 0, 0, 0], [0.0, 1.0, 6.0, 7.0, 8.0, 9.0]]
+
+
+def normed() -> nn.Sequential:
+    """Three channels go through two norms; those of the last layer through none."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 4, 1),
+        nn.Conv2d(4, 1, 1),
+    )
+    model.get_submodule("1").weight.data = torch.tensor([1.0, -2.0, 0.5])
+    model.get_submodule("3").weight.data = torch.tensor([0.25, -1.0, 4.0])
+    return model
+
+
+def test_the_scales_of_norms_add_up_and_what_has_none_stays() -> None:
+    image = torch.zeros(1, 1, 4, 4)
+    pruner = Pruner(
+        normed(), 0.5, criterion=BatchNormScale(), structure=Channels(), schedule=None, example=image
+    )
+    (group,) = pruner.groups
+    assert BatchNormScale().score(group, nothing_seen(group)).tolist() == [1.25, 3.0, 4.5]
+    assert pruner.frozen["4"] == "BatchNormScale(l1=0.0) needs a batch norm"
+
+
+def test_a_penalty_is_the_gradient_of_the_scales_sizes() -> None:
+    model, image = normed(), torch.randn(2, 1, 4, 4)
+    criterion = BatchNormScale(l1=0.125)
+    pruner = Pruner(model, 0.5, criterion=criterion, structure=Channels(), schedule=None, example=image)
+    scales = [model.get_submodule(name).weight for name in ("1", "3")]
+    loss = model(image).square().mean()
+    (loss + 0.125 * sum(scale.abs().sum() for scale in scales)).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(image).square().mean().backward()
+    pruner.observe()
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
+@pytest.mark.parametrize("l1", [-1e-4, math.inf, math.nan, "1", None, True])
+def test_penalties_are_not_negative(l1: float) -> None:
+    with pytest.raises(ValueError, match="must be a finite number of at least 0") as error:
+        BatchNormScale(l1)
+    assert str(error.value).startswith(f"l1={l1!r} ")
 
 
 @pytest.mark.parametrize("p", [0, -1, math.inf, math.nan, "1", None])

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_prune import (
+    BatchNormScale,
+    Channels,
     Cubic,
     Global,
     Gradient,
@@ -281,6 +283,77 @@ def test_statistics_under_manual_optimization_do_not_depend_on_the_loss_scale(
     assert_same(found, scaled(init_scale=2.0**12))
     plain = statistics(tmp_path, seeded(lambda: Frozen(STILL)))
     assert_same(found, plain, rtol=0.02, atol=1e-4)
+
+
+class Slim(Lit):
+    """Has the penalty of network slimming in its loss."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) + 0.125 * self.net[1].weight.abs().sum()
+
+
+class SlimManual(Manual, Slim):
+    """The same under manual optimization."""
+
+
+@pytest.mark.parametrize(
+    ("plain", "penalised", "options"),
+    [
+        (Lit, Slim, {}),
+        (Lit, Slim, {"accumulate_grad_batches": 5}),
+        (Lit, Slim, {"gradient_clip_val": 0.01}),
+        (Manual, SlimManual, {}),
+        (
+            partial(Lit, partial(LBFGS, lr=1e-3, max_iter=3)),
+            partial(Slim, partial(LBFGS, lr=1e-3, max_iter=3)),
+            {},
+        ),
+    ],
+    ids=["automatic", "accumulated", "clipped", "manual", "closure"],
+)
+def test_a_penalty_trains_as_if_it_were_in_the_loss(
+    tmp_path: Path, plain: Any, penalised: Any, options: dict[str, Any]
+) -> None:
+    pruning = PruningCallback(
+        0.5, criterion=BatchNormScale(l1=0.125), structure=Channels(), schedule=OneShot("2ep")
+    )
+    seen: list[dict[str, Tensor]] = []
+
+    class Keep(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    fit(tmp_path, seeded(plain), pruning, Keep(), max_epochs=3, **options)
+    with_callback, seen = seen, []
+    fit(tmp_path, seeded(penalised), Keep(), max_epochs=3, **options)
+    for ours, theirs in zip(with_callback[:2], seen[:2], strict=True):
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_penalty_is_scaled_with_the_loss(tmp_path: Path, fused: bool) -> None:
+    pruning = PruningCallback(
+        0.5, criterion=BatchNormScale(l1=0.125), structure=Channels(), schedule=OneShot("1ep")
+    )
+    moved: list[Tensor] = []
+
+    class Keep(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            moved.append(pl_module.net[1].weight.detach().clone())
+
+    class Still(Lit):
+        """A loss that pulls at nothing."""
+
+        def loss(self, batch: Any) -> Tensor:
+            return 0 * super().loss(batch)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model = seeded(lambda: Still(partial(SGD, lr=0.5, fused=fused)))
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    fit(tmp_path, model, pruning, Keep(), max_epochs=2, plugins=plugins)
+    torch.testing.assert_close(moved[1], moved[0] - 0.5 * 0.125 * moved[0].sign())
+    assert not (moved[-1] - moved[-2]).any()  # none after the last event
 
 
 def test_a_closure_that_runs_many_times_is_one_observation(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from lightning_prune.criteria.base import Criterion, LocalCriterion, Needs
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
-from lightning_prune.criteria.weights import FPGM, LAMP, Magnitude, Random
+from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
 
 __all__ = [
     "FPGM",
     "LAMP",
+    "BatchNormScale",
     "Criterion",
     "Fisher",
     "Gradient",

@@ -56,6 +56,17 @@ class Criterion(Part, ABC):
         """Why the criterion has nothing to say of a group, or ``None`` if it has."""
         return None
 
+    def penalty(self, group: UnitGroup) -> dict[str, Tensor]:
+        """The gradient of what is added to the loss until the last event; nothing by default.
+
+        Args:
+            group: The units.
+
+        Returns:
+            Parameter name to a tensor of the parameter's shape.
+        """
+        return {}
+
     @abstractmethod
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """The units' scores.

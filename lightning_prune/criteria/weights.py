@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -43,6 +44,46 @@ class Magnitude(Criterion):
         """That of the weights themselves where each is a unit and p is 1, as Han et al. 2015 have it."""
         single = self.p == 1 and group.divisible
         return super().deviation(group, group.weights[0] if single else scores, kept)
+
+
+@dataclass(frozen=True, repr=False)
+class BatchNormScale(Criterion):
+    r"""Scale of the batch norm that a channel goes through: :math:`\sum |\gamma|` over the norms of the unit.
+
+    For channels; those without a batch norm stay. Until the last event :math:`\lambda \sum |\gamma|` may be
+    added to the loss, by its gradient, so that scales part into small and large ones. Liu et al. 2017,
+    "Learning Efficient Convolutional Networks through Network Slimming", ICCV. The sum over several norms, as
+    in a residual stream, is ours.
+
+    Args:
+        l1: :math:`\lambda`, at least 0; the paper has 1e-4 and 1e-5.
+
+    Raises:
+        ValueError: If it is not.
+    """
+
+    l1: float = 0.0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.l1, int | float) and not isinstance(self.l1, bool)
+        if not number or not 0 <= self.l1 < math.inf:
+            raise ValueError(f"l1={self.l1!r} must be a finite number of at least 0.")
+
+    def refuses(self, group: UnitGroup) -> str | None:
+        """What no batch norm scales."""
+        return f"{self!r} needs a batch norm" if group.scales is None else None
+
+    def penalty(self, group: UnitGroup) -> dict[str, Tensor]:
+        """Towards 0, of the scales."""
+        if self.l1 == 0:
+            return {}
+        scales = cast(UnitGroup, group.scales)
+        return {part.name: self.l1 * part.weight.detach().sign() for part in scales.slices}
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        """The sum of sizes."""
+        scales = cast(UnitGroup, group.scales)
+        return scales.sum(torch.abs, scales.weights)
 
 
 class LAMP(Criterion):

@@ -37,6 +37,9 @@ class Record(Protocol):
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
 
+    def scale(self, field: Tensor) -> None:
+        """Notes labels of the scale of a batch norm."""
+
     def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
 

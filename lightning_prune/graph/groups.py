@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -36,7 +36,8 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         if makers.intersection(touched):
             alike[touched].append(unit)
     groups = []
-    attended = trace.attended
+    attended, scales = trace.attended, trace.scales
+    scaling = {(name, 0) for name, lines in trace.places.items() if len(lines) == 1 and scales[lines[0]].any()}
     for touched, members in alike.items():
         made = [line for line in touched if line in makers]
         if len(members) == 1:
@@ -53,7 +54,7 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         groups.append(
             UnitGroup(
                 name=made[0][0].rpartition(".")[0] or made[0][0],
-                slices=_slices(parameters, [*made, *single], index),
+                slices=_slices(parameters, [*made, *single], index, scaling),
                 followers=_slices(parameters, followers, index),
                 buffers=_slices(buffers, (line for line in touched if line[0] in buffers), index),
                 heads=bool(attended[trace.places[name][dim][place]]),
@@ -100,9 +101,14 @@ def _index(
 
 
 def _slices(
-    tensors: Mapping[str, Tensor], lines: Iterable[_Line], index: Mapping[_Line, Tensor]
+    tensors: Mapping[str, Tensor],
+    lines: Iterable[_Line],
+    index: Mapping[_Line, Tensor],
+    scaling: Collection[_Line] = (),
 ) -> tuple[Slice, ...]:
-    return tuple(Slice(name, tensors[name], dim, index[name, dim]) for name, dim in lines)
+    return tuple(
+        Slice(name, tensors[name], dim, index[name, dim], scale=(name, dim) in scaling) for name, dim in lines
+    )
 
 
 def unique_names(groups: Iterable[UnitGroup]) -> tuple[UnitGroup, ...]:

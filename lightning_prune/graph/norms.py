@@ -16,6 +16,9 @@ def batch_norm(call: Call) -> Sequence[Fields]:
     )
     shape = [1, -1] + [1] * (image.ndim - 2)
     own = [field.view(shape) for tensor in others for field in call.fields(tensor)]
+    scale = call.argument("weight")
+    for field in () if scale is None else call.fields(scale):
+        call.record.scale(field)
     if not fields:
         call.freeze(tuple(own), "normalises what nothing cuts")
     return [merge(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]

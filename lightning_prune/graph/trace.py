@@ -75,6 +75,7 @@ class Trace(TorchDispatchMode):
         nothing = torch.zeros(0, dtype=torch.int64)
         self._made: list[Tensor] = [nothing]
         self._heads: list[Tensor] = [nothing]
+        self._scales: list[Tensor] = [nothing]
         self._seen: set[str] = set()
         self._names: dict[int, str] = {}
         self._fields: Any = WeakTensorKeyDictionary()
@@ -115,6 +116,11 @@ class Trace(TorchDispatchMode):
         """For each label whether it stands for an attention head, or for what is coupled to one."""
         roots = self.labels.find(torch.arange(len(self.labels)))
         return self._among([self.labels.find(torch.cat(self._heads))])[roots]
+
+    @property
+    def scales(self) -> Tensor:
+        """For each label whether it stands for a place in the scale of a batch norm."""
+        return self._among(self._scales)
 
     def _among(self, found: list[Tensor]) -> Tensor:
         flags = torch.zeros(len(self.labels), dtype=torch.bool)
@@ -178,6 +184,10 @@ class Trace(TorchDispatchMode):
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
         self._heads.append(_own(field))
+
+    def scale(self, field: Tensor) -> None:
+        """Notes labels of the scale of a batch norm."""
+        self._scales.append(_own(field))
 
     def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
