@@ -22,6 +22,7 @@ _BUDGETS = ("units", "params", "macs")
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda scores: scores.norm(),
     "mean": lambda scores: scores.abs().mean(),
+    "max": lambda scores: scores.abs().max(),
 }
 _LEAST_PRICE = 1e-15  # a share of the network: what saves nothing goes last
 
@@ -89,8 +90,8 @@ class Global(Selector):
             with all that is frozen. Those are met as nearly as units allow, coupling counted: a channel costs
             in the layers that make it and in those that read it.
         normalize: What scores of each group are divided by before they are compared: ``None``, their "l2"
-            norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean", or the "cost" of one unit in the
-            budget at present widths. If scores are changes of the loss, as those of ``Taylor``, the last
+            norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or "max" size, or the "cost" of one
+            unit in the budget at present widths. If scores are changes of the loss, as those of ``Taylor``, the last
             is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
 
     Raises:
@@ -98,7 +99,7 @@ class Global(Selector):
     """
 
     budget: Literal["units", "params", "macs"] = "units"
-    normalize: Literal["l2", "mean", "cost"] | None = None
+    normalize: Literal["l2", "mean", "max", "cost"] | None = None
 
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""

@@ -271,7 +271,7 @@ def test_a_cost_is_met_as_nearly_as_any_threshold_would(
 def test_normalised_scores_compare_across_layers() -> None:
     weights = {"0": torch.tensor([[1.0], [2.0], [3.0], [4.0]]), "2": torch.tensor([[10.0] * 4, [90.0] * 4])}
     removed = {}
-    for normalize in (None, "mean", "l2"):
+    for normalize in (None, "mean", "l2", "max"):
         model = nn.Sequential(
             nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.Linear(2, 1)
         )
@@ -288,8 +288,8 @@ def test_normalised_scores_compare_across_layers() -> None:
         )
         pruner.prune(1.0)
         removed[normalize] = [int((~pruner.masks[name].any(1)).sum()) for name in ("0.weight", "2.weight")]
-    # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8
-    assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1]}
+    # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8; and .25 to 1, and .11 and 1
+    assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1], "max": [2, 1]}
 
 
 @pytest.mark.parametrize(("normalize", "kept"), [(None, [1, 2]), ("cost", [2, 1])])
