@@ -91,8 +91,8 @@ class Global(Selector):
             in the layers that make it and in those that read it.
         normalize: What scores of each group are divided by before they are compared: ``None``, their "l2"
             norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or "max" size, or the "cost" of one
-            unit in the budget at present widths. If scores are changes of the loss, as those of ``Taylor``, the last
-            is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
+            unit in the budget at present widths. If scores are changes of the loss, as those of ``Taylor``,
+            the last is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
 
     Raises:
         ValueError: If an argument is none of these, or "cost" has no budget to count in.

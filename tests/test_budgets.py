@@ -271,7 +271,7 @@ def test_a_cost_is_met_as_nearly_as_any_threshold_would(
 def test_normalised_scores_compare_across_layers() -> None:
     weights = {"0": torch.tensor([[1.0], [2.0], [3.0], [4.0]]), "2": torch.tensor([[10.0] * 4, [90.0] * 4])}
     removed = {}
-    for normalize in (None, "mean", "l2", "max"):
+    for normalize in (None, "mean", "l2"):
         model = nn.Sequential(
             nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.Linear(2, 1)
         )
@@ -288,8 +288,16 @@ def test_normalised_scores_compare_across_layers() -> None:
         )
         pruner.prune(1.0)
         removed[normalize] = [int((~pruner.masks[name].any(1)).sum()) for name in ("0.weight", "2.weight")]
-    # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8; and .25 to 1, and .11 and 1
-    assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1], "max": [2, 1]}
+    # of the sums 1 to 4 and 40 and 360; over their means .4 to 1.6, and .2 and 1.8
+    assert removed == {None: [3, 0], "mean": [2, 1], "l2": [2, 1]}
+
+
+@pytest.mark.parametrize(("normalize", "kept"), [("mean", [4, 1]), ("max", [3, 2])])
+def test_scores_over_the_mean_or_the_largest(normalize: Literal["mean", "max"], kept: list[int]) -> None:
+    # 3 3 3 12 and 1 2.75: over their means 4 / 7 and 8 / 15, over the largest 1 / 4 and 4 / 11
+    found = candidates([[3.0, 3.0, 3.0, 12.0], [1.0, 2.75]], 1, 1)
+    Global(normalize=normalize).select(found, 1 / 6, lambda budget: 1.0)
+    assert [int(each.kept.sum()) for each in found] == kept
 
 
 @pytest.mark.parametrize(("normalize", "kept"), [(None, [1, 2]), ("cost", [2, 1])])
