@@ -435,6 +435,16 @@ def test_a_unit_is_masked_wherever_it_leads(make: Any, example: Tensor, sizes: l
             assert (part.weight[~stays.expand_as(part.weight)] == 0).all()
 
 
+def test_what_reads_units_does_not_count_though_it_has_one_output() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1), nn.Flatten(), nn.Linear(36, 6))
+    model.extend([nn.ReLU(), nn.Linear(6, 1)])
+    convolution, neurons = Channels().units(model, IMAGES).groups
+    assert [part.name for part in convolution.slices] == ["0.weight", "0.bias"]
+    assert [part.name for part in convolution.followers] == ["2.weight"]
+    assert [part.name for part in neurons.slices] == ["4.weight", "4.bias"]
+    assert [part.name for part in neurons.followers] == ["6.weight"]
+
+
 def test_attributes_say_what_the_tensors_are() -> None:
     _, pruner = pruned(depthwise, IMAGES)
     smaller = compact(depthwise(), pruner.masks, IMAGES)

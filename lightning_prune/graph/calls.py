@@ -34,6 +34,9 @@ class Record(Protocol):
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
 
+    def read(self, field: Tensor) -> None:
+        """Notes labels along which a contraction sums over a weight."""
+
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
 

@@ -36,7 +36,7 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         if makers.intersection(touched):
             alike[touched].append(unit)
     groups = []
-    attended, scales = trace.attended, trace.scales
+    attended, reading, scales = trace.attended, trace.reading, trace.scales
     scaling = {(name, 0) for name, lines in trace.places.items() if len(lines) == 1 and scales[lines[0]].any()}
     for touched, members in alike.items():
         made = [line for line in touched if line in makers]
@@ -48,7 +48,10 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         others = [line for line in touched if line not in makers and line[0] in parameters]
         # biases, scales and shifts of norms: one number a unit
         single = [
-            (name, dim) for name, dim in others if parameters[name].numel() == parameters[name].shape[dim]
+            (name, dim)
+            for name, dim in others
+            if parameters[name].numel() == parameters[name].shape[dim]
+            and not reading[trace.places[name][dim]].any()
         ]
         followers = [line for line in others if line not in single]
         groups.append(

@@ -124,6 +124,8 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
             call.record.make(field)
+        for field in summed[-1] if call.record.of_weights(operand) else ():
+            call.record.read(field)
     for mine, other, tensor in zip(summed, reversed(summed), operands[::-1], strict=True):
         if not other and not call.is_uniform(tensor):
             call.freeze(mine, "is read together with elements that nothing cuts")
@@ -186,6 +188,8 @@ def convolution(call: Call) -> Sequence[Fields]:
         along = tuple(field for field in call.fields(weight) if dim in varying(field))
         along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
         sides.append([field.flatten() for field in along])
+    for field in sides[0]:
+        call.record.read(field)
     channels, outputs = image.shape[1], call.outputs[0].shape[1]
     inner, outer = (_line(call, side) for side in sides)
     uniform = call.is_uniform(image) and groups == 1

@@ -74,6 +74,7 @@ class Trace(TorchDispatchMode):
         self._factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
         nothing = torch.zeros(0, dtype=torch.int64)
         self._made: list[Tensor] = [nothing]
+        self._read: list[Tensor] = [nothing]
         self._heads: list[Tensor] = [nothing]
         self._scales: list[Tensor] = [nothing]
         self._seen: set[str] = set()
@@ -110,6 +111,11 @@ class Trace(TorchDispatchMode):
     def made(self) -> Tensor:
         """For each label whether a contraction made it: the outputs of weights, not their inputs."""
         return self._among(self._made)
+
+    @property
+    def reading(self) -> Tensor:
+        """For each label whether it stands for an input of a weight."""
+        return self._among(self._read)
 
     @property
     def attended(self) -> Tensor:
@@ -180,6 +186,10 @@ class Trace(TorchDispatchMode):
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
         self._made.append(_own(field))
+
+    def read(self, field: Tensor) -> None:
+        """Notes labels along which a contraction sums over a weight."""
+        self._read.append(_own(field))
 
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
