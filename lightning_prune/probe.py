@@ -8,12 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Probe(ABC):
@@ -107,6 +110,23 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
     return tree_map(transferred, data)
 
 
+def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
+    """A copy that runs its own code: what ``torch.compile`` has put on a module would run the module's.
+
+    Args:
+        model: Stays as it is.
+        memo: As for ``copy.deepcopy``.
+    """
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        for name, value in list(vars(module).items()):
+            if name == "_compiled_call_impl" or hasattr(value, "_torchdynamo_orig_callable"):
+                del module.__dict__[name]
+        if isinstance(module, OptimizedModule):
+            module.forward = module._orig_mod.__call__
+    return twin
+
+
 def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
     """A copy whose parameters share the memory of the model's, unless they are given other ``data``.
 
@@ -118,7 +138,7 @@ def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
         id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)
         for name, each in model.named_parameters()
     }
-    return copy.deepcopy(model, shared)
+    return twin_of(model, shared)
 
 
 @contextmanager

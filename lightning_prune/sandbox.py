@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer
+from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer, twin_of
 
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
 
@@ -134,7 +133,7 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     example, failures = module.example_input_array, []
     for few in trials:
         step = TrainingStep(trainer, few())
-        twin = copy.deepcopy(module)
+        twin = twin_of(module)
         capture = _Capture(twin)
         try:
             with evaluating(twin):
@@ -164,7 +163,7 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
     Raises:
         ValueError: If the step does not run outside the loop, or does not call ``forward``.
     """
-    twin = copy.deepcopy(module)
+    twin = twin_of(module)
     capture = _Capture(twin)
     why = "it does not call forward"
     try:

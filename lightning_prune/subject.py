@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -15,7 +14,7 @@ from lightning_prune.compaction import Plan, compact_, expand_, replay_
 from lightning_prune.loading import check_fits, plan_of, plans_of
 from lightning_prune.masks import MaskStore
 from lightning_prune.measuring import measure, measure_compacted
-from lightning_prune.probe import Probe
+from lightning_prune.probe import Probe, twin_of
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 
@@ -112,7 +111,7 @@ class Subject:
         """
         assert self.pruner is not None
         model = cast(nn.Module, self.model)
-        dense = copy.deepcopy(model)
+        dense = twin_of(model)
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
         self.record = measure_compacted(report, dense, model, masks, example)
         self.store = MaskStore(model, masks)

@@ -170,6 +170,27 @@ def test_looking_at_a_training_step_leaves_no_trace(tmp_path: Path) -> None:
     assert watched.digests[9] != plain.digests[9]
 
 
+COMPILED = {
+    "the module": lambda model: model.compile(backend="eager"),
+    "a submodule": lambda model: model.net.compile(backend="eager"),
+    "a layer": lambda model: setattr(model.net, "4", torch.compile(model.net[4], backend="eager")),
+    "wrapped": lambda model: torch.compile(model, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_what_is_compiled_is_followed_and_compacted_all_the_same(tmp_path: Path, how: str) -> None:
+    def shapes(change: Any) -> list[torch.Size]:
+        model = seeded(Lit)
+        wrapped = change(model)
+        fit(tmp_path, model if wrapped is None else wrapped, pruning(), max_epochs=2)
+        return [parameter.shape for parameter in model.parameters()]
+
+    found = shapes(COMPILED[how])
+    assert found == shapes(lambda model: None)
+    assert found[0][0] < 8
+
+
 def test_a_module_without_forward_is_compacted(tmp_path: Path) -> None:
     model = seeded(Bare)
     trainer(tmp_path, pruning(), max_epochs=2).fit(model, digits())

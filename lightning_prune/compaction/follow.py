@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.compaction.trial import stir_
 from lightning_prune.graph import Split, Step, Tape, Trace, last
-from lightning_prune.probe import Deadline, Probe, evaluating, plain_attention
+from lightning_prune.probe import Deadline, Probe, evaluating, plain_attention, twin_of
 
 
 def check_way(model: nn.Module, probe: Probe) -> None:
@@ -27,7 +25,7 @@ def check_way(model: nn.Module, probe: Probe) -> None:
 
 def _way(model: nn.Module, probe: Probe, *, stirred: bool) -> list[Step]:
     """What one pass runs, op by op."""
-    copied = copy.deepcopy(model)  # a second pass of one may differ: metrics count
+    copied = twin_of(model)  # a second pass of one may differ: metrics count
     if stirred:
         stir_(copied)
     tape = Tape()
@@ -60,7 +58,7 @@ def followed(
     Returns:
         The trace, and name to reason of matrices that it has not seen.
     """
-    copied = copy.deepcopy(model)
+    copied = twin_of(model)
     trace = Trace(copied, split, deadline)
     why = "took no part in the forward pass"
     with evaluating(copied):

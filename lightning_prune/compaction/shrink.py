@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from lightning_prune.compaction.plan import Kept, Plan, make_plan
 from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
 from lightning_prune.masks import masked_parameters
-from lightning_prune.probe import Probe, as_probe
+from lightning_prune.probe import Probe, as_probe, twin_of
 from lightning_prune.units import Share, UnitGroup
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -54,7 +53,7 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    smaller = copy.deepcopy(model)
+    smaller = twin_of(model)
     apply_masks_(smaller, masks)
     compact_(smaller, masks, None, as_probe(example))
     return smaller

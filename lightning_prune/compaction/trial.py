@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Container, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.plan import Kept, make_plan
 from lightning_prune.compaction.replay import replay_
-from lightning_prune.probe import Deadline, Probe, evaluating, lean_copy, relative_difference
+from lightning_prune.probe import Deadline, Probe, evaluating, lean_copy, relative_difference, twin_of
 from lightning_prune.units import UnitGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -47,7 +46,7 @@ class Trial:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
     def _fresh(self) -> nn.Module:
-        model = copy.deepcopy(self._model).to(self._dtype)
+        model = twin_of(self._model).to(self._dtype)
         if self._ahead:
             stir_(model)
         return model
