@@ -179,6 +179,7 @@ COMPILED = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler's own looking around
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.*global hooks:UserWarning")
 @pytest.mark.parametrize("how", COMPILED)
 def test_what_is_compiled_is_followed_and_compacted_all_the_same(tmp_path: Path, how: str) -> None:
     def shapes(change: Any) -> list[torch.Size]:
