@@ -5,6 +5,9 @@ from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     FPGM,
     LAMP,
+    ActivationNorm,
+    ActivationTaylor,
+    APoZ,
     BatchNormScale,
     Criterion,
     Fisher,
@@ -14,6 +17,7 @@ from lightning_prune.criteria import (
     Movement,
     Random,
     Taylor,
+    Wanda,
 )
 from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
@@ -28,6 +32,9 @@ from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstr
 __all__ = [
     "FPGM",
     "LAMP",
+    "APoZ",
+    "ActivationNorm",
+    "ActivationTaylor",
     "BatchNormScale",
     "Blocks",
     "Channels",
@@ -57,6 +64,7 @@ __all__ = [
     "Taylor",
     "Threshold",
     "Unstructured",
+    "Wanda",
     "compact",
     "export_onnx",
     "load_compact",

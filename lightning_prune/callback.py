@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -97,6 +98,7 @@ class PruningCallback(Callback):
         self._watch: OptimizerWatch | None = None
         self._capture: ExampleCapture | None = None
         self._copies = GradientCopies()
+        self._looking = ExitStack()
         self._agenda = Agenda()
         self._global_step = 0
         self._history = History()
@@ -171,7 +173,7 @@ class PruningCallback(Callback):
         if example is None:
             example = getattr(model, "example_input_array", None)
         pruner = self._new_pruner(model, example)
-        if Needs.GRADIENT in self.criterion.needs:
+        if self.criterion.needs:
             report = measure(model, pruner.masks, example)
             layers = tuple(replace(layer, kept=None) for layer in report.layers)
             return replace(report, layers=layers, macs_kept=None, frozen=pruner.frozen)
@@ -260,10 +262,10 @@ class PruningCallback(Callback):
         try:
             timetable = self.schedule.timetable(horizon(trainer))
             first = next(event for event in timetable.events if event.fraction > 0)
-            if first.position == 0 and Needs.GRADIENT in self.criterion.needs:
+            if first.position == 0 and self.criterion.needs:
                 raise ValueError(
                     f"{self.schedule!r} prunes before the first batch, when {self.criterion!r} has seen no"
-                    " gradient: start later, or choose a criterion that looks at weights."
+                    " training step: start later, or choose a criterion that looks at weights."
                 )
         except ValueError as error:
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -305,6 +307,7 @@ class PruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C."""
+        self._looking.__exit__(type(exception), exception, None)  # half a step is no observation
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -320,6 +323,7 @@ class PruningCallback(Callback):
         if self._capture is not None:
             self._capture.release()
         self._copies.release()
+        self._looking.close()
 
     # --- events
 
@@ -341,6 +345,8 @@ class PruningCallback(Callback):
         if self._watch is None:
             self._begin(trainer, pl_module)
         self._prune_if_due(trainer)
+        if (pruner := self._observer(Needs.ACTIVATION)) is not None:
+            self._looking.enter_context(pruner.watch(batch_idx, loss_scale(trainer)))
 
     def _prune_if_due(self, trainer: Trainer) -> None:
         pruner = self._subject.pruner
@@ -349,7 +355,7 @@ class PruningCallback(Callback):
             return
         if event.fraction > 0 and not pruner.ready:
             if not self._warned:
-                rank_zero_warn("A pruning event waits: no step with finite gradients was seen yet.")
+                rank_zero_warn(f"A pruning event waits: {self.criterion!r} has seen no finite step yet.")
                 self._warned = True
             return
         pruner.prune(event.fraction, *trainer.optimizers)
@@ -377,7 +383,7 @@ class PruningCallback(Callback):
         store, parameters = subject.store, parameters_of(optimizer)
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = 1.0 if unscaled else loss_scale(trainer)
-        if (pruner := self._observer) is not None and self._watch.first_look(optimizer):
+        if (pruner := self._observer(Needs.GRADIENT)) is not None and self._watch.first_look(optimizer):
             if pl_module.automatic_optimization:
                 pruner.observe(gradients(store, parameters, scale))
             else:
@@ -393,14 +399,13 @@ class PruningCallback(Callback):
             return
         assert self._subject.store is not None
         store, parameters = self._subject.store, list(pl_module.parameters())
-        if self._observer is not None:
+        if self._observer(Needs.GRADIENT) is not None:
             self._copies.hold(gradients(store, parameters, loss_scale(trainer)))
         store.apply_to_grads_(parameters)
 
-    @property
-    def _observer(self) -> Pruner | None:
-        """What is told of gradients, until the last event."""
-        wanted = Needs.GRADIENT in self.criterion.needs and not self._agenda.over
+    def _observer(self, need: Needs) -> Pruner | None:
+        """What is told of training steps, until the last event, if its criterion needs that."""
+        wanted = need in self.criterion.needs and not self._agenda.over
         return self._subject.pruner if wanted else None
 
     # --- what the user sees on the way
@@ -414,6 +419,7 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
+        self._looking.close()
         # one for a batch, however many optimizers stepped; none while gradients accumulate
         self._agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.activations import InputWatch, readings
 from lightning_prune.candidates import Candidates
-from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.criteria import ActivationCriterion, Criterion, Magnitude, Needs
 from lightning_prune.masks import MaskStore
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
@@ -85,7 +87,11 @@ class Pruner:
         self._schedule = schedule
         wanted = structure.needs_example or selector.needs_example
         found = structure.units(model, example if wanted else None)
-        refused = {group.name: selector.refuses(group) or criterion.refuses(group) for group in found.groups}
+        self._layers = {
+            group.name: readings(model, group) if isinstance(criterion, ActivationCriterion) else []
+            for group in found.groups
+        }
+        refused = {group.name: self._refuses(group) for group in found.groups}
         units = found.without({name: why for name, why in refused.items() if why is not None})
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
@@ -95,11 +101,19 @@ class Pruner:
             model, dict.fromkeys(part.name for group in self.groups for part in group.masked)
         )
         self._statistics = {
-            group.name: Statistics.zeros(criterion.sums, self._kept(group), group.dtype)
+            group.name: Statistics.zeros(
+                criterion.sums, self._kept(group), group.dtype, group.inputs if self._layers[group.name] else 0
+            )
             for group in self.groups
         }
         device = self.groups[0].slices[0].weight.device
         self._left_out = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _refuses(self, group: UnitGroup) -> str | None:
+        why = self._selector.refuses(group) or self._criterion.refuses(group)
+        if why is None and Needs.ACTIVATION in self._criterion.needs and not self._layers[group.name]:
+            return f"{self._criterion!r} needs a linear or convolution layer that is called on the units"
+        return why
 
     def _check_groups(self, target: float | None) -> None:
         if not self.groups:
@@ -153,6 +167,23 @@ class Pruner:
     def ready(self) -> bool:
         """Whether some group can be scored: gradient criteria must have seen a step."""
         return bool(self._scorable())
+
+    def watch(self, batch: int = 0, scale: float = 1.0) -> AbstractContextManager[object]:
+        """A ``with`` block for one forward and backward pass, in which criteria that need them see activations.
+
+        Hooks are there within the block alone. Micro-batches are blocks of their own. Nothing happens where the
+        criterion needs no activations.
+
+        Args:
+            batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
+                while nothing was seen since the last event.
+            scale: What gradients are multiples of: that of the loss.
+        """
+        criterion = self._criterion
+        if not isinstance(criterion, ActivationCriterion) or (batch % criterion.every and self.ready):
+            return nullcontext()
+        groups = [(group, self._layers[group.name]) for group in self.groups]
+        return InputWatch(criterion, groups, self._statistics, self._left_out, scale)
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:
@@ -256,7 +287,7 @@ class Pruner:
         candidates = self._scorable()
         if not candidates:
             raise RuntimeError(
-                f"{self._criterion!r} has seen no finite gradient yet: call observe() after backward"
+                f"{self._criterion!r} has seen no finite {self._criterion.needs.unseen}"
                 " before the first pruning step."
             )
         kept = {group.name: self._kept(group) for group in self.groups}
@@ -282,7 +313,7 @@ class Pruner:
         return [
             Candidates(group, self._kept(group), self._criterion, statistics, dtype)
             for group, statistics in zip(self.groups, self._statistics.values(), strict=True)
-            if Needs.GRADIENT not in self._criterion.needs or int(statistics.count) > 0
+            if not self._criterion.needs or int(statistics.count) > 0
         ]
 
     def _kept(self, group: UnitGroup) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,17 +17,21 @@ class Statistics:
     Args:
         sums: Name to running sum; rows of each are rows of the group's units.
         count: How many observations were added, a 0-d integer tensor.
+        features: Sum over observations of one number for each feature that the group's readers take in; empty
+            where nothing looks at them.
     """
 
     sums: dict[str, Tensor]
     count: Tensor
+    features: Tensor
 
     @classmethod
-    def zeros(cls, names: tuple[str, ...], like: Tensor, dtype: torch.dtype) -> Statistics:
+    def zeros(cls, names: tuple[str, ...], like: Tensor, dtype: torch.dtype, features: int = 0) -> Statistics:
         """Empty sums of the shape, device and memory layout of ``like``."""
         return cls(
             {name: torch.zeros_like(like, dtype=dtype) for name in names},
             torch.zeros((), dtype=torch.int64, device=like.device),
+            torch.zeros(features, dtype=dtype, device=like.device),
         )
 
     def add_(self, addends: Mapping[str, Tensor], valid: Tensor) -> None:
@@ -43,8 +47,8 @@ class Statistics:
         return self.sums[name] / self.count
 
     def view(self, look: Callable[[Tensor], Tensor]) -> Statistics:
-        """The sums as ``look`` shows them: what is added there is added here."""
-        return Statistics({name: look(tensor) for name, tensor in self.sums.items()}, self.count)
+        """The sums of units as ``look`` shows them: what is added there is added here."""
+        return replace(self, sums={name: look(tensor) for name, tensor in self.sums.items()})
 
     def rows(self, start: int, stop: int) -> Statistics:
         """Some rows, to score or to fill a large group piece by piece."""
@@ -52,12 +56,12 @@ class Statistics:
 
     def reset_(self) -> None:
         """Starts anew."""
-        for tensor in (*self.sums.values(), self.count):
+        for tensor in (*self.sums.values(), self.count, self.features):
             tensor.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors."""
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": dict(self.sums), "count": self.count, "features": self.features}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over saved sums.
@@ -65,10 +69,15 @@ class Statistics:
         Raises:
             ValueError: If they are other sums, or of other shapes.
         """
+        features = state["features"]
         saved = {name: tuple(tensor.shape) for name, tensor in state["sums"].items()}
         own = {name: tuple(tensor.shape) for name, tensor in self.sums.items()}
-        if saved != own:
-            raise ValueError(f"the state holds sums {saved}, the criterion keeps {own}.")
+        if saved != own or features.shape != self.features.shape:
+            raise ValueError(
+                f"the state holds sums {saved} and {len(features)} features, the criterion keeps {own} and"
+                f" {len(self.features)}."
+            )
+        self.features.copy_(features)
         for name, tensor in state["sums"].items():
             self.sums[name].copy_(tensor)
         self.count.copy_(state["count"])

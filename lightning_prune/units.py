@@ -290,6 +290,18 @@ class UnitGroup:
         found = tuple(part for part in along(self.slices) if part.scale)
         return replace(self, slices=found) if found else None
 
+    @property
+    def readers(self) -> list[Slice]:
+        """The weights that take its units in; of units within one tensor, the tensor, along its inputs."""
+        if self.input_dim is not None:
+            return [Slice(part.name, part.weight, self.input_dim) for part in self.slices]
+        return [part for part in along(self.followers) if part.weight.ndim > 1]
+
+    @property
+    def inputs(self) -> int:
+        """How many features its readers tell apart: a unit is one, or within one tensor an input."""
+        return self.size if self.input_dim is None else self.slices[0].weight.shape[self.input_dim]
+
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
         """The sum of an elementwise value over each unit.
 

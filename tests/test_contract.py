@@ -14,6 +14,9 @@ from torch import Tensor, nn
 import lightning_prune
 from lightning_prune import (
     FPGM,
+    ActivationNorm,
+    ActivationTaylor,
+    APoZ,
     BatchNormScale,
     Blocks,
     Channels,
@@ -27,6 +30,7 @@ from lightning_prune import (
     Structure,
     Threshold,
     Unstructured,
+    Wanda,
 )
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.parts import Part, concrete_subclasses
@@ -167,7 +171,7 @@ class Attentive(nn.Module):
 def groups(model: nn.Module) -> list[UnitGroup]:
     """Single weights, filters, neurons, inputs of a layer, blocks, and units of several places."""
     single = [
-        UnitGroup(name, (Elements(name, parameter),))
+        UnitGroup(name, (Elements(name, parameter),), input_dim=1)
         for name, parameter in model.named_parameters()
         if parameter.ndim > 1
     ]
@@ -180,8 +184,9 @@ def groups(model: nn.Module) -> list[UnitGroup]:
             Slice("3.weight", model[3].weight, dim=1),
             Slice("1.weight", model[1].weight, dim=0, scale=True),
         ),
+        followers=(Slice("3.weight", model[3].weight, dim=1),),
     )
-    blocks = UnitGroup("blocks", (Tiles("5.weight", model[5].weight, 2, 3),))
+    blocks = UnitGroup("blocks", (Tiles("5.weight", model[5].weight, 2, 3),), input_dim=1)
     places = torch.tensor([0, 1, -1, 0, 1, 2, 2, -1])
     scattered = UnitGroup("scattered", (Slice("6.weight", model[6].weight, dim=0, index=places),))
     return [*single, filters, neurons, channels, blocks, scattered]
@@ -197,13 +202,14 @@ def scorable(criterion: Criterion, model: nn.Module) -> list[UnitGroup]:
 def scores(criterion: Criterion, group: UnitGroup, layout: torch.memory_format | None = None) -> Tensor:
     """What a criterion makes of three observations."""
     generator = torch.Generator().manual_seed(1)
-    statistics = Statistics.zeros(criterion.sums, torch.ones(group.shape), group.dtype)
+    statistics = Statistics.zeros(criterion.sums, torch.ones(group.shape), group.dtype, group.inputs)
     for _ in range(3):
         grads = []
         for weight in group.weights:
             grad = torch.randint(-4, 5, weight.shape, generator=generator).float()
             grads.append(grad.to(memory_format=layout) if layout and grad.ndim == 4 else grad)
         statistics.add_(criterion.observe(group, grads), torch.tensor(True))
+        statistics.features.add_(torch.randint(1, 5, (group.inputs,), generator=generator))
         statistics.count.add_(1)
     return criterion.score(group, statistics)
 
@@ -455,6 +461,8 @@ def analysed(structure: type[Any]) -> tuple[Attentive, Known]:
 # n of m consecutive inputs is a pattern of single weights; distances are those of units of several
 REFUSED: set[tuple[type[Any], type[Any]]] = {(NofM, Channels), (NofM, Heads), (FPGM, Unstructured)}
 REFUSED |= {(BatchNormScale, each) for each in (Unstructured, Blocks, Heads)}
+# nn.MultiheadAttention never calls the layer that reads its heads
+REFUSED |= {(each, Heads) for each in (ActivationNorm, ActivationTaylor, APoZ, Wanda)}
 
 
 def train(model: nn.Module, pruner: Pruner) -> None:
@@ -466,7 +474,8 @@ def train(model: nn.Module, pruner: Pruner) -> None:
         pruner.step(step / 6)
         optimizer.zero_grad()
         images = torch.randn(4, 3, 8, 8, generator=generator)
-        nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
+        with pruner.watch(step):
+            nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
         pruner.observe()
         optimizer.step()
         pruner.apply_()

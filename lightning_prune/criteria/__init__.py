@@ -1,5 +1,12 @@
 """How much a unit matters: one short file a family."""
 
+from lightning_prune.criteria.activations import (
+    ActivationCriterion,
+    ActivationNorm,
+    ActivationTaylor,
+    APoZ,
+    Wanda,
+)
 from lightning_prune.criteria.base import Criterion, LocalCriterion, Needs
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
 from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
@@ -7,6 +14,10 @@ from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitu
 __all__ = [
     "FPGM",
     "LAMP",
+    "APoZ",
+    "ActivationCriterion",
+    "ActivationNorm",
+    "ActivationTaylor",
     "BatchNormScale",
     "Criterion",
     "Fisher",
@@ -17,4 +28,5 @@ __all__ = [
     "Needs",
     "Random",
     "Taylor",
+    "Wanda",
 ]

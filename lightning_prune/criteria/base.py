@@ -19,6 +19,14 @@ class Needs(Flag):
 
     NOTHING = 0
     GRADIENT = auto()
+    ACTIVATION = auto()
+
+    @property
+    def unseen(self) -> str:
+        """What is missing in a loop that does not show it, and what shows it."""
+        if Needs.ACTIVATION in self:
+            return "activation yet: run forward and backward in `with pruner.watch():`"
+        return "gradient yet: call observe() after backward"
 
 
 class Criterion(Part, ABC):

@@ -1,0 +1,138 @@
+"""What layers read: hooks on their inputs, for one forward and backward pass at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.criteria import ActivationCriterion
+from lightning_prune.statistics import Statistics
+from lightning_prune.units import Slice, UnitGroup
+
+Reading: TypeAlias = tuple[nn.Module, Slice]  # a layer, and its weight along what it reads
+
+
+def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
+    """The layers that read a group's units and whose inputs can be looked at."""
+    readers = {id(part.weight): part for part in group.readers}
+    return [
+        (module, readers[id(weight)])
+        for module in model.modules()
+        if isinstance(module, nn.Linear | _ConvNd)
+        # attention takes the weight alone
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and (weight := module._parameters.get("weight")) is not None
+        and id(weight) in readers
+    ]
+
+
+class InputWatch:
+    """Looks at what layers are given while its ``with`` block lasts, and adds it to statistics at the end.
+
+    Passes without gradients, as those of a teacher, are left alone. With inf or nan anywhere nothing is added.
+
+    Args:
+        criterion: What is looked for.
+        groups: Each group with the layers that read it.
+        statistics: Group name to what is added to.
+        left_out: Is counted up where something is inf or nan.
+        scale: What gradients are multiples of: that of the loss.
+    """
+
+    def __init__(
+        self,
+        criterion: ActivationCriterion,
+        groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
+        statistics: Mapping[str, Statistics],
+        left_out: Tensor,
+        scale: float,
+    ) -> None:
+        self._criterion = criterion
+        self._groups = groups
+        self._statistics = statistics
+        self._left_out = left_out
+        self._scale = scale
+        self._handles: list[RemovableHandle] = []
+        self._seen: dict[str, Statistics] = {}
+
+    def __enter__(self) -> InputWatch:
+        for group, layers in self._groups:
+            for module, reader in layers:
+                if self._criterion.backward:
+                    before = partial(self._before, group, reader)
+                    self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                else:
+                    after = partial(self._after, group, reader)
+                    self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+        if kind is None and self._seen:
+            valid = all(bool(each.features.isfinite().all()) for each in self._seen.values())
+            self._left_out.add_(not valid)
+            for name, seen in self._seen.items() if valid else ():
+                self._statistics[name].features.add_(seen.features)
+                self._statistics[name].count.add_(seen.count)
+        self._seen.clear()
+
+    def release(self) -> None:
+        """Takes all hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _after(
+        self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        if torch.is_grad_enabled():
+            self._note(group, reader, _given(args, kwargs).detach(), None)
+
+    def _before(self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        given = _given(args, kwargs)
+        # a node of its own, whose gradient comes through this layer alone
+        seen = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
+        seen.register_hook(lambda grad: self._note(group, reader, given.detach(), grad))
+        return ((seen, *args[1:]), kwargs) if args else ((), kwargs | {"input": seen})
+
+    @torch.no_grad()
+    def _note(self, group: UnitGroup, reader: Slice, given: Tensor, grad: Tensor | None) -> None:
+        inputs = _by_feature(given.to(group.dtype), reader)
+        grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale, reader)
+        found = self._criterion.look(inputs, grads)
+        statistics = self._statistics[group.name]
+        zeros = Statistics({}, torch.zeros_like(statistics.count), torch.zeros_like(statistics.features))
+        seen = self._seen.setdefault(group.name, zeros)
+        seen.features.add_(found.sum(0))
+        seen.count.add_(len(found))
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    given: Tensor = args[0] if args else kwargs["input"]
+    return given
+
+
+def _by_feature(given: Tensor, reader: Slice) -> Tensor:
+    """A layer's inputs as examples x features x positions."""
+    convolution = reader.weight.ndim > 2
+    batched = given.ndim > (reader.weight.ndim - 1 if convolution else 1)
+    inputs = given if batched else given[None]
+    inputs = inputs.movedim(1 if convolution else -1, 1).flatten(2) if inputs.ndim > 2 else inputs[..., None]
+    if reader.index is None:
+        return inputs
+    lines = inputs.movedim(1, 0)
+    index = reader.index.repeat(len(lines) // len(reader.index))  # once for each group of a grouped convolution
+    rows = Slice(reader.name, lines, 0, index).vectors(lines)
+    return rows.view(len(rows), -1, *lines.shape[1:]).permute(2, 0, 1, 3).flatten(2)
