@@ -92,12 +92,14 @@ class InputWatch:
             handle.remove()
         self._handles.clear()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(
         self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
         if torch.is_grad_enabled():
             self._note(group, reader, _given(args, kwargs).detach(), None)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return None

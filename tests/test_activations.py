@@ -388,6 +388,21 @@ def test_an_error_in_a_step_leaves_no_hook_and_no_half_observation(tmp_path: Pat
 
 
 @EACH
+@pytest.mark.parametrize("part", ["net", "net.2", "net.4"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler's own looking around
+def test_compiled_parts_are_seen(criterion: Criterion, part: str, tmp_path: Path) -> None:
+    def compiled() -> Lit:
+        model = Lit()
+        model.get_submodule(part).compile(backend="eager")
+        return model
+
+    (plain, *_), (found, *_) = (fitted(tmp_path, criterion, seeded(make)) for make in (Lit, compiled))
+    for name, expected in plain.items():
+        assert found[name]["count"] == expected["count"]
+        torch.testing.assert_close(found[name]["features"], expected["features"])
+
+
+@EACH
 def test_recomputed_passes_are_seen(criterion: Criterion) -> None:
     plain, saving = layers(), layers()
     one = watched(plain, criterion)
