@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from lightning_prune.statistics import Statistics
 from lightning_prune.units import Slice, UnitGroup
 
 Reading: TypeAlias = tuple[nn.Module, Slice]  # a layer, and its weight along what it reads
+AddUp: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
@@ -45,6 +46,7 @@ class InputWatch:
         statistics: Group name to what is added to.
         left_out: Is counted up where something is inf or nan.
         scale: What gradients are multiples of: that of the loss.
+        add_up: Gives the sum of a tensor over all processes, which look at the same time.
     """
 
     def __init__(
@@ -54,17 +56,23 @@ class InputWatch:
         statistics: Mapping[str, Statistics],
         left_out: Tensor,
         scale: float,
+        add_up: AddUp,
     ) -> None:
         self._criterion = criterion
         self._groups = groups
         self._statistics = statistics
         self._left_out = left_out
         self._scale = scale
+        self._add_up = add_up
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, Statistics] = {}
 
     def __enter__(self) -> InputWatch:
         for group, layers in self._groups:
+            sums = self._statistics[group.name]
+            self._seen[group.name] = Statistics(
+                {}, torch.zeros_like(sums.count), torch.zeros_like(sums.features)
+            )
             for module, reader in layers:
                 if self._criterion.backward:
                     before = partial(self._before, group, reader)
@@ -78,13 +86,22 @@ class InputWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-        if kind is None and self._seen:
-            valid = all(bool(each.features.isfinite().all()) for each in self._seen.values())
-            self._left_out.add_(not valid)
-            for name, seen in self._seen.items() if valid else ():
-                self._statistics[name].features.add_(seen.features)
-                self._statistics[name].count.add_(seen.count)
-        self._seen.clear()
+        if kind is None:
+            self._commit()
+
+    def _commit(self) -> None:
+        names = list(self._seen)
+        found = [self._seen[name].features.to(self._left_out.device) for name in names]
+        features = self._add_up(torch.cat(found))
+        counts = self._add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
+        valid = bool(features.isfinite().all())  # where one process has inf or nan, all have
+        self._left_out.add_(not valid)
+        if valid:
+            parts = features.split([len(each) for each in found])
+            for name, part, count in zip(names, parts, counts, strict=True):
+                statistics = self._statistics[name]
+                statistics.features.add_(part.to(statistics.features.device))
+                statistics.count.add_(count.to(statistics.count.device))
 
     def release(self) -> None:
         """Takes all hooks away."""
@@ -114,9 +131,7 @@ class InputWatch:
         inputs = _by_feature(given.to(group.dtype), reader)
         grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale, reader)
         found = self._criterion.look(inputs, grads)
-        statistics = self._statistics[group.name]
-        zeros = Statistics({}, torch.zeros_like(statistics.count), torch.zeros_like(statistics.features))
-        seen = self._seen.setdefault(group.name, zeros)
+        seen = self._seen[group.name]
         seen.features.add_(found.sum(0))
         seen.count.add_(len(found))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -346,7 +347,8 @@ class PruningCallback(Callback):
             self._begin(trainer, pl_module)
         self._prune_if_due(trainer)
         if (pruner := self._observer(Needs.ACTIVATION)) is not None:
-            self._looking.enter_context(pruner.watch(batch_idx, loss_scale(trainer)))
+            add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+            self._looking.enter_context(pruner.watch(batch_idx, loss_scale(trainer), add_up))
 
     def _prune_if_due(self, trainer: Trainer) -> None:
         pruner = self._subject.pruner

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.activations import InputWatch, readings
+from lightning_prune.activations import AddUp, InputWatch, readings
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import ActivationCriterion, Criterion, Magnitude, Needs
 from lightning_prune.masks import MaskStore
@@ -168,7 +168,9 @@ class Pruner:
         """Whether some group can be scored: gradient criteria must have seen a step."""
         return bool(self._scorable())
 
-    def watch(self, batch: int = 0, scale: float = 1.0) -> AbstractContextManager[object]:
+    def watch(
+        self, batch: int = 0, scale: float = 1.0, add_up: AddUp = lambda tensor: tensor
+    ) -> AbstractContextManager[object]:
         """A ``with`` block for one forward and backward pass, in which criteria that need them see activations.
 
         Hooks are there within the block alone. Micro-batches are blocks of their own. Nothing happens where the
@@ -178,12 +180,14 @@ class Pruner:
             batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
                 while nothing was seen since the last event.
             scale: What gradients are multiples of: that of the loss.
+            add_up: Gives the sum of a tensor over all processes, where there are several; all of them look at
+                the same batches.
         """
         criterion = self._criterion
         if not isinstance(criterion, ActivationCriterion) or (batch % criterion.every and self.ready):
             return nullcontext()
         groups = [(group, self._layers[group.name]) for group in self.groups]
-        return InputWatch(criterion, groups, self._statistics, self._left_out, scale)
+        return InputWatch(criterion, groups, self._statistics, self._left_out, scale, add_up)
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:

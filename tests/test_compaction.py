@@ -439,14 +439,15 @@ def test_sgd_without_momentum_has_nothing_to_cut(tmp_path: Path) -> None:
 # --- statistics of norms
 
 
-def two_ranks(folder: Path, strategy: str) -> subprocess.CompletedProcess[str]:
+def two_ranks(folder: Path, strategy: str, criterion: str = "Taylor") -> subprocess.CompletedProcess[str]:
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, str(script), str(folder), strategy]
+    command = [sys.executable, str(script), str(folder), strategy, criterion]
     return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
 
 
-def test_two_processes_compact_alike(tmp_path: Path) -> None:
-    run = two_ranks(tmp_path, "ddp")
+@pytest.mark.parametrize("criterion", ["Taylor", "ActivationNorm"])
+def test_two_processes_compact_alike(tmp_path: Path, criterion: str) -> None:
+    run = two_ranks(tmp_path, "ddp", criterion)
     assert run.returncode == 0, run.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert ranks[0].keys() == ranks[1].keys()

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit import Lit, fit, seeded
 
-from lightning_prune import Channels, Global, PruningCallback, Taylor
+import lightning_prune
+from lightning_prune import Channels, Global, PruningCallback
 
 
 class Configured(Lit):
@@ -24,8 +25,9 @@ if __name__ == "__main__":
     folder, name = Path(sys.argv[1]), sys.argv[2]
     strategy = ModelParallelStrategy() if name == "ModelParallelStrategy" else name
     model = seeded(Configured)
+    criterion = getattr(lightning_prune, sys.argv[3])()
     callback = PruningCallback(
-        0.5, criterion=Taylor(), structure=Channels(), selector=Global(budget="macs"), compact=True
+        0.5, criterion=criterion, structure=Channels(), selector=Global(budget="macs"), compact=True
     )
     trainer = fit(folder, model, callback, strategy=strategy, devices=2)
     torch.save(dict(model.named_parameters()), folder / f"rank{trainer.global_rank}.pt")
