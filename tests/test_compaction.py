@@ -452,6 +452,12 @@ def test_two_processes_compact_alike(tmp_path: Path, criterion: str) -> None:
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert ranks[0].keys() == ranks[1].keys()
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    first, second = (torch.load(tmp_path / f"statistics{rank}.pt", weights_only=True) for rank in (0, 1))
+    examples = {"Taylor": 1, "ActivationNorm": 2 * 64}[criterion]  # observations: steps, or images of both
+    for name, statistics in first.items():
+        assert int(statistics["count"]) == int(second[name]["count"]) == examples
+        torch.testing.assert_close(statistics["sums"], second[name]["sums"], rtol=0, atol=0)
+        assert torch.equal(statistics["features"], second[name]["features"])
     smaller = load_compact(tmp_path / "small.ckpt", Lit())
     assert {name: value.shape for name, value in smaller.named_parameters()} == {
         name: value.shape for name, value in ranks[0].items()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit import Lit, fit, seeded
 
@@ -20,6 +23,17 @@ class Configured(Lit):
         pass
 
 
+class Keep(Callback):
+    """What the first batch told."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning = pruning
+        self.statistics: dict[str, Any] = {}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.statistics = self.statistics or copy.deepcopy(self.pruning.state_dict()["pruner"]["statistics"])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -29,6 +43,8 @@ if __name__ == "__main__":
     callback = PruningCallback(
         0.5, criterion=criterion, structure=Channels(), selector=Global(budget="macs"), compact=True
     )
-    trainer = fit(folder, model, callback, strategy=strategy, devices=2)
+    keep = Keep(callback)
+    trainer = fit(folder, model, callback, keep, strategy=strategy, devices=2)
     torch.save(dict(model.named_parameters()), folder / f"rank{trainer.global_rank}.pt")
+    torch.save(keep.statistics, folder / f"statistics{trainer.global_rank}.pt")
     trainer.save_checkpoint(folder / "small.ckpt")
