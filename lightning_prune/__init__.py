@@ -28,6 +28,7 @@ from lightning_prune.report import Report
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
 from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
+from lightning_prune.sweep import Sensitivity, sensitivity
 
 __all__ = [
     "FPGM",
@@ -59,6 +60,7 @@ __all__ = [
     "Report",
     "Schedule",
     "Selector",
+    "Sensitivity",
     "Steps",
     "Structure",
     "Taylor",
@@ -71,4 +73,5 @@ __all__ = [
     "load_packed",
     "measure",
     "save_packed",
+    "sensitivity",
 ]

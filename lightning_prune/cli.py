@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
 
 from lightning_prune.callback import PruningCallback
 from lightning_prune.compaction import compact
 from lightning_prune.cost import dense_bytes
+from lightning_prune.criteria import Magnitude
 from lightning_prune.export import export_onnx
 from lightning_prune.files import read
 from lightning_prune.loading import load_compact, masks_of, plans_of, pruned_by
 from lightning_prune.packed import save_packed
 from lightning_prune.sandbox import forward_of
-from lightning_prune.trainers import first_batch
+from lightning_prune.sweep import RATIOS, sensitivity
+from lightning_prune.trainers import first_batch, monitored
 
 
 class PruningTrainer(Trainer):
@@ -111,6 +115,61 @@ class PruningTrainer(Trainer):
             size = save_packed(model, masks_of(checkpoint), path, plans=plans_of(checkpoint))
         print(f"{path}: {kind}, {size:,} bytes; parameters and buffers of the network: {dense_bytes(model):,}")
 
+    def sensitivity(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        metric: str | None = None,
+        ratios: Sequence[float] = RATIOS,
+        path: str = "sensitivity",
+        weights_only: bool | None = None,
+    ) -> None:
+        """Prunes each layer alone, without retraining, and prints the metric that validation gives.
+
+        Criterion and structure are those of the fit, but Magnitude for a criterion that needs training steps.
+
+        Args:
+            model: Of the class that was trained.
+            datamodule: With a validation set.
+            ckpt_path: A checkpoint to look at; the model as it is made by default.
+            metric: As validation logs it; the monitored one by default.
+            ratios: Shares of each layer's units.
+            path: Files to write, without their endings: .json and, where matplotlib is installed, .png.
+            weights_only: Not used.
+
+        Raises:
+            ValueError: If validation does not log the metric, or the checkpoint does not belong to the model.
+        """
+        if ckpt_path is not None:
+            load_compact(read(ckpt_path, "ckpt_path"), model)
+        if self.progress_bar_callback is not None:
+            self.progress_bar_callback.disable()  # one bar, for all of it
+        wanted = metric or monitored(self) or ""
+
+        def evaluate(network: nn.Module) -> float:
+            (logged,) = self.validate(model, datamodule, verbose=False)
+            if wanted not in logged:
+                raise ValueError(f"metric={wanted!r} must be one that validation logs: {', '.join(logged)}.")
+            return float(logged[wanted])
+
+        for pruning in self._pruning():
+            found = sensitivity(
+                model,
+                evaluate,
+                ratios=ratios,
+                criterion=Magnitude() if pruning.criterion.needs else pruning.criterion,
+                structure=pruning.structure,
+                example=self._example(model, datamodule) if pruning.structure.needs_example else None,
+                metric=wanted,
+            )
+            print(found.table())
+            Path(f"{path}.json").write_text(found.to_json())
+            try:
+                found.plot(f"{path}.png")
+            except ImportError as error:
+                print(f"No plot: {error}")
+
     def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
         if model.example_input_array is not None:
             return model.example_input_array
@@ -124,7 +183,7 @@ class PruningTrainer(Trainer):
 class PruningCLI(LightningCLI):
     """LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are LightningCLI's, ``plan``, ``report`` and ``export``.
+    Its subcommands are LightningCLI's, ``plan``, ``report``, ``export`` and ``sensitivity``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,9 +196,9 @@ class PruningCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's, ``plan``, ``report`` and ``export``."""
+        """LightningCLI's, ``plan``, ``report``, ``export`` and ``sensitivity``."""
         ours = {"model", "datamodule"}
-        return LightningCLI.subcommands() | {"plan": ours, "report": ours, "export": ours}
+        return LightningCLI.subcommands() | dict.fromkeys(("plan", "report", "export", "sensitivity"), ours)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,17 @@ def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: S
     axes.invert_yaxis()
     axes.set(title="Widths by layer", xlabel="filters or neurons")
     axes.legend()
+
+
+def draw_sensitivity(
+    axes: Any, ratios: Sequence[float], values: Mapping[str, Sequence[float]], dense: float, metric: str
+) -> None:
+    """A line a layer: the metric against the share removed, and that of the dense network."""
+    axes.set(title="One layer at a time", xlabel="share removed", ylabel=metric)
+    axes.axhline(dense, color="black", linestyle="--", linewidth=1)
+    for name, line in values.items():
+        axes.plot([0, *ratios], [dense, *line], marker=".", label=name)
+    axes.legend(fontsize="small")
 
 
 def draw_history(

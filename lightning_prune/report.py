@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
 from lightning_prune.cost import Cost
 from lightning_prune.plots import draw_history, draw_sparsity, draw_widths
+from lightning_prune.tables import draw_table
 
 _NO_SPEED = (
     "Zeros alone make nothing faster: the dense network still runs. They shrink a packed file, and speed up"
@@ -161,7 +161,7 @@ class Report:
         known = all(layer.kept is not None for layer in self.layers)
         left = self.size - self.removed if known else None
         rows.append(("all", "", f"{self.size:,}", *_share(left, self.size)))
-        return _draw(("layer", "shape", "weights", "kept", "kept %"), rows) + "\n".join(self._lines())
+        return draw_table(("layer", "shape", "weights", "kept", "kept %"), rows, 2) + "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
         lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
@@ -243,23 +243,3 @@ def _share(kept: int | None, size: int) -> tuple[str, str]:
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
-
-
-def _draw(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)) for row in (head, *rows)]
-        return "\n".join(lines) + "\n"
-    table = Table(*head)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows[:-1]:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*rows[-1])
-    text = io.StringIO()
-    Console(file=text, width=max(80, *(len(row[0]) + 60 for row in rows))).print(table)
-    return text.getvalue()
