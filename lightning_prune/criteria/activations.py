@@ -71,7 +71,8 @@ class ActivationTaylor(ActivationCriterion):
     The sum runs over the M positions of the map, the mean over examples. Scores of layers of different sizes
     compare badly, so divide each layer's by their norm: ``Global(normalize="l2")``. Where several layers read a
     unit, the mean over them, which is ours. :class:`Taylor` has the product without hooks, summed over the
-    batch before its size is taken. Molchanov et al. 2016, "Pruning Convolutional Neural Networks for Resource Efficient Inference", arXiv 1611.06440.
+    batch before its size is taken. Molchanov et al. 2016, "Pruning Convolutional Neural Networks for Resource
+    Efficient Inference", arXiv 1611.06440.
     """
 
     backward = True
