@@ -32,6 +32,8 @@ def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and (weight := module._parameters.get("weight")) is not None
         and id(weight) in readers
+        # within one tensor, each group of a grouped convolution reads inputs of its own
+        and (group.input_dim is None or getattr(module, "groups", 1) == 1)
     ]
 
 
@@ -121,9 +123,14 @@ class InputWatch:
         if not torch.is_grad_enabled():
             return None
         given = _given(args, kwargs)
+        learns = reader.weight.requires_grad
+        if not learns and not given.requires_grad:
+            return None  # frozen all the way: no gradient comes here
         # a node of its own, whose gradient comes through this layer alone
         seen = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
-        seen.register_hook(lambda grad: self._note(group, reader, given.detach(), grad))
+        # of a frozen layer, autograd does not notice a change in place
+        held = given.detach() if learns else given.detach().clone()
+        seen.register_hook(lambda grad: self._note(group, reader, held, grad))
         return ((seen, *args[1:]), kwargs) if args else ((), kwargs | {"input": seen})
 
     @torch.no_grad()
@@ -132,7 +139,8 @@ class InputWatch:
         grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale, reader)
         found = self._criterion.look(inputs, grads)
         seen = self._seen[group.name]
-        seen.features.add_(found.sum(0))
+        finite = inputs.isfinite().all()
+        seen.features.add_(torch.where(finite, found.sum(0), torch.nan))
         seen.count.add_(len(found))
 
 

@@ -308,7 +308,6 @@ class PruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C."""
-        self._looking.__exit__(type(exception), exception, None)  # half a step is no observation
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -324,7 +323,12 @@ class PruningCallback(Callback):
         if self._capture is not None:
             self._capture.release()
         self._copies.release()
-        self._looking.close()
+        self._look_away()
+
+    def _look_away(self) -> None:
+        """Ends a look at a batch that did not come to its end: half a step is no observation."""
+        unfinished = RuntimeError()
+        self._looking.__exit__(type(unfinished), unfinished, None)
 
     # --- events
 
@@ -336,6 +340,10 @@ class PruningCallback(Callback):
         if self._watch is not None:
             self._watch.watch(trainer.optimizers)
             self._prune_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks away from a batch from which on the module skipped the rest of the epoch."""
+        self._look_away()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -398,6 +406,7 @@ class PruningCallback(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""
         if pl_module.automatic_optimization:
+            self._looking.close()  # a closure may go through the batch several times
             return
         assert self._subject.store is not None
         store, parameters = self._subject.store, list(pl_module.parameters())

@@ -54,6 +54,7 @@ class Candidates:
         self._shield: Tensor | None = None
         self._highest: float | None = None
         self._scale: float | None = None
+        self._price: float | None = None
         self._close: list[tuple[Tensor, Tensor]] | None = None  # places and scores, of each piece
         self._before: Tensor | None = None
 
@@ -93,6 +94,8 @@ class Candidates:
         score = self._criterion.score(group, statistics).to(self._dtype)
         if self._scale is not None:
             score = score / self._scale
+        if self._price is not None:
+            score = torch.where(score < 0, score * self._price, score / self._price)
         return torch.where(kept, score, self._below) if self.removed else score
 
     def _top(self, score: Tensor) -> float:
@@ -115,6 +118,11 @@ class Candidates:
     def divide(self, by: float) -> None:
         """Divides all scores by a number above 0."""
         self._scale = by
+        self._highest = None
+
+    def weigh(self, price: float) -> None:
+        """Compares by what a unit saves, a number above 0: what saves much scores less, above 0 and below."""
+        self._price = price
         self._highest = None
 
     def shield(self, units: Tensor) -> None:
@@ -204,7 +212,8 @@ class Candidates:
         for (start, stop), (close, scores) in zip(self._ranges, self._close, strict=True):
             stays = torch.empty_like(scores, dtype=torch.bool)
             ties = _cut(scores, level, ties, stays)
-            self.kept[start:stop].put_(close, stays)
+            rows = self.kept[start:stop]
+            rows[torch.unravel_index(close, rows.shape)] = stays
         self._close = self._before = None
         return ties
 

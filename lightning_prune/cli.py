@@ -148,9 +148,12 @@ class PruningTrainer(Trainer):
         wanted = metric or monitored(self) or ""
 
         def evaluate(network: nn.Module) -> float:
-            (logged,) = self.validate(model, datamodule, verbose=False)
+            results = self.validate(model, datamodule, verbose=False)  # one mapping a loader
+            logged = {name: value for result in results for name, value in result.items()}
             if wanted not in logged:
-                raise ValueError(f"metric={wanted!r} must be one that validation logs: {', '.join(logged)}.")
+                raise ValueError(
+                    f"metric={wanted!r} must be one that validation logs: {', '.join(logged) or 'none'}."
+                )
             return float(logged[wanted])
 
         for pruning in self._pruning():
@@ -163,12 +166,14 @@ class PruningTrainer(Trainer):
                 example=self._example(model, datamodule) if pruning.structure.needs_example else None,
                 metric=wanted,
             )
-            print(found.table())
-            Path(f"{path}.json").write_text(found.to_json())
-            try:
-                found.plot(f"{path}.png")
-            except ImportError as error:
-                print(f"No plot: {error}")
+            if self.is_global_zero:
+                print(found.table())
+                stem = path if pruning.name is None else f"{path}-{pruning.name}"
+                Path(f"{stem}.json").write_text(found.to_json())
+                try:
+                    found.plot(f"{stem}.png")
+                except ImportError as error:
+                    print(f"No plot: {error}")
 
     def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
         if model.example_input_array is not None:

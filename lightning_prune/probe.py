@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import isfunction, ismethod
 from typing import Any, TypeVar
 
 import torch
@@ -120,11 +121,17 @@ def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
         for name, value in list(vars(module).items()):
-            if name == "_compiled_call_impl" or hasattr(value, "_torchdynamo_orig_callable"):
+            if name == "_compiled_call_impl" or _compiled_method(name, value):
                 del module.__dict__[name]
         if isinstance(module, OptimizedModule):
             module.forward = module._orig_mod.__call__
     return twin
+
+
+def _compiled_method(name: str, value: Any) -> bool:
+    """Whether an attribute is a compiled method that stands before the class's own."""
+    original = vars(value).get("_torchdynamo_orig_callable") if isfunction(value) else None
+    return ismethod(original) and original.__name__ == name
 
 
 def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:

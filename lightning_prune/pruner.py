@@ -112,7 +112,7 @@ class Pruner:
     def _refuses(self, group: UnitGroup) -> str | None:
         why = self._selector.refuses(group) or self._criterion.refuses(group)
         if why is None and Needs.ACTIVATION in self._criterion.needs and not self._layers[group.name]:
-            return f"{self._criterion!r} needs a linear or convolution layer that is called on the units"
+            return f"{self._criterion!r} needs an ungrouped layer that is called on the units"
         return why
 
     def _check_groups(self, target: float | None) -> None:
@@ -166,7 +166,7 @@ class Pruner:
     @property
     def ready(self) -> bool:
         """Whether some group can be scored: gradient criteria must have seen a step."""
-        return bool(self._scorable())
+        return not self._criterion.needs or any(int(each.count) > 0 for each in self._statistics.values())
 
     def watch(
         self, batch: int = 0, scale: float = 1.0, add_up: AddUp = lambda tensor: tensor

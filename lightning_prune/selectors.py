@@ -140,7 +140,7 @@ class Global(Selector):
 
         if self.normalize == "cost":
             for each in candidates:
-                each.divide(_price(each, cost))
+                each.weigh(_price(each, cost))
         elif self.normalize is not None:
             for each in candidates:
                 each.divide(float(_NORMS[self.normalize](each.scores()[each.kept])) or 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -84,7 +84,8 @@ def sensitivity(
     """Prunes each layer alone, by different shares and without retraining, and looks at a metric.
 
     The sweep of Li et al. 2017, "Pruning Filters for Efficient ConvNets", ICLR: layers whose metric falls soon
-    want to be left out, or pruned less. ``round(ratio * units)`` of a group's units go, and one stays at least.
+    want to be left out, or pruned less. ``round(ratio * units)`` of a group's units go, whatever the structure
+    rounds widths to, and one stays at least.
 
     Args:
         model: Is as it was afterwards.
@@ -119,18 +120,19 @@ def sensitivity(
     if not ratios:
         raise ValueError(f"ratios={ratios!r} must be at least one.")
     units = structure.units(model, example)
+    units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
     refused = {group.name: why for group in units.groups if (why := criterion.refuses(group)) is not None}
     units = units.without(refused)
     if not units.groups:
         reasons = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
         raise ValueError(f"{criterion!r} can prune no layer. {reasons}")
-    dense = evaluate(model)
+    dense = float(evaluate(model))
     values = {}
     for group in _tracked(units.groups, progress):
         line = []
         for ratio in ratios:
             with _without(model, group, criterion, ratio):
-                line.append(evaluate(model))
+                line.append(float(evaluate(model)))
         values[group.name] = tuple(line)
     return Sensitivity(metric, dense, tuple(ratios), values, units.frozen)
 

@@ -115,11 +115,13 @@ class Slice(Share):
         index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
             place ``i`` belongs to unit ``i``.
         scale: Whether the tensor is the scale of a batch norm.
+        reads: Whether a contraction sums over the dimension: the units are inputs of the weight.
     """
 
     dim: int
     index: Tensor | None = None
     scale: bool = False
+    reads: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -295,7 +297,7 @@ class UnitGroup:
         """The weights that take its units in; of units within one tensor, the tensor, along its inputs."""
         if self.input_dim is not None:
             return [Slice(part.name, part.weight, self.input_dim) for part in self.slices]
-        return [part for part in along(self.followers) if part.weight.ndim > 1]
+        return [part for part in along(self.followers) if part.reads]
 
     @property
     def inputs(self) -> int:

@@ -269,11 +269,9 @@ def test_passes_with_inf_or_nan_are_left_out_and_counted(criterion: Criterion, p
     clean, bad = layers(), layers()
     one = watched(clean, criterion, inputs=[INPUTS])
     other = watched(bad, criterion, inputs=[INPUTS, INPUTS * torch.tensor([poison, 1.0])])
-    assert (one.left_out, other.left_out) == (0, int(type(criterion) is not APoZ))
-    if other.left_out:
-        assert all(
-            torch.equal(score, scores(other, criterion)[name]) for name, score in scores(one, criterion).items()
-        )
+    assert (one.left_out, other.left_out) == (0, 1)
+    found = scores(other, criterion)
+    assert all(torch.equal(score, found[name]) for name, score in scores(one, criterion).items())
 
 
 @EACH
@@ -289,9 +287,51 @@ def test_what_no_layer_is_called_on_stays_with_the_reason() -> None:
     tokens = torch.randn(2, 5, 8)
     pruner = Pruner(model, 0.5, criterion=APoZ(), structure=Channels(), schedule=None, example=tokens)
     assert [group.name for group in pruner.groups] == ["linear1"]
-    assert "needs a linear or convolution layer that is called on the units" in pruner.frozen["self_attn"]
+    assert "needs an ungrouped layer that is called on the units" in pruner.frozen["self_attn"]
     with pytest.raises(ValueError, match=r"^APoZ\(every=10\) with Global.* can prune no layer"):
         Pruner(model, 0.5, criterion=APoZ(), structure=Heads(), schedule=None, example=tokens)
+
+
+@EACH
+def test_single_weights_of_grouped_convolutions_stay_with_the_reason(criterion: Criterion) -> None:
+    model = nn.Sequential(nn.Conv1d(8, 8, 1, groups=2), nn.Conv1d(8, 4, 1))
+    pruner = Pruner(model, 0.5, criterion=criterion, structure=Unstructured(), schedule=None)
+    assert [group.name for group in pruner.groups] == ["1.weight"]
+    assert "needs an ungrouped layer that is called on the units" in pruner.frozen["0.weight"]
+    with pruner.watch():
+        model(torch.randn(2, 8, 3)).sum().backward()
+    pruner.prune(1.0)
+    assert pruner.masks["1.weight"].sum() == 16
+
+
+def test_what_is_added_to_units_does_not_read_them() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(50, 6)
+            self.places = nn.Parameter(torch.randn(1, 4, 6))
+            self.inner = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.words(tokens) + self.places
+            return self.head(x + self.inner(x).relu())
+
+    group = next(iter(Channels().units(Tokens(), torch.randint(0, 50, (2, 4))).groups))
+    assert {part.name for part in group.masked} >= {"words.weight", "places", "inner.weight", "head.weight"}
+    assert {part.name for part in group.readers} <= {"inner.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_parts_stay_out_of_the_backward_pass(frozen: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    pruner = Pruner(model, 0.5, criterion=ActivationTaylor(), structure=Unstructured(), schedule=None)
+    model[:3].requires_grad_(not frozen)
+    given: list[bool] = []
+    model[3].register_forward_hook(lambda module, args, output: given.append(args[0].requires_grad))
+    with pruner.watch():
+        model(INPUTS).sum().backward()
+    assert given == [not frozen]
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.0, True, "2", None])
@@ -369,6 +409,21 @@ def test_gradients_are_unscaled(tmp_path: Path) -> None:
     scaled = fitted(tmp_path, ActivationTaylor(every=1), seeded(Still), plugins=plugins)
     one, other = plain[0]["net.4"]["features"], scaled[0]["net.4"]["features"]
     assert float((one * other).sum() / one.square().sum()) == pytest.approx(1, rel=0.02)
+
+
+def test_a_closure_that_runs_many_times_is_one_observation(tmp_path: Path) -> None:
+    model = seeded(lambda: Lit(lambda parameters: torch.optim.LBFGS(parameters, lr=1e-3, max_iter=3)))
+    seen = fitted(tmp_path, APoZ(every=1), model)
+    assert [each["net.0"]["count"] for each in seen] == [320, 640, 0]
+
+
+def test_a_skipped_batch_leaves_no_hook_and_no_observation(tmp_path: Path) -> None:
+    class Skips(Lit):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 3 else None
+
+    seen = fitted(tmp_path, APoZ(every=1), seeded(Skips))
+    assert [each["net.0"]["count"] for each in seen] == [192, 384, 0]
 
 
 def test_an_error_in_a_step_leaves_no_hook_and_no_half_observation(tmp_path: Path) -> None:

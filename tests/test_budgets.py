@@ -323,6 +323,16 @@ def test_what_saves_much_goes_before_what_scores_a_little_less(
     assert [int(pruner.masks[name].any(1).sum()) for name in ("0.weight", "2.weight")] == kept
 
 
+def test_what_scores_less_than_nothing_goes_first_where_it_saves_much() -> None:
+    found = candidates([[-1.0, 1.0], [-1.0, 1.0]], 1, 1)
+    for each, price in zip(found, (0.1, 0.2), strict=True):
+        each.weigh(price)
+    assert [each.scores().tolist() for each in found] == [
+        pytest.approx([-0.1, 10.0]),
+        pytest.approx([-0.2, 5.0]),
+    ]
+
+
 def test_what_saves_nothing_goes_last() -> None:
     model = flat()
     model.get_submodule("3").unused = nn.Linear(4, 4)  # no pass comes here

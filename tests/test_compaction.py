@@ -193,6 +193,22 @@ def test_what_is_compiled_is_followed_and_compacted_all_the_same(tmp_path: Path,
     assert found[0][0] < 8
 
 
+def test_what_a_model_keeps_of_the_compiler_is_copied() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.activation = torch.compile(torch.relu, backend="eager")
+            self.other = torch.compiler.disable(torch.tanh)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(self.other(self.activation(self.inner(x))))
+
+    example = torch.ones(1, 4)
+    pruner = Pruner(Own(), 0.5, structure=Channels(), schedule=None, example=example)
+    assert [group.name for group in pruner.groups] == ["inner"]
+
+
 def test_a_module_without_forward_is_compacted(tmp_path: Path) -> None:
     model = seeded(Bare)
     trainer(tmp_path, pruning(), max_epochs=2).fit(model, digits())

@@ -214,6 +214,28 @@ def test_a_penalty_is_the_gradient_of_the_scales_sizes() -> None:
         torch.testing.assert_close(parameter.grad, grad)
 
 
+def test_a_norm_over_channels_of_several_layers_is_penalised_once() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1)
+            self.first, self.norm, self.head = nn.BatchNorm2d(2), nn.BatchNorm2d(5), nn.Conv2d(5, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(self.one(x)).relu()
+            return self.head(self.norm(torch.cat([x, self.two(x)], 1)))
+
+    model, image = Dense(), torch.randn(2, 1, 4, 4)
+    pruner = Pruner(
+        model, 0.3, criterion=BatchNormScale(l1=0.5), structure=Channels(), schedule=None, example=image
+    )
+    (model(image).sum() * 0).backward()
+    pruner.observe()
+    for norm in (model.first, model.norm):
+        assert torch.equal(norm.weight.grad, torch.full_like(norm.weight, 0.5))
+
+
 @pytest.mark.parametrize("l1", [-1e-4, math.inf, math.nan, "1", None, True])
 def test_penalties_are_not_negative(l1: float) -> None:
     with pytest.raises(ValueError, match="must be a finite number of at least 0") as error:

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lightning_prune import Criterion, Global, Gradient, NofM, PerLayer, Pruner, Selector, Threshold
+from lightning_prune import (
+    LAMP,
+    Criterion,
+    Global,
+    Gradient,
+    Magnitude,
+    NofM,
+    PerLayer,
+    Pruner,
+    Selector,
+    Threshold,
+)
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure
 from lightning_prune.units import Slice, UnitGroup, Units
@@ -527,3 +538,18 @@ def test_thresholds_are_positive_numbers(name: str, number: float, limit: str) -
     with pytest.raises(ValueError, match="must be a number above 0") as error:
         Threshold(**{name: number})
     assert str(error.value) == f"{name}={number!r} must be a number above 0 and below {limit}."
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), LAMP()])
+def test_deterministic_algorithms_will_do(criterion: Criterion) -> None:
+    pruners = []
+    for deterministic in (False, True):
+        torch.manual_seed(0)
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            pruners.append(Pruner(nn.Linear(64, 64), 0.7, criterion=criterion, schedule=None))
+            pruners[-1].prune(0.5)
+            pruners[-1].prune(1.0)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.equal(*(pruner.masks["weight"] for pruner in pruners))

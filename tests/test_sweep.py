@@ -57,6 +57,17 @@ def test_channels_go_with_all_that_is_coupled() -> None:
     assert "is the network's output" in found.frozen["6.weight"]
 
 
+def test_shares_are_those_that_are_asked_for_whatever_widths_are_rounded_to() -> None:
+    model, structure = seeded(Lit).net, Channels(round_to=4, minimum=0.5)
+
+    def left(model: nn.Module) -> Any:
+        return model[1].weight.count_nonzero()
+
+    found = sensitivity(model, left, ratios=[0.25, 0.75], structure=structure, example=BATCH[0], progress=False)
+    assert found.values["0"] == (6.0, 2.0)
+    assert json.loads(found.to_json())["dense"] == 8.0
+
+
 def test_the_model_is_as_it_was_even_after_an_error() -> None:
     model = seeded(Lit).net
     before = copy.deepcopy(model.state_dict())

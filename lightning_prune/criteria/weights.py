@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.units import UnitGroup, along
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,8 +77,11 @@ class BatchNormScale(Criterion):
         """Towards 0, of the scales."""
         if self.l1 == 0:
             return {}
-        scales = cast(UnitGroup, group.scales)
-        return {part.name: self.l1 * part.weight.detach().sign() for part in scales.slices}
+        found = {}
+        for part in along(cast(UnitGroup, group.scales).slices):
+            pull = self.l1 * part.weight.detach().sign()
+            found[part.name] = pull if part.index is None else pull * (part.index >= 0)
+        return found
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """The sum of sizes."""

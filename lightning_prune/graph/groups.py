@@ -37,6 +37,12 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
             alike[touched].append(unit)
     groups = []
     attended, reading, scales = trace.attended, trace.reading, trace.scales
+    read = {
+        (name, dim)
+        for name, lines in trace.places.items()
+        for dim, line in enumerate(lines)
+        if reading[line].any()
+    }
     scaling = {(name, 0) for name, lines in trace.places.items() if len(lines) == 1 and scales[lines[0]].any()}
     for touched, members in alike.items():
         made = [line for line in touched if line in makers]
@@ -50,15 +56,14 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         single = [
             (name, dim)
             for name, dim in others
-            if parameters[name].numel() == parameters[name].shape[dim]
-            and not reading[trace.places[name][dim]].any()
+            if parameters[name].numel() == parameters[name].shape[dim] and (name, dim) not in read
         ]
         followers = [line for line in others if line not in single]
         groups.append(
             UnitGroup(
                 name=made[0][0].rpartition(".")[0] or made[0][0],
                 slices=_slices(parameters, [*made, *single], index, scaling),
-                followers=_slices(parameters, followers, index),
+                followers=_slices(parameters, followers, index, readers=read),
                 buffers=_slices(buffers, (line for line in touched if line[0] in buffers), index),
                 heads=bool(attended[trace.places[name][dim][place]]),
             )
@@ -108,9 +113,11 @@ def _slices(
     lines: Iterable[_Line],
     index: Mapping[_Line, Tensor],
     scaling: Collection[_Line] = (),
+    readers: Collection[_Line] = (),
 ) -> tuple[Slice, ...]:
     return tuple(
-        Slice(name, tensors[name], dim, index[name, dim], scale=(name, dim) in scaling) for name, dim in lines
+        Slice(name, tensors[name], dim, index[name, dim], (name, dim) in scaling, (name, dim) in readers)
+        for name, dim in lines
     )
 
 
