@@ -341,10 +341,6 @@ class PruningCallback(Callback):
             self._watch.watch(trainer.optimizers)
             self._prune_if_due(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks away from a batch from which on the module skipped the rest of the epoch."""
-        self._look_away()
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -449,7 +445,8 @@ class PruningCallback(Callback):
             self._history.end_validation(trainer.callback_metrics, trainer.current_epoch, self._agenda.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does the same for a metric of training steps."""
+        """Does the same for a metric of training steps, and ends a look at a batch that the module skipped."""
+        self._look_away()
         self._end_epoch(trainer, trainer.current_epoch)
 
     def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
