@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from classifier import Classifier
 from data import Digits, ImageFolder, Images
 
-from lightning_prune import Channels, Criterion, Global, Magnitude, Pruner, Random, Taylor, compact
+from lightning_prune import Channels, Criterion, Global, Magnitude, Pruner, Taylor, compact
 from lightning_prune.units import Units
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -37,8 +37,6 @@ ARMS: dict[str, tuple[Criterion, Global]] = {
     "Taylor": (Taylor(), Global(budget="macs")),
     "Taylor, normalize cost": (Taylor(), Global(budget="macs", normalize="cost")),
     "Magnitude L1, normalize mean": (Magnitude(p=1), Global(budget="macs", normalize="mean")),
-    "Magnitude L2, normalize mean": (Magnitude(p=2), Global(budget="macs", normalize="mean")),
-    "Random": (Random(), Global(budget="macs")),
 }
 
 
