@@ -14,8 +14,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.criteria import ActivationCriterion
+from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Slice, UnitGroup
+from lightning_prune.units import UnitGroup
 
 Reading: TypeAlias = tuple[nn.Module, Slice]  # a layer, and its weight along what it reads
 AddUp: TypeAlias = Callable[[Tensor], Tensor]

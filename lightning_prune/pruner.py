@@ -18,9 +18,10 @@ from lightning_prune.masks import MaskStore
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
+from lightning_prune.shares import along
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.units import UnitGroup
 
 
 def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:

@@ -28,8 +28,9 @@ from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
 from lightning_prune.selection import meet, remove_lowest
+from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Slice, UnitGroup
+from lightning_prune.units import UnitGroup
 
 
 def params(model: nn.Module, example: Tensor) -> int:

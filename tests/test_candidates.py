@@ -14,8 +14,9 @@ from torch import Tensor
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
 from lightning_prune.selection import remove_lowest
+from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Slice, UnitGroup
+from lightning_prune.units import UnitGroup
 
 
 class Given(Criterion):

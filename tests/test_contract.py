@@ -34,8 +34,9 @@ from lightning_prune import (
 )
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.parts import Part, concrete_subclasses
+from lightning_prune.shares import Elements, Slice, Tiles
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Elements, Slice, Tiles, UnitGroup, Units
+from lightning_prune.units import UnitGroup, Units
 
 # Parts that cannot be built without arguments. The levels of Threshold(mean=...) and Threshold(std=...) are
 # taken anew at each event, so that those two go on removing when an event is repeated.

@@ -28,8 +28,9 @@ from lightning_prune import (
     Unstructured,
 )
 from lightning_prune.selectors import Candidates
+from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import Slice, UnitGroup, Units
+from lightning_prune.units import UnitGroup, Units
 
 SINGLE = Unstructured()
 WATCHING = [Gradient(), Taylor(), Movement(), Fisher()]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compaction.widths import widths
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.shares import along
+from lightning_prune.units import UnitGroup
 
 Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
 

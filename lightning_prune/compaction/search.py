@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_prune.compaction.sizes import adjustments
 from lightning_prune.compaction.trial import Trial, uneven
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.shares import along
+from lightning_prune.units import UnitGroup
 
 _Cuts: TypeAlias = frozenset[tuple[str, int, tuple[int, ...]]]
 

@@ -15,7 +15,8 @@ from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
 from lightning_prune.masks import masked_parameters
 from lightning_prune.probe import Probe, as_probe, twin_of
-from lightning_prune.units import Share, UnitGroup
+from lightning_prune.shares import Share
+from lightning_prune.units import UnitGroup
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

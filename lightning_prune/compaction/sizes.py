@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_prune.compaction.widths import speaks
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.shares import along
+from lightning_prune.units import UnitGroup
 
 Attributes = tuple[tuple[str, str], ...]  # module and attribute names
 

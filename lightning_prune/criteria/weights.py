@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion
+from lightning_prune.shares import along
 from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.units import UnitGroup
 
 
 @dataclass(frozen=True, repr=False)

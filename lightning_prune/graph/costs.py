@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.graph.trace import Trace
-from lightning_prune.units import UnitGroup, along
+from lightning_prune.shares import along
+from lightning_prune.units import UnitGroup
 
 
 def budgets(

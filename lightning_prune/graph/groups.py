@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.graph.trace import Trace
-from lightning_prune.units import Slice, UnitGroup, Units
+from lightning_prune.shares import Slice
+from lightning_prune.units import UnitGroup, Units
 
 _Line = tuple[str, int]  # a tensor's name and a dimension
 _Unit = list[tuple[_Line, int]]  # lines, and how far along each

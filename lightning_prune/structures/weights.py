@@ -15,9 +15,10 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.compaction import macs_by_weight
 from lightning_prune.probe import as_probe
+from lightning_prune.shares import Elements, Share, Tiles
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
-from lightning_prune.units import Elements, Share, Tiles, UnitGroup, Units
+from lightning_prune.units import UnitGroup, Units
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 
