@@ -92,8 +92,7 @@ class Pruner:
             group.name: readings(model, group) if isinstance(criterion, ActivationCriterion) else []
             for group in found.groups
         }
-        refused = {group.name: self._refuses(group) for group in found.groups}
-        units = found.without({name: why for name, why in refused.items() if why is not None})
+        units = found.accepted(self._refuses, f"{criterion!r} with {selector!r}")
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
         self._check_groups(target)
@@ -117,9 +116,6 @@ class Pruner:
         return why
 
     def _check_groups(self, target: float | None) -> None:
-        if not self.groups:
-            reasons = "; ".join(f"{name}: {why}" for name, why in self.frozen.items())
-            raise ValueError(f"{self._criterion!r} with {self._selector!r} can prune no layer. {reasons}")
         units = sum(group.size for group in self.groups)
         if target is not None and round(self._share * units) == 0:
             raise ValueError(f"target={target!r} of {units} units removes none.")

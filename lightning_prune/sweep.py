@@ -121,11 +121,7 @@ def sensitivity(
         raise ValueError(f"ratios={ratios!r} must be at least one.")
     units = structure.units(model, example)
     units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
-    refused = {group.name: why for group in units.groups if (why := criterion.refuses(group)) is not None}
-    units = units.without(refused)
-    if not units.groups:
-        reasons = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
-        raise ValueError(f"{criterion!r} can prune no layer. {reasons}")
+    units = units.accepted(criterion.refuses, repr(criterion))
     dense = float(evaluate(model))
     values = {}
     for group in _tracked(units.groups, progress):

@@ -158,6 +158,23 @@ class Units:
     frozen: dict[str, str]
     budgets: Mapping[str, Budget] = field(default_factory=dict)
 
+    def accepted(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
+        """The same, without the groups that someone can do nothing with.
+
+        Args:
+            refuses: Gives the reason, or ``None``.
+            who: Who it is, for the error.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        found = {group.name: refuses(group) for group in self.groups}
+        units = self.without({name: why for name, why in found.items() if why is not None})
+        if not units.groups:
+            reasons = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
+            raise ValueError(f"{who} can prune no layer. {reasons}")
+        return units
+
     def without(self, reasons: Mapping[str, str]) -> Units:
         """The same, with some of the groups frozen.
 

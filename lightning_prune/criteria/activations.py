@@ -127,6 +127,7 @@ class Wanda(ActivationNorm):
         (part,), (reader,), (weight,) = group.slices, group.readers, group.weights
         score = part.sum(weight.abs() * reader.spread(norms))
         rows = score.movedim(1 - group.input_dim, 0)
+        # of equals the earlier ranks higher
         order = rows.flatten(1).argsort(dim=1, descending=True, stable=True)
         ranks: Tensor = 1 - order.argsort(dim=1).to(score.dtype) / order.shape[1]
         return ranks.view(rows.shape).movedim(0, 1 - group.input_dim)
