@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,14 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.agenda import Agenda
-from lightning_prune.collect import (
-    ExampleCapture,
-    GradientCopies,
-    OptimizerWatch,
-    gradients,
-    parameters_of,
-)
-from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.collect import ExampleCapture
+from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.gathering import Gathering
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
 from lightning_prune.measuring import measure
@@ -42,7 +35,6 @@ from lightning_prune.trainers import (
     check_own_process,
     check_whole,
     horizon,
-    loss_scale,
     monitored,
     write_report,
 )
@@ -96,10 +88,8 @@ class PruningCallback(Callback):
         self._subject = Subject()
         self._probe: Probe | None = None
         self._load_hook: LoadHook | None = None
-        self._watch: OptimizerWatch | None = None
+        self._gathering: Gathering | None = None
         self._capture: ExampleCapture | None = None
-        self._copies = GradientCopies()
-        self._looking = ExitStack()
         self._agenda = Agenda()
         self._global_step = 0
         self._history = History()
@@ -218,8 +208,7 @@ class PruningCallback(Callback):
         self.bind(pl_module, self._probe)
         self._check_neighbours(trainer)
         assert self._subject.store is not None
-        self._watch = OptimizerWatch(self._subject.store)
-        self._watch.watch(trainer.optimizers)
+        self._gathering = Gathering(self._subject.pruner, self._subject.store, self._agenda, trainer.optimizers)
         self._history.begin_fit(monitored(trainer))
 
     @property
@@ -283,7 +272,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        if self._watch is None:
+        if self._gathering is None:
             return
         self._end_epoch(trainer, trainer.current_epoch - 1)
         if self._subject.pruner is not None and not self._agenda.over:
@@ -294,7 +283,7 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
-        if self._watch is None:
+        if self._gathering is None:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
             return
         if not self.compact:
@@ -318,17 +307,10 @@ class PruningCallback(Callback):
         self._probe = None
         if self._load_hook is not None:
             self._load_hook.release()
-        if self._watch is not None:
-            self._watch.release()
+        if self._gathering is not None:
+            self._gathering.release()
         if self._capture is not None:
             self._capture.release()
-        self._copies.release()
-        self._look_away()
-
-    def _look_away(self) -> None:
-        """Ends a look at a batch that did not come to its end: half a step is no observation."""
-        unfinished = RuntimeError()
-        self._looking.__exit__(type(unfinished), unfinished, None)
 
     # --- events
 
@@ -337,8 +319,8 @@ class PruningCallback(Callback):
         # the module's own on_train_epoch_end, which may log the metric, comes after that of this callback
         self._end_epoch(trainer, trainer.current_epoch - 1)
         self._history.begin_epoch(trainer.callback_metrics)
-        if self._watch is not None:
-            self._watch.watch(trainer.optimizers)
+        if self._gathering is not None:
+            self._gathering.watch(trainer.optimizers)
             self._prune_if_due(trainer)
 
     def on_train_batch_start(
@@ -347,12 +329,10 @@ class PruningCallback(Callback):
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
         if self._probe is None and (self.compact or self._needs_example):
             self._probe = probe_of(trainer, pl_module, batch)
-        if self._watch is None:
+        if self._gathering is None:
             self._begin(trainer, pl_module)
         self._prune_if_due(trainer)
-        if (pruner := self._observer(Needs.ACTIVATION)) is not None:
-            add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-            self._looking.enter_context(pruner.watch(batch_idx, loss_scale(trainer), add_up))
+        cast(Gathering, self._gathering).begin_batch(trainer, batch_idx)
 
     def _prune_if_due(self, trainer: Trainer) -> None:
         pruner = self._subject.pruner
@@ -382,38 +362,12 @@ class PruningCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Observes unclipped gradients, and takes those of masked weights out before they are clipped."""
-        subject = self._subject
-        assert subject.store is not None
-        assert self._watch is not None
-        store, parameters = subject.store, parameters_of(optimizer)
-        unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
-        scale = 1.0 if unscaled else loss_scale(trainer)
-        if (pruner := self._observer(Needs.GRADIENT)) is not None and self._watch.first_look(optimizer):
-            if pl_module.automatic_optimization:
-                pruner.observe(gradients(store, parameters, scale))
-            else:
-                stepping = [parameter for parameter in parameters if parameter.grad is not None]
-                pruner.observe(self._copies.take(store.named(stepping)))
-        if not self._agenda.over and subject.pruner is not None:
-            subject.pruner.penalize_(parameters, scale)
-        store.apply_to_grads_(parameters)
+        """Gradients are there, unscaled and not clipped."""
+        cast(Gathering, self._gathering).before_step(trainer, pl_module, optimizer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Under manual optimization the user may clip before the next hook, so it happens here."""
-        if pl_module.automatic_optimization:
-            self._looking.close()  # a closure may go through the batch several times
-            return
-        assert self._subject.store is not None
-        store, parameters = self._subject.store, list(pl_module.parameters())
-        if self._observer(Needs.GRADIENT) is not None:
-            self._copies.hold(gradients(store, parameters, loss_scale(trainer)))
-        store.apply_to_grads_(parameters)
-
-    def _observer(self, need: Needs) -> Pruner | None:
-        """What is told of training steps, until the last event, if its criterion needs that."""
-        wanted = need in self.criterion.needs and not self._agenda.over
-        return self._subject.pruner if wanted else None
+        """Under manual optimization they are there now, before the user may clip them."""
+        cast(Gathering, self._gathering).after_backward(trainer, pl_module)
 
     # --- what the user sees on the way
 
@@ -426,7 +380,7 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
-        self._looking.close()
+        cast(Gathering, self._gathering).end_batch()
         # one for a batch, however many optimizers stepped; none while gradients accumulate
         self._agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step
@@ -446,7 +400,8 @@ class PruningCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does the same for a metric of training steps, and ends a look at a batch that the module skipped."""
-        self._look_away()
+        if self._gathering is not None:
+            self._gathering.abandon_batch()
         self._end_epoch(trainer, trainer.current_epoch)
 
     def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
@@ -479,7 +434,7 @@ class PruningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
-        self._watch = None
+        self._gathering = None
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
             self._subject.forget()
         self._load_hook = LoadHook(

@@ -147,6 +147,11 @@ class Pruner:
         return self._store.removed / sum(mask.numel() for mask in self.masks.values())
 
     @property
+    def needs(self) -> Needs:
+        """What training must offer."""
+        return self._criterion.needs
+
+    @property
     def left_out(self) -> int:
         """How many observations were left out, because a gradient was inf or nan."""
         return int(self._left_out)
