@@ -15,18 +15,21 @@ from lightning_prune.criteria import (
     LocalCriterion,
     Magnitude,
     Movement,
+    OptimalBrainDamage,
+    Oracle,
     Random,
     Taylor,
     Wanda,
 )
 from lightning_prune.export import export_onnx
 from lightning_prune.loading import load_compact
+from lightning_prune.losses import Losses
 from lightning_prune.measuring import measure
 from lightning_prune.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
-from lightning_prune.selectors import Global, NofM, PerLayer, Selector, Threshold
+from lightning_prune.selectors import Global, NofM, ParticleFilter, PerLayer, Selector, Threshold
 from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
 from lightning_prune.sweep import Sensitivity, sensitivity
 
@@ -49,10 +52,14 @@ __all__ = [
     "Heads",
     "Linear",
     "LocalCriterion",
+    "Losses",
     "Magnitude",
     "Movement",
     "NofM",
     "OneShot",
+    "OptimalBrainDamage",
+    "Oracle",
+    "ParticleFilter",
     "PerLayer",
     "Pruner",
     "PruningCallback",

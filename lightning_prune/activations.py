@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -14,12 +14,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.criteria import ActivationCriterion
+from lightning_prune.losses import AddUp
 from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
 Reading: TypeAlias = tuple[nn.Module, Slice]  # a layer, and its weight along what it reads
-AddUp: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -16,17 +17,19 @@ from torch.optim import Optimizer
 
 from lightning_prune.agenda import Agenda
 from lightning_prune.collect import ExampleCapture
-from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.gathering import Gathering
+from lightning_prune.held import HeldBatches
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
+from lightning_prune.losses import Losses
 from lightning_prune.measuring import measure
 from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
-from lightning_prune.sandbox import probe_of
+from lightning_prune.sandbox import loss_of, probe_of
 from lightning_prune.schedules import Cubic, Schedule, Timetable
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
@@ -90,6 +93,7 @@ class PruningCallback(Callback):
         self._load_hook: LoadHook | None = None
         self._gathering: Gathering | None = None
         self._capture: ExampleCapture | None = None
+        self._held = HeldBatches(0)
         self._agenda = Agenda()
         self._global_step = 0
         self._history = History()
@@ -164,7 +168,7 @@ class PruningCallback(Callback):
         if example is None:
             example = getattr(model, "example_input_array", None)
         pruner = self._new_pruner(model, example)
-        if self.criterion.needs:
+        if self.criterion.needs | self.selector.needs:
             report = measure(model, pruner.masks, example)
             layers = tuple(replace(layer, kept=None) for layer in report.layers)
             return replace(report, layers=layers, macs_kept=None, frozen=pruner.frozen)
@@ -252,10 +256,11 @@ class PruningCallback(Callback):
         try:
             timetable = self.schedule.timetable(horizon(trainer))
             first = next(event for event in timetable.events if event.fraction > 0)
-            if first.position == 0 and self.criterion.needs:
+            if first.position == 0 and self.criterion.needs | self.selector.needs:
                 raise ValueError(
-                    f"{self.schedule!r} prunes before the first batch, when {self.criterion!r} has seen no"
-                    " training step: start later, or choose a criterion that looks at weights."
+                    f"{self.schedule!r} prunes before the first batch, when {self.criterion!r} with"
+                    f" {self.selector!r} has seen no training step: start later, or choose a criterion that"
+                    " looks at weights."
                 )
         except ValueError as error:
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -331,21 +336,39 @@ class PruningCallback(Callback):
             self._probe = probe_of(trainer, pl_module, batch)
         if self._gathering is None:
             self._begin(trainer, pl_module)
+        self._hold(trainer, batch)
         self._prune_if_due(trainer)
         cast(Gathering, self._gathering).begin_batch(trainer, batch_idx)
+
+    def _hold(self, trainer: Trainer, batch: Any) -> None:
+        """Keeps the first batches for what asks for the loss; the first one is tried at once."""
+        pruner = self._subject.pruner
+        if self._agenda.over or pruner is None or self._held.full:
+            return
+        self._held.hold(batch)
+        if len(self._held.batches) == 1:
+            seconds = pruner.rehearse(self._losses(trainer))
+            rank_zero_info(f"{self.criterion!r} with {self.selector!r} takes about {seconds:.3g} s an event.")
+
+    def _losses(self, trainer: Trainer) -> Losses:
+        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+        return Losses(loss_of(trainer), self._held.batches, add_up, progress=trainer.is_global_zero)
 
     def _prune_if_due(self, trainer: Trainer) -> None:
         pruner = self._subject.pruner
         event = self._agenda.due(trainer.current_epoch)
         if event is None or pruner is None:
             return
-        if event.fraction > 0 and not pruner.ready:
+        losses = self._losses(trainer) if self._held.batches else None
+        if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in pruner.needs)):
             if not self._warned:
                 rank_zero_warn(f"A pruning event waits: {self.criterion!r} has seen no finite step yet.")
                 self._warned = True
             return
-        pruner.prune(event.fraction, *trainer.optimizers)
+        pruner.prune(event.fraction, *trainer.optimizers, losses=losses)
         self._agenda.handle(trainer.current_epoch)
+        if self._agenda.over:
+            self._held.batches.clear()
         sparsity = pruner.sparsity
         if self._agenda.over and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
@@ -420,6 +443,7 @@ class PruningCallback(Callback):
             "settings": self._settings(),
             "pruner": self._subject.state_dict(),
             "agenda": self._agenda.state_dict(),
+            "held": list(self._held.batches),
         } | self._history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -435,6 +459,7 @@ class PruningCallback(Callback):
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
         self._gathering = None
+        self._held = HeldBatches(max(self.criterion.held, self.selector.held))
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
             self._subject.forget()
         self._load_hook = LoadHook(
@@ -447,6 +472,7 @@ class PruningCallback(Callback):
         pruner = self._subject.pruner
         notes = [] if pruner is None else pruner.load_state_dict(state["pruner"])
         self._agenda.load_state_dict(state["agenda"])
+        self._held.batches = list(state.get("held", ()))
         self._history.load_state_dict(state)
         for name, now in self._settings().items():
             before = state["settings"].get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -55,6 +55,8 @@ class Candidates:
         self._highest: float | None = None
         self._scale: float | None = None
         self._price: float | None = None
+        self._charge: float | None = None
+        self._factors: Tensor | None = None
         self._close: list[tuple[Tensor, Tensor]] | None = None  # places and scores, of each piece
         self._before: Tensor | None = None
 
@@ -82,21 +84,25 @@ class Candidates:
     def sample(self) -> Iterator[Tensor]:
         """Some of the scores, spread over the group; shields are not seen."""
         if self._criterion.pointwise and self.group.divisible:
-            yield self._masked(self.group.view(_thin), self._statistics.view(_thin), _thin(self.kept))
+            yield self._seen(self.group.view(_thin), self._statistics.view(_thin), _thin)
         else:
             yield self._score(0, self.group.shape[0])
 
     def _score(self, start: int, stop: int) -> Tensor:
         rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
-        return self._masked(rows, statistics, self.kept[start:stop])
+        return self._seen(rows, statistics, lambda units: units[start:stop])
 
-    def _masked(self, group: UnitGroup, statistics: Statistics, kept: Tensor) -> Tensor:
+    def _seen(self, group: UnitGroup, statistics: Statistics, look: Callable[[Tensor], Tensor]) -> Tensor:
         score = self._criterion.score(group, statistics).to(self._dtype)
+        if self._factors is not None:
+            score = score * look(self._factors)
         if self._scale is not None:
             score = score / self._scale
+        if self._charge is not None:
+            score = score - self._charge
         if self._price is not None:
             score = torch.where(score < 0, score * self._price, score / self._price)
-        return torch.where(kept, score, self._below) if self.removed else score
+        return torch.where(look(self.kept), score, self._below) if self.removed else score
 
     def _top(self, score: Tensor) -> float:
         low, high = (float(value) for value in score.aminmax())
@@ -115,9 +121,19 @@ class Candidates:
         """Standard deviation of what is still there, as the criterion defines it."""
         return self._criterion.deviation(self.group, self.scores(), self.kept)
 
+    def disturb(self, factors: Tensor) -> None:
+        """Starts anew from the criterion's scores times these numbers above 0, of the units' shape."""
+        self._factors = factors
+        self._scale = self._charge = self._price = self._highest = None
+
     def divide(self, by: float) -> None:
         """Divides all scores by a number above 0."""
         self._scale = by
+        self._highest = None
+
+    def charge(self, amount: float) -> None:
+        """Takes a number from all scores, after they are divided."""
+        self._charge = amount
         self._highest = None
 
     def weigh(self, price: float) -> None:

@@ -25,6 +25,31 @@ def check_part(value: object, base: type[Part], argument: str) -> None:
     raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one of {names}.")
 
 
+def check_counts(**arguments: int) -> None:
+    """Makes sure that each is a whole number above 0.
+
+    >>> check_counts(every=0)
+    Traceback (most recent call last):
+    ValueError: every=0 must be a whole number of at least 1.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    for name, number in arguments.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
+
+
+def check_seed(seed: int) -> None:
+    """Makes sure that it is a whole number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} must be an integer.")
+
+
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:
     """All classes under ``base`` that can be built: the class is the registry.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import reduce
 from typing import Any
 
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.activations import AddUp, InputWatch, readings
+from lightning_prune.activations import readings
 from lightning_prune.candidates import Candidates
-from lightning_prune.criteria import ActivationCriterion, Criterion, Magnitude, Needs
+from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.losses import AddUp, Losses, Trial
 from lightning_prune.masks import MaskStore
+from lightning_prune.observations import Observations
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.shares import along
-from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units import UnitGroup
 
@@ -82,16 +84,15 @@ class Pruner:
         if schedule is not None:
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
+        self._model = model
         self._share = selector.resolve(target)
         self._criterion = criterion
         self._selector = selector
         self._schedule = schedule
         wanted = structure.needs_example or selector.needs_example
         found = structure.units(model, example if wanted else None)
-        self._layers = {
-            group.name: readings(model, group) if isinstance(criterion, ActivationCriterion) else []
-            for group in found.groups
-        }
+        looks = Needs.ACTIVATION in criterion.needs
+        self._layers = {group.name: readings(model, group) if looks else [] for group in found.groups}
         units = found.accepted(self._refuses, f"{criterion!r} with {selector!r}")
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
@@ -100,14 +101,7 @@ class Pruner:
         self._store = MaskStore(
             model, dict.fromkeys(part.name for group in self.groups for part in group.masked)
         )
-        self._statistics = {
-            group.name: Statistics.zeros(
-                criterion.sums, self._kept(group), group.dtype, group.inputs if self._layers[group.name] else 0
-            )
-            for group in self.groups
-        }
-        device = self.groups[0].slices[0].weight.device
-        self._left_out = torch.zeros((), dtype=torch.int64, device=device)
+        self._seen = Observations(criterion, [(group, self._layers[group.name]) for group in self.groups])
 
     def _refuses(self, group: UnitGroup) -> str | None:
         why = self._selector.refuses(group) or self._criterion.refuses(group)
@@ -149,12 +143,12 @@ class Pruner:
     @property
     def needs(self) -> Needs:
         """What training must offer."""
-        return self._criterion.needs
+        return self._criterion.needs | self._selector.needs
 
     @property
     def left_out(self) -> int:
         """How many observations were left out, because a gradient was inf or nan."""
-        return int(self._left_out)
+        return self._seen.left_out
 
     @property
     def remarks(self) -> dict[str, Any]:
@@ -167,8 +161,8 @@ class Pruner:
 
     @property
     def ready(self) -> bool:
-        """Whether some group can be scored: gradient criteria must have seen a step."""
-        return not self._criterion.needs or any(int(each.count) > 0 for each in self._statistics.values())
+        """Whether some group can be scored: criteria of gradients must have seen a step."""
+        return self._seen.ready
 
     def watch(
         self, batch: int = 0, scale: float = 1.0, add_up: AddUp = lambda tensor: tensor
@@ -185,11 +179,7 @@ class Pruner:
             add_up: Gives the sum of a tensor over all processes, where there are several; all of them look at
                 the same batches.
         """
-        criterion = self._criterion
-        if not isinstance(criterion, ActivationCriterion) or (batch % criterion.every and self.ready):
-            return nullcontext()
-        groups = [(group, self._layers[group.name]) for group in self.groups]
-        return InputWatch(criterion, groups, self._statistics, self._left_out, scale, add_up)
+        return self._seen.watch(batch, scale, add_up)
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:
@@ -204,31 +194,9 @@ class Pruner:
                 frozen, are not observed.
         """
         if Needs.GRADIENT in self._criterion.needs:
-            self._add(grads)
+            self._seen.add(grads)
         if grads is None:
             self.penalize_(part.weight for group in self.groups for part in group.slices)
-
-    def _add(self, grads: Mapping[str, Tensor] | None) -> None:
-        observed = []
-        for group in self.groups:
-            present = _gradients(group, grads)
-            if present is not None:
-                observed.append((group, present))
-        if not observed:
-            return
-        valid = self._finite([grad for _, present in observed for grad in present])
-        self._left_out += ~valid
-        for group, present in observed:
-            statistics = self._statistics[group.name]
-            here = valid.to(statistics.count.device)
-            for start, stop in self._criterion.pieces(group):
-                rows = [
-                    part.rows(grad, start, stop).to(group.dtype)
-                    for part, grad in zip(group.slices, present, strict=True)
-                ]
-                addends = self._criterion.observe(group.rows(start, stop), rows)
-                statistics.rows(start, stop).add_(addends, here)
-            statistics.count.add_(here)
 
     @torch.no_grad()
     def penalize_(self, parameters: Iterable[Tensor], scale: float = 1.0) -> None:
@@ -245,61 +213,64 @@ class Pruner:
                 if grad is not None:
                     grad.add_(penalty, alpha=scale)
 
-    def _finite(self, grads: list[Tensor]) -> Tensor:
-        """Whether all are finite, as a tensor: an accelerator is not waited for."""
-        extremes = [value for grad in grads for value in grad.aminmax()]
-        return torch.stack([value.isfinite().to(self._left_out.device) for value in extremes]).all()
-
-    def step(self, progress: float, *optimizers: Optimizer) -> None:
+    def step(self, progress: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
         """Prunes to what the schedule says, before training goes on.
 
         Args:
             progress: Where training is, in [0, 1] of the fit; 1 prunes to the target now.
             optimizers: Their state of masked weights is zeroed.
+            losses: For criteria and selectors that ask for the loss.
 
         Raises:
             ValueError: If ``progress`` is outside [0, 1].
         """
         if self._schedule is None:
             raise ValueError("step() needs a schedule; without one, call prune().")
-        self.prune(self._schedule(progress), *optimizers)
+        self.prune(self._schedule(progress), *optimizers, losses=losses)
 
     @torch.no_grad()
-    def prune(self, fraction: float, *optimizers: Optimizer) -> None:
+    def prune(self, fraction: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
         """Prunes to a share of the target: score, select, mask. Masks only ever grow.
 
         Args:
             fraction: Of the target, in [0, 1].
             optimizers: Their state of masked weights is zeroed.
+            losses: For criteria and selectors that ask for the loss.
 
         Raises:
-            ValueError: If ``fraction`` is outside [0, 1].
+            ValueError: If ``fraction`` is outside [0, 1], or the loss would be asked for too often.
             RuntimeError: If there is nothing to score yet.
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction!r} must lie in [0, 1].")
         if fraction == 0:
             return
-        self.select(fraction)
+        self.select(fraction, losses)
         self._store.apply_()
         for optimizer in optimizers:
             self._store.apply_to_state_(optimizer)
-        for statistics in self._statistics.values():
-            statistics.reset_()
+        self._seen.reset_()
 
     @torch.no_grad()
-    def select(self, fraction: float) -> None:
+    def select(self, fraction: float, losses: Losses | None = None) -> None:
         """Decides what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
+        trial = None if losses is None or Needs.LOSS not in self.needs else Trial(self._model, losses)
+        if trial is not None:
+            self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
         candidates = self._scorable()
-        if not candidates:
+        if not candidates or (trial is None and Needs.LOSS in self.needs):
             raise RuntimeError(
-                f"{self._criterion!r} has seen no finite {self._criterion.needs.unseen}"
+                f"{self._criterion!r} with {self._selector!r} has seen no finite {self.needs.unseen}"
                 " before the first pruning step."
             )
         kept = {group.name: self._kept(group) for group in self.groups}
         kept |= {each.group.name: each.kept for each in candidates}
 
         def costs(budget: str) -> float:
+            if budget == "loss":
+                assert trial is not None
+                trial.put(self.groups, kept)
+                return float(trial.loss())
             return self._budgets[budget].cost(kept) / self._budgets[budget].total
 
         self._selector.select(candidates, fraction * self._share, costs)
@@ -309,6 +280,34 @@ class Pruner:
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
+    @property
+    def held(self) -> int:
+        """How many training batches are to be held for what asks for the loss."""
+        return max(self._criterion.held, self._selector.held)
+
+    def rehearse(self, losses: Losses) -> float:
+        """Tries the loss on one batch, before much depends on it.
+
+        Returns:
+            How many seconds an event is likely to ask for losses.
+
+        Raises:
+            ValueError: If it would take more passes through the network than the criterion allows.
+        """
+        trial = Trial(self._model, Losses(losses.loss, losses.batches[:1]))
+        trial.loss()
+        start = time.perf_counter()
+        trial.loss()
+        passes = self._criterion.passes(self.groups) + self._selector.passes(self.groups)
+        seconds = passes * (time.perf_counter() - start)
+        if passes > self._criterion.max_passes:
+            raise ValueError(
+                f"{self._criterion!r} would take {passes:,} passes of a batch through the network in one event,"
+                f" about {seconds / 60:.3g} minutes here: raise max_passes={self._criterion.max_passes!r},"
+                " leave layers out with include and exclude, or take another criterion."
+            )
+        return seconds
+
     def apply_(self) -> None:
         """Sets each masked weight to exactly 0, after the optimizer's step."""
         self._store.apply_()
@@ -317,9 +316,9 @@ class Pruner:
         """Groups that can be scored now; the others wait, and do not count."""
         dtype = reduce(torch.promote_types, (group.dtype for group in self.groups))
         return [
-            Candidates(group, self._kept(group), self._criterion, statistics, dtype)
-            for group, statistics in zip(self.groups, self._statistics.values(), strict=True)
-            if not self._criterion.needs or int(statistics.count) > 0
+            Candidates(group, self._kept(group), self._criterion, self._seen.statistics[group.name], dtype)
+            for group in self.groups
+            if self._seen.seen(group)
         ]
 
     def _kept(self, group: UnitGroup) -> Tensor:
@@ -331,9 +330,9 @@ class Pruner:
         """Masks, statistics and remarks: plain values and tensors."""
         return {
             "masks": self._store.state_dict(),
-            "statistics": {name: each.state_dict() for name, each in self._statistics.items()},
             "plan": None,
             **self.remarks,
+            **self._seen.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
@@ -347,26 +346,5 @@ class Pruner:
         """
         self._store.load_state_dict(state["masks"])
         self._store.apply_()
-        self._left_out.fill_(state["left_out"])
         self.protected |= set(state["protected"])
-        dropped = []
-        for name, statistics in self._statistics.items():
-            if name in state["statistics"]:
-                try:
-                    statistics.load_state_dict(state["statistics"][name])
-                except ValueError as error:
-                    dropped.append(f"statistics of {name!r} start anew: {error}")
-        return dropped
-
-
-def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
-    """One for each slice, 0 for what is frozen; ``None`` if there are none, or one of the others is missing."""
-    found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
-    if all(grad is None for grad in found):
-        return None
-    filled = []
-    for part, grad in zip(group.slices, found, strict=True):
-        if grad is None and part.weight.requires_grad:
-            return None
-        filled.append(torch.zeros_like(part.weight) if grad is None else grad)
-    return filled
+        return self._seen.load_state_dict(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_prune.losses import LossOf
 from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer, twin_of
 
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
@@ -150,6 +151,25 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
         )
     rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failures[-1]!r}.")
     return _own(module, example)
+
+
+def loss_of(trainer: Trainer) -> LossOf:
+    """What ``training_step`` makes of a batch: its loss, on a copy of the module.
+
+    Args:
+        trainer: The module's; it is read and nothing else.
+    """
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        result = TrainingStep(trainer, batch)(model)
+        found = result.get("loss") if isinstance(result, Mapping) else result
+        if not torch.is_tensor(found):
+            raise ValueError(
+                f"training_step gives {found!r} for a held batch, no loss: take parts that do not ask for one."
+            )
+        return found
+
+    return loss
 
 
 def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.masks import MaskStore
 from lightning_prune.parts import check_part
 from lightning_prune.plots import draw_sensitivity
+from lightning_prune.progress import tracked
 from lightning_prune.selection import remove_lowest
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
@@ -24,7 +25,6 @@ from lightning_prune.tables import draw_table
 from lightning_prune.units import UnitGroup
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def sensitivity(
         structure: What lives or dies together.
         example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
         metric: What it is called.
-        progress: Whether to show a progress bar, where rich is installed.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If an argument is wrong, or there is nothing to prune.
@@ -124,7 +124,7 @@ def sensitivity(
     units = units.accepted(criterion.refuses, repr(criterion))
     dense = float(evaluate(model))
     values = {}
-    for group in _tracked(units.groups, progress):
+    for group in tracked(units.groups, "pruning one layer at a time", progress):
         line = []
         for ratio in ratios:
             with _without(model, group, criterion, ratio):
@@ -150,12 +150,3 @@ def _without(model: nn.Module, group: UnitGroup, criterion: Criterion, ratio: fl
     finally:
         for weight, values in before:
             weight.copy_(values)
-
-
-def _tracked(items: Sequence[_Item], progress: bool) -> Iterator[_Item]:
-    try:
-        from rich.progress import track
-    except ImportError:
-        yield from items
-    else:
-        yield from track(items, "pruning one layer at a time", disable=not progress)

@@ -9,6 +9,7 @@ from lightning_prune.criteria.activations import (
 )
 from lightning_prune.criteria.base import Criterion, LocalCriterion, Needs
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
+from lightning_prune.criteria.losses import LossCriterion, OptimalBrainDamage, Oracle
 from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "Fisher",
     "Gradient",
     "LocalCriterion",
+    "LossCriterion",
     "Magnitude",
     "Movement",
     "Needs",
+    "OptimalBrainDamage",
+    "Oracle",
     "Random",
     "Taylor",
     "Wanda",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion, Needs
+from lightning_prune.parts import check_counts
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
@@ -36,8 +37,7 @@ class ActivationCriterion(Criterion):
     every: int = 10
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every={self.every!r} must be a whole number of at least 1.")
+        check_counts(every=self.every)
 
     @abstractmethod
     def look(self, inputs: Tensor, grads: Tensor | None) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Flag, auto
-from typing import ClassVar
 
 from torch import Tensor
 
+from lightning_prune.losses import Trial
 from lightning_prune.parts import Part
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
@@ -20,10 +21,13 @@ class Needs(Flag):
     NOTHING = 0
     GRADIENT = auto()
     ACTIVATION = auto()
+    LOSS = auto()
 
     @property
     def unseen(self) -> str:
         """What is missing in a loop that does not show it, and what shows it."""
+        if Needs.LOSS in self:
+            return "loss: give step() or prune() `losses=Losses(loss, batches)`"
         if Needs.ACTIVATION in self:
             return "activation yet: run forward and backward in `with pruner.watch():`"
         return "gradient yet: call observe() after backward"
@@ -37,11 +41,19 @@ class Criterion(Part, ABC):
         sums: Names of the running sums that ``observe`` adds to; one number a unit each.
         pointwise: Whether a unit's score depends on that unit alone, so that a large group may be scored
             in pieces.
+        max_passes: How many passes of a batch through the network one event may take.
     """
 
-    needs: ClassVar[Needs] = Needs.NOTHING
-    sums: ClassVar[tuple[str, ...]] = ()
-    pointwise: ClassVar[bool] = True
+    # no ClassVar: the command line reads the types of a part where the part is, not here
+    needs = Needs.NOTHING
+    sums: tuple[str, ...] = ()
+    pointwise: bool = True
+    max_passes: float = math.inf
+
+    @property
+    def held(self) -> int:
+        """How many training batches are held for it."""
+        return 0
 
     def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
         """Row ranges of a group's units that are scored and observed one at a time."""
@@ -57,6 +69,25 @@ class Criterion(Part, ABC):
 
         Returns:
             One tensor of the units' shape for each name in ``sums``.
+        """
+        return {}
+
+    def passes(self, groups: Sequence[UnitGroup]) -> int:
+        """How many passes of a batch through the network one event takes, to ask for losses."""
+        return 0
+
+    def measure(
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+    ) -> dict[str, dict[str, Tensor]]:
+        """Asks for losses, at an event.
+
+        Args:
+            groups: All groups.
+            kept: Group name to which units are still there; what is found of others does not matter.
+            trial: A copy of the network as it stands.
+
+        Returns:
+            Group name to one tensor of the units' shape for each name in ``sums``; nothing by default.
         """
         return {}
 

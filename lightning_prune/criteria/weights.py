@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion
+from lightning_prune.parts import check_seed
 from lightning_prune.shares import along
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
@@ -147,8 +148,7 @@ class Random(Criterion):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed={self.seed!r} must be an integer.")
+        check_seed(self.seed)
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """A uniform draw in [0, 1) for each unit."""

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.compaction import analyse
+from lightning_prune.parts import check_counts
 from lightning_prune.probe import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
@@ -44,8 +45,7 @@ class Coupled(Structure):
 
     def __post_init__(self) -> None:
         check_are_patterns(include=self.include, exclude=self.exclude)
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
-            raise ValueError(f"round_to={self.round_to!r} must be an integer of at least 1.")
+        check_counts(round_to=self.round_to)
         number = isinstance(self.minimum, int | float) and not isinstance(self.minimum, bool)
         if not number or not (
             0 < self.minimum < 1 or (self.minimum >= 1 and self.minimum == int(self.minimum))

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.compaction import macs_by_weight
+from lightning_prune.parts import check_counts
 from lightning_prune.probe import as_probe
 from lightning_prune.shares import Elements, Share, Tiles
 from lightning_prune.structures.base import Structure
@@ -144,9 +145,7 @@ class Blocks(Weights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for argument, size in (("rows", self.rows), ("cols", self.cols)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{argument}={size!r} must be a whole number of at least 1.")
+        check_counts(rows=self.rows, cols=self.cols)
 
     def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
         """Each block is one."""

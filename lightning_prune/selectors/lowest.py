@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from lightning_prune.candidates import Candidates
-from lightning_prune.parts import Part
 from lightning_prune.selection import meet, remove_lowest, remove_up_to
+from lightning_prune.selectors.base import Costs, Selector, checked_share
 from lightning_prune.units import UnitGroup, Units
-
-Costs: TypeAlias = Callable[[str], float]
 
 _BUDGETS = ("units", "params", "macs")
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,57 +22,6 @@ _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda scores: scores.abs().max(),
 }
 _LEAST_PRICE = 1e-15  # a share of the network: what saves nothing goes last
-
-
-class Selector(Part, ABC):
-    """Which units go, given their scores."""
-
-    @abstractmethod
-    def resolve(self, target: float | None) -> float:
-        """The share of units that is to be gone at the end, or of the selector's own rule to be in force.
-
-        Raises:
-            ValueError: If the selector cannot work with this target.
-        """
-
-    @property
-    def needs_example(self) -> bool:
-        """Whether what it counts shows in a pass of the network only."""
-        return False
-
-    @abstractmethod
-    def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Narrows what each candidate keeps.
-
-        Args:
-            candidates: All groups that can be scored now.
-            fraction: The schedule's present share of what ``resolve`` gave, above 0.
-            costs: Gives the share of the dense network's "params" or "macs" that is left with what the
-                candidates keep at present.
-        """
-
-    def check(self, share: float, units: Units) -> None:
-        """Makes sure that a network has enough to give.
-
-        Args:
-            share: What ``resolve`` gave.
-            units: All that may be pruned, and what is frozen.
-
-        Raises:
-            ValueError: If not.
-        """
-
-    def refuses(self, group: UnitGroup) -> str | None:
-        """Why the selector can do nothing with a group, or ``None`` if it can."""
-        return None
-
-
-def _share(target: float | None, selector: Selector) -> float:
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
-        raise ValueError(
-            f"target={target!r} must be a number between 0 and 1 for {selector!r}: the share to be removed."
-        )
-    return float(target)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,25 +39,33 @@ class Global(Selector):
             norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or "max" size, or the "cost" of one
             unit in the budget at present widths. If scores are changes of the loss, as those of ``Taylor``,
             the last is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
+        cost_weight: What is taken from each score, once it is divided: this times what one unit saves in the
+            budget at present widths, as a share of the network (Molchanov et al. 2016, who count in billions of
+            multiply-adds and choose 1e-3).
 
     Raises:
-        ValueError: If an argument is none of these, or "cost" has no budget to count in.
+        ValueError: If an argument is none of these, or there is no budget to count costs in.
     """
 
     budget: Literal["units", "params", "macs"] = "units"
     normalize: Literal["l2", "mean", "max", "cost"] | None = None
+    cost_weight: float = 0.0
 
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""
-        return _share(target, self)
+        return checked_share(target, self)
 
     def __post_init__(self) -> None:
         for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):
             if getattr(self, argument) not in known:
                 given = getattr(self, argument)
                 raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
-        if self.normalize == "cost" and self.budget == "units":
-            raise ValueError("normalize='cost' needs budget='params' or budget='macs': all units cost 1.")
+        number = isinstance(self.cost_weight, int | float) and not isinstance(self.cost_weight, bool)
+        if not number or not 0 <= self.cost_weight < math.inf:
+            raise ValueError(f"cost_weight={self.cost_weight!r} must be a finite number of at least 0.")
+        if self.budget == "units" and (self.normalize == "cost" or self.cost_weight > 0):
+            given = "normalize='cost'" if self.normalize == "cost" else f"cost_weight={self.cost_weight!r}"
+            raise ValueError(f"{given} needs budget='params' or budget='macs': all units cost 1.")
 
     @property
     def needs_example(self) -> bool:
@@ -144,6 +98,9 @@ class Global(Selector):
         elif self.normalize is not None:
             for each in candidates:
                 each.divide(float(_NORMS[self.normalize](each.scores()[each.kept])) or 1.0)
+        if self.cost_weight > 0:
+            for each in candidates:
+                each.charge(self.cost_weight * _price(each, cost))
         if self.budget == "units":
             remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
         else:
@@ -167,7 +124,7 @@ class PerLayer(Selector):
 
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""
-        return _share(target, self)
+        return checked_share(target, self)
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of each."""
