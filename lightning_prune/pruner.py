@@ -254,15 +254,8 @@ class Pruner:
     @torch.no_grad()
     def select(self, fraction: float, losses: Losses | None = None) -> None:
         """Decides what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
-        trial = None if losses is None or Needs.LOSS not in self.needs else Trial(self._model, losses)
-        if trial is not None:
-            self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
-        candidates = self._scorable()
-        if not candidates or (trial is None and Needs.LOSS in self.needs):
-            raise RuntimeError(
-                f"{self._criterion!r} with {self._selector!r} has seen no finite {self.needs.unseen}"
-                " before the first pruning step."
-            )
+        trial = self._trial(losses)
+        candidates = self._scorable(trial)
         kept = {group.name: self._kept(group) for group in self.groups}
         kept |= {each.group.name: each.kept for each in candidates}
 
@@ -312,14 +305,40 @@ class Pruner:
         """Sets each masked weight to exactly 0, after the optimizer's step."""
         self._store.apply_()
 
-    def _scorable(self) -> list[Candidates]:
+    @torch.no_grad()
+    def scores(self, losses: Losses | None = None) -> dict[str, Tensor]:
+        """What the criterion makes of the units now.
+
+        Args:
+            losses: For criteria that ask for the loss.
+
+        Returns:
+            Group name to one number a unit, higher = keep; -inf for units that are gone.
+
+        Raises:
+            RuntimeError: If there is nothing to score yet.
+        """
+        return {each.group.name: each.scores() for each in self._scorable(self._trial(losses))}
+
+    def _trial(self, losses: Losses | None) -> Trial | None:
+        return None if losses is None or Needs.LOSS not in self.needs else Trial(self._model, losses)
+
+    def _scorable(self, trial: Trial | None) -> list[Candidates]:
         """Groups that can be scored now; the others wait, and do not count."""
+        if trial is not None:
+            self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
         dtype = reduce(torch.promote_types, (group.dtype for group in self.groups))
-        return [
+        found = [
             Candidates(group, self._kept(group), self._criterion, self._seen.statistics[group.name], dtype)
             for group in self.groups
             if self._seen.seen(group)
         ]
+        if not found or (trial is None and Needs.LOSS in self.needs):
+            raise RuntimeError(
+                f"{self._criterion!r} with {self._selector!r} has seen no finite {self.needs.unseen}"
+                " before the first pruning step."
+            )
+        return found
 
     def _kept(self, group: UnitGroup) -> Tensor:
         """Which units are still there, read off the masks."""

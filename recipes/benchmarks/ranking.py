@@ -1,0 +1,192 @@
+"""How well each criterion ranks channels: Spearman's correlation with the oracle, on a trained network.
+
+    python recipes/benchmarks/ranking.py --init-from resnet20.pt --root DIR --out FILE.json --plot FILE.png
+
+The study of Molchanov et al. 2016 on a ResNet-20. The oracle zeroes each channel, one after the other, on training
+images held for it, and notes the size of the loss's change; its first half of them against the second tells how
+far any criterion could agree. Statistics come from forward and backward passes over other training images, in
+training mode, without a step of the optimizer; criteria that ask for the loss look at the first of these, too.
+Correlations are within each group of channels (their mean over groups), and over the whole network: of scores as
+they are, and of each group's scores divided by their l2 norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional import spearman_corrcoef
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from classifier import Classifier
+from data import Digits, ImageFolder
+
+from lightning_prune import (
+    FPGM,
+    LAMP,
+    ActivationNorm,
+    ActivationTaylor,
+    APoZ,
+    BatchNormScale,
+    Channels,
+    Criterion,
+    Fisher,
+    Gradient,
+    Losses,
+    Magnitude,
+    Movement,
+    OptimalBrainDamage,
+    Oracle,
+    Pruner,
+    Random,
+    Taylor,
+    Wanda,
+)
+
+Batch = tuple[Tensor, Tensor]
+Scores = dict[str, Tensor]
+CRITERIA: tuple[Criterion, ...] = (
+    Taylor(),
+    Fisher(),
+    ActivationTaylor(every=1),
+    OptimalBrainDamage(estimator="hutchinson", probes=4),
+    OptimalBrainDamage(estimator="fisher"),
+    ActivationNorm(every=1),
+    APoZ(every=1),
+    Wanda(every=1),
+    Gradient(),
+    Movement(),
+    Magnitude(p=1),
+    Magnitude(p=2),
+    BatchNormScale(),
+    FPGM(),
+    LAMP(),
+    Random(),
+)
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+def loss_of(net: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy."""
+    images, labels = batch
+    return F.cross_entropy(net(images), labels)
+
+
+def scores_of(criterion: Criterion, weights: str, batches: list[Batch]) -> tuple[Scores, float]:
+    """A criterion's scores of each group, and the seconds that they took."""
+    net = Classifier(init_from=weights).net.train()
+    pruner = Pruner(net, 0.5, criterion=criterion, structure=Channels(), schedule=None, example=EXAMPLE)
+    begun = time.perf_counter()
+    for number, batch in enumerate(batches):
+        if criterion.held or not criterion.needs:
+            break
+        net.zero_grad()
+        with pruner.watch(number):
+            loss_of(net, batch).backward()
+        pruner.observe()
+    found = pruner.scores(
+        Losses(loss_of, batches[: criterion.held], progress=False) if criterion.held else None
+    )
+    return found, time.perf_counter() - begun
+
+
+def divided(scores: Scores) -> Scores:
+    """Each group's scores over their l2 norm."""
+    return {name: each / each.norm() for name, each in scores.items()}
+
+
+def correlation(found: Scores, oracle: Scores) -> float:
+    """Over all channels of these groups."""
+    one, other = (torch.cat([scores[name].double() for name in oracle]) for scores in (found, oracle))
+    return float(spearman_corrcoef(one, other))
+
+
+def row(name: str, found: Scores, oracle: Scores, seconds: float) -> dict[str, Any]:
+    """A criterion's agreement with the oracle."""
+    groups = {group: correlation(found, {group: oracle[group]}) for group in oracle}
+    return {
+        "criterion": name,
+        "groups": groups,
+        "within": statistics.fmean(groups.values()),
+        "raw": correlation(found, oracle),
+        "l2": correlation(divided(found), oracle),
+        "seconds": seconds,
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars, a criterion a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.55 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    labels = {
+        "within": "within groups, mean",
+        "raw": "whole network",
+        "l2": "whole network, divided by l2 norm",
+    }
+    for place, (key, label) in enumerate(labels.items()):
+        heights = [line + 0.27 * (place - 1) for line in range(len(rows))]
+        axes.barh(heights, [each[key] for each in rows], 0.25, label=label)
+    axes.set_yticks(range(len(rows)), [each["criterion"] for each in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("Spearman's correlation with the oracle")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Prints a row for each criterion as it comes, writes JSON and, if wanted, a plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
+    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+    parser.add_argument("--held", type=int, default=10, help="batches for the oracle")
+    parser.add_argument("--seen", type=int, default=40, help="batches for statistics")
+    parser.add_argument("--out", type=Path, default=Path("ranking.json"))
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    seed_everything(0, verbose=False)
+    data = ImageFolder(root=options.root) if options.root else Digits()
+    data.prepare_data()
+    data.setup("fit")
+    loader = islice(data.train_dataloader(), options.held + options.seen)
+    batches: list[Batch] = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    held, seen = batches[: options.held], batches[options.held :]
+    halves = held[: len(held) // 2], held[len(held) // 2 :]
+    (first, _), (second, seconds) = (
+        scores_of(Oracle(batches=len(half)), options.init_from, half) for half in halves
+    )
+    oracle, _ = scores_of(Oracle(batches=len(held)), options.init_from, held)
+    print("| criterion | within groups | network, as they are | network, over l2 norms | seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    rows = [row("Oracle, half against half", first, second, seconds)]
+    show(rows[0])
+    for criterion in CRITERIA:
+        found, seconds = scores_of(criterion, options.init_from, seen)
+        rows.append(row(repr(criterion), found, oracle, seconds))
+        show(rows[-1])
+        options.out.write_text(json.dumps(rows, indent=2))
+    if options.plot is not None:
+        plot(rows, options.plot)
+
+
+def show(found: dict[str, Any]) -> None:
+    """One row."""
+    figures = " | ".join(f"{found[key]:.2f}" for key in ("within", "raw", "l2"))
+    print(f"| {found['criterion']} | {figures} | {found['seconds']:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
