@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -27,7 +29,8 @@ class Losses:
     """A loss and the batches to look at it on, for criteria and selectors that ask for it.
 
     Args:
-        loss: Gives the mean loss of a network, a copy in evaluation mode, on a batch: a 0-d tensor.
+        loss: Gives the mean loss of a network, a copy in evaluation mode, on a batch,
+            which it leaves as it is: a 0-d tensor.
         batches: As ``loss`` takes them, on any device.
         add_up: Gives the sum of a tensor over all processes, where there are several.
         progress: Whether to show a progress bar.
@@ -60,8 +63,8 @@ class Trial:
         self._model = model
         self._losses = losses
         self._renew()
-        device = next(iter(self._parameters.values())).device
-        self._batches = [transfer(batch, device) for batch in losses.batches]
+        self._device = next(iter(self._parameters.values())).device
+        self._batches = [transfer(batch, self._device) for batch in losses.batches]
         self._together = max(1, _TOGETHER // max(1, _examples(self._batches[0])))
         self.batches = len(self._batches)
         self.progress = losses.progress
@@ -76,7 +79,7 @@ class Trial:
 
     def differentiable(self) -> Iterator[Tensor]:
         """The losses, one a batch, which autograd can go back from, twice."""
-        with torch.enable_grad(), plain_attention():
+        with torch.enable_grad(), plain_attention(), self._same_draws():
             for batch in self._batches:
                 yield self._losses.loss(self._network, batch)
 
@@ -147,12 +150,19 @@ class Trial:
             return result
 
         judged = _Judged(self._network, lambda network: self._total(network, batches))
-        found: Tensor = vmap(total)(kept)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # and it is faster still
+            found: Tensor = vmap(total)(kept)
         return found
 
     def _total(self, network: nn.Module, batches: int) -> Tensor:
-        losses = [self._losses.loss(network, batch).double() for batch in self._batches[:batches]]
-        return torch.stack(losses).sum()
+        with self._same_draws():
+            losses = [self._losses.loss(network, batch) for batch in self._batches[:batches]]
+        return torch.stack(losses).double().sum()
+
+    def _same_draws(self) -> AbstractContextManager[None]:
+        """What a loss draws is the same each time, and not missing elsewhere."""
+        return torch.random.fork_rng({self._device} if self._device.type == "cuda" else ())
 
 
 class _Judged(nn.Module):

@@ -80,9 +80,10 @@ class TrainingStep(Probe):
         given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
         failure: Exception | None = None
+        batch = tree_map(lambda leaf: leaf.clone() if torch.is_tensor(leaf) else leaf, self._batch)
         with isolate_rng():  # which restores nothing after an exception
             try:
-                result = model.training_step(self._batch, *given)
+                result = model.training_step(batch, *given)
             except _StopError as stop:
                 result = stop.loss
             except Exception as error:  # a user's step may raise anything

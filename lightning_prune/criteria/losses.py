@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -48,6 +49,16 @@ class LossCriterion(Criterion):
     def held(self) -> int:
         """As many as are asked for."""
         return self.batches
+
+    @abstractmethod
+    def passes(self, groups: Sequence[UnitGroup]) -> int:
+        """At most so many."""
+
+    @abstractmethod
+    def measure(
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+    ) -> dict[str, dict[str, Tensor]]:
+        """The scores, under "score"."""
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """What was measured."""

@@ -2,12 +2,12 @@
 
     python recipes/benchmarks/ranking.py --init-from resnet20.pt --root DIR --out FILE.json --plot FILE.png
 
-The study of Molchanov et al. 2016 on a ResNet-20. The oracle zeroes each channel, one after the other, on training
-images held for it, and notes the size of the loss's change; its first half of them against the second tells how
-far any criterion could agree. Statistics come from forward and backward passes over other training images, in
-training mode, without a step of the optimizer; criteria that ask for the loss look at the first of these, too.
-Correlations are within each group of channels (their mean over groups), and over the whole network: of scores as
-they are, and of each group's scores divided by their l2 norm.
+The study of Molchanov et al. 2016 on a ResNet-20. The oracle zeroes each channel, one after the other, on
+training images held for it, and notes the size of the loss's change; its first half of them against the second
+tells how far any criterion could agree. Statistics come from forward and backward passes over other training
+images, in training mode, without a step of the optimizer; criteria that ask for the loss look at the first of
+these. Correlations are within each group of channels (their mean over groups), and over the whole network: of
+scores as they are, and of each group's scores divided by their l2 norm.
 """
 
 from __future__ import annotations
