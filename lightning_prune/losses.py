@@ -21,7 +21,8 @@ from lightning_prune.units import UnitGroup
 LossOf: TypeAlias = Callable[[nn.Module, Any], Tensor]
 AddUp: TypeAlias = Callable[[Tensor], Tensor]
 
-_TOGETHER = 512  # examples in the network at once; with more, one variant after the other is as fast
+# With larger batches, one variant after the other is as fast.
+_TOGETHER, _SMALL = 16, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Trial:
         self._renew()
         self._device = next(iter(self._parameters.values())).device
         self._batches = [transfer(batch, self._device) for batch in losses.batches]
-        self._together = max(1, _TOGETHER // max(1, _examples(self._batches[0])))
+        self._together = _TOGETHER if _examples(self._batches[0]) <= _SMALL else 1
         self.batches = len(self._batches)
         self.progress = losses.progress
 
