@@ -27,7 +27,7 @@ from lightning_prune import (
     Taylor,
     Unstructured,
 )
-from lightning_prune.selectors import Candidates
+from lightning_prune.candidates import Candidates
 from lightning_prune.shares import Slice
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup, Units

@@ -139,7 +139,7 @@ def remaining(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[Un
 
     kept = []
     for group in groups:
-        readers = [part for part in group.followers if part.weight.ndim > 1]
+        readers: list[Share] = [*group.readers]
         makers = [part for part in group.masked if part not in readers]
         gone = empty(readers, group.size) | empty(makers, group.size)
         gone[0] &= not gone.all()  # no layer is emptied

@@ -141,6 +141,7 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
     begun = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - begun
+    retrained = float(trainer.callback_metrics["val_acc"])
     (tested,) = trainer.test(model, data, verbose=False)
     report = pruning.report
     before = report.dense or report
@@ -149,7 +150,7 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
         "fewer macs": 1.0 if before.macs is None or report.macs is None else before.macs / report.macs,
         "dense": onlooker.seen[0][1],
         "after pruning": onlooker.seen[-1][1],
-        "after retraining": float(trainer.callback_metrics["val_acc"]),
+        "after retraining": retrained,
         "test": tested["test_acc"],
         "seconds": seconds,
     }

@@ -5,7 +5,8 @@
 ResNet-18 with a CIFAR stem, 90 % of the weights masked, gradient statistics gathered in every step. The arms
 take turns step by step, in one process, so that a machine that slows down slows all of them down. Two figures,
 medians over rounds: an arm's step divided by the dense step of the same round; and its step divided by the same
-step without the time spent in pruning calls, which noise between steps does not reach.
+step without the time spent in pruning calls, which noise between steps does not reach. Criteria of activations
+look in every step here; hooks are part of the pass, so that the first figure alone tells what a look takes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,10 +25,25 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torchvision.models import resnet18
 
-from lightning_prune import Criterion, Fisher, Gradient, Magnitude, Movement, Pruner, Random, Taylor
+from lightning_prune import (
+    ActivationNorm,
+    ActivationTaylor,
+    APoZ,
+    Criterion,
+    Fisher,
+    Gradient,
+    Magnitude,
+    Movement,
+    Pruner,
+    Random,
+    Taylor,
+    Wanda,
+)
 
 AMOUNT = 0.9
 CRITERIA = (Magnitude(), Random(), Gradient(), Taylor(), Movement(), Fisher())
+# a step in which activations are looked at; by default every tenth is one
+LOOKING = (ActivationTaylor(every=1), ActivationNorm(every=1), APoZ(every=1), Wanda(every=1))
 
 
 class Arm:
@@ -63,8 +80,8 @@ class Arm:
         """Seconds of one training step with all that pruning does in it, and without that."""
         pruner, begun, self._pruning = self.pruner, _now(images), 0.0
         self.optimizer.zero_grad()
-        loss: torch.Tensor = F.cross_entropy(self.model(images), labels)
-        loss.backward()
+        with nullcontext() if pruner is None else pruner.watch():
+            F.cross_entropy(self.model(images), labels).backward()
         if pruner is not None:
             self._time(images, pruner.observe)
             self._time(images, lambda: pruner.store.apply_to_grads_(self.model.parameters()))
@@ -96,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     arms = {"dense": Arm(options.device), "ModelPruning": Arm(options.device, reparametrise=True)}
-    arms |= {type(each).__name__: Arm(options.device, each) for each in CRITERIA}
+    arms |= {type(each).__name__: Arm(options.device, each) for each in CRITERIA + LOOKING}
     images = torch.randn(options.batch_size, 3, 32, 32, device=options.device)
     labels = torch.randint(10, (options.batch_size,), device=options.device)
     for arm in arms.values():
