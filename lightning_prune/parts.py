@@ -6,7 +6,7 @@ import inspect
 
 
 class Part:
-    """Base of criteria, structures, selectors and schedules. All state is kept elsewhere."""
+    """Base of criteria, structures, selectors, schedules, rewinds and guards. All state is kept elsewhere."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -21,7 +21,7 @@ def check_part(value: object, base: type[Part], argument: str) -> None:
     """
     if isinstance(value, base):
         return
-    names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base)))
+    names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base) or {base}))
     raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one of {names}.")
 
 
