@@ -29,6 +29,7 @@ from lightning_prune.snapshots import Training, copy_of, memory_of, take
 
 SIZE = 72 + 4608 + 160
 FOUR = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 1.0})
+FIVE = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 0.875, "5ep": 1.0})
 GUARD = Guard("score", max_drop=0.25)
 DENSE = 0.75
 GOOD, BAD = 0.5, 0.4375  # just within the bound, and just beyond it: exact in binary
@@ -130,10 +131,10 @@ def test_a_bad_round_goes_back_to_the_last_good_one_for_good(tmp_path: Path, bas
 @pytest.mark.parametrize("value", [BAD, float("nan"), float("-inf")])
 def test_nothing_good_yet_is_the_dense_network_before_the_first_event(tmp_path: Path, value: float) -> None:
     with pytest.warns(UserWarning, match="back to 0 % removed"):
-        pruning, watch, _ = run(tmp_path, [DENSE, value, DENSE, DENSE])
-    assert [removed(look) for look in watch.before] == shares(0, 0.25, 0, 0)
+        pruning, watch, _ = run(tmp_path, [DENSE, value, 0.9, GOOD, 0.875])
+    assert [removed(look) for look in watch.before] == shares(0, 0.25, 0, 0, 0)
     assert same(watch.before[2], watch.after[0])
-    assert pruning.report.dense_metric == DENSE
+    assert (pruning.report.dense_metric, pruning.report.pruned_metric) == (DENSE, 0.875)
 
 
 def test_nan_has_a_line_of_its_own(tmp_path: Path) -> None:
@@ -150,9 +151,8 @@ def test_a_metric_that_should_fall(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
 def test_with_patience_bad_rounds_halve_the_next_step(tmp_path: Path) -> None:
     values = [DENSE, BAD, GOOD, BAD, BAD, DENSE]
-    schedule = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 0.875, "5ep": 1.0})
     with pytest.warns(UserWarning, match="epoch 2: .*: half a step, to 37.5 % of the target"):
-        pruning, watch, _ = run(tmp_path, values, Guard("score", max_drop=0.25, patience=1), schedule=schedule)
+        pruning, watch, _ = run(tmp_path, values, Guard("score", max_drop=0.25, patience=1), schedule=FIVE)
     # 0.25 was bad: half of the way to 0.5; that was good: on to 0.75; bad: half of the way to 0.875; bad: back
     assert [removed(look) for look in watch.before] == shares(0, 0.25, 0.375, 0.75, 0.8125, 0.375)
     assert same(watch.before[5], watch.after[2])
@@ -280,7 +280,7 @@ class Keep(ModelCheckpoint):
 @pytest.mark.parametrize("rewind", [None, Rewind("1ep")])
 @pytest.mark.parametrize(
     "values",
-    [[DENSE, BAD, GOOD, BAD, BAD, DENSE, BAD], [DENSE, GOOD, GOOD, GOOD, GOOD, BAD, BAD]],
+    [[DENSE, BAD, GOOD, BAD, BAD, DENSE, BAD], [DENSE, GOOD, GOOD, GOOD, GOOD, GOOD, BAD]],
     ids=["stopped", "undone at the end"],
 )
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
@@ -288,7 +288,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
 ) -> None:
     def callback() -> PruningCallback:
         guard = Guard("score", max_drop=0.25, patience=1)
-        return PruningCallback(0.8, criterion=Taylor(), schedule=FOUR, rewind=rewind, guard=guard)
+        return PruningCallback(0.8, criterion=Taylor(), schedule=FIVE, rewind=rewind, guard=guard)
 
     whole, pruning = scripted(values), callback()
     watch = Watch(pruning)
@@ -336,10 +336,10 @@ def test_a_state_from_before_there_were_guards_can_be_resumed(tmp_path: Path) ->
 
 def test_another_metric_does_not_compare_with_the_dense_one(tmp_path: Path) -> None:
     pruning = PruningCallback(0.8, schedule=FOUR, guard=GUARD)
-    fit(tmp_path, scripted([DENSE] * 5), pruning, Keep(tmp_path), max_epochs=5, enable_checkpointing=True)
-    other = PruningCallback(0.8, schedule=FOUR, guard=Guard("acc", max_drop=1e-9))
+    fit(tmp_path, scripted([0.0] * 5), pruning, Keep(tmp_path), max_epochs=5, enable_checkpointing=True)
+    other = PruningCallback(0.8, schedule=FOUR, guard=Guard("acc", "min", max_drop=0.0))
     with pytest.warns(UserWarning, match="cannot be judged: no acc"):
-        fit(tmp_path, scripted([DENSE] * 5), other, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+        fit(tmp_path, scripted([0.0] * 5), other, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
     assert other.report.removed == shares(1)[0]
 
 

@@ -412,8 +412,13 @@ def test_an_epoch_that_has_begun_is_no_longer_its_start(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_goes_back_to_its_own_beginning(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
     pruning = PruningCallback(0.5, schedule=OneShot("1ep"), rewind=Rewind())
-    fit(tmp_path, model := Lit(), pruning, max_epochs=2)
+    with pytest.warns(UserWarning, match="ended before the last pruning event"):
+        fit(tmp_path, model := Lit(), pruning, Stop(), max_epochs=2)
     watch = Watch()
     fit(tmp_path, model, pruning, watch, max_epochs=2)
     assert same(watch.seen[5]["weights"], masked(watch.seen[0]["weights"], dict(pruning.masks)))
