@@ -77,10 +77,8 @@ class PruningCallback(Callback):
     ) -> None:
         check_parts(target, criterion, structure, selector)
         check_part(schedule, Schedule, "schedule")
-        if rewind is not None:
-            check_part(rewind, Rewind, "rewind")
-        if guard is not None:
-            check_part(guard, Guard, "guard")
+        check_part(rewind, Rewind, "rewind", optional=True)
+        check_part(guard, Guard, "guard", optional=True)
         self.target = target
         self.criterion = criterion
         self.structure = structure
@@ -216,9 +214,9 @@ class PruningCallback(Callback):
         self.bind(pl_module, self._probe)
         self._check_neighbours(trainer)
         self._rounds.check(pl_module)
-        assert self._subject.store is not None
-        agenda = self._rounds.agenda
-        self._gathering = Gathering(self._subject.pruner, self._subject.store, agenda, trainer.optimizers)
+        subject, agenda = self._subject, self._rounds.agenda
+        assert subject.store is not None
+        self._gathering = Gathering(subject.pruner, subject.store, agenda, trainer.optimizers)
         self._history.begin_fit(monitored(trainer) if self.guard is None else self.guard.monitor)
 
     @property
@@ -255,6 +253,10 @@ class PruningCallback(Callback):
                     raise ValueError(
                         f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                         " that keep them apart."
+                    )
+                if self.rewind is not None or self.guard is not None:
+                    raise ValueError(
+                        "rewind and guard bring back weights: they are for a single PruningCallback."
                     )
                 if self.compact:
                     raise ValueError(
@@ -455,8 +457,7 @@ class PruningCallback(Callback):
 
 def _told(report: Report, history: History, rounds: Rounds) -> Report:
     """A report with what happened on the way."""
-    entries = tuple(history.entries)
-    return replace(report, monitor=history.monitor, history=entries, decisions=rounds.decisions)
+    return replace(report, monitor=history.monitor, history=tuple(history.entries), decisions=rounds.decisions)
 
 
 def _check_version(state: Mapping[str, Any]) -> None:

@@ -13,13 +13,13 @@ class Part:
         return f"{type(self).__name__}({arguments})"
 
 
-def check_part(value: object, base: type[Part], argument: str) -> None:
-    """Makes sure that ``value`` is an instance of ``base``.
+def check_part(value: object, base: type[Part], argument: str, optional: bool = False) -> None:
+    """Makes sure that ``value`` is an instance of ``base``, or ``None`` if it is optional.
 
     Raises:
         ValueError: If it is not; the message names the classes there are to choose from.
     """
-    if isinstance(value, base):
+    if isinstance(value, base) or (optional and value is None):
         return
     names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base) or {base}))
     raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one of {names}.")

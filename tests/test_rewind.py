@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR, ReduceLR
 from lightning_prune import (
     Channels,
     Cubic,
+    Guard,
     Linear,
     OneShot,
     PruningCallback,
@@ -499,6 +500,14 @@ def test_bad_arguments_are_named_at_construction(arguments: dict[str, Any], mess
 def test_what_is_no_rewind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rewind='1ep' is no Rewind: give an instance of one of Rewind\."):
         PruningCallback(0.5, rewind="1ep")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [{"rewind": Rewind()}, {"guard": Guard("acc")}])
+def test_what_another_callback_has_removed_is_not_brought_back(tmp_path: Path, part: dict[str, Any]) -> None:
+    one = PruningCallback(0.5, structure=Unstructured(include="net.0"), name="one")
+    two = PruningCallback(0.5, structure=Unstructured(exclude="net.0"), **part)
+    with pytest.raises(ValueError, match=r"rewind and guard .* for a single PruningCallback"):
+        fit(tmp_path, Lit(), one, two)
 
 
 @pytest.mark.parametrize(
