@@ -1,6 +1,7 @@
 """Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
 
 from lightning_prune.callback import PruningCallback
+from lightning_prune.checkpoints import PrunedCheckpoint
 from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     FPGM,
@@ -22,12 +23,14 @@ from lightning_prune.criteria import (
     Wanda,
 )
 from lightning_prune.export import export_onnx
+from lightning_prune.guard import Guard
 from lightning_prune.loading import load_compact
 from lightning_prune.losses import Losses
 from lightning_prune.measuring import measure
 from lightning_prune.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
+from lightning_prune.rewind import Rewind
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, ParticleFilter, PerLayer, Selector, Threshold
 from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
@@ -49,6 +52,7 @@ __all__ = [
     "Fisher",
     "Global",
     "Gradient",
+    "Guard",
     "Heads",
     "Linear",
     "LocalCriterion",
@@ -61,10 +65,12 @@ __all__ = [
     "Oracle",
     "ParticleFilter",
     "PerLayer",
+    "PrunedCheckpoint",
     "Pruner",
     "PruningCallback",
     "Random",
     "Report",
+    "Rewind",
     "Schedule",
     "Selector",
     "Sensitivity",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -15,32 +14,25 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.agenda import Agenda
 from lightning_prune.collect import ExampleCapture
-from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
-from lightning_prune.held import HeldBatches
+from lightning_prune.guard import Guard
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
-from lightning_prune.losses import Losses
 from lightning_prune.measuring import measure
-from lightning_prune.moments import Unit
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
-from lightning_prune.sandbox import loss_of, probe_of
-from lightning_prune.schedules import Cubic, Schedule, Timetable
+from lightning_prune.rewind import Rewind
+from lightning_prune.rounds import Rounds
+from lightning_prune.sandbox import probe_of
+from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
-from lightning_prune.trainers import (
-    check_own_process,
-    check_whole,
-    horizon,
-    monitored,
-    write_report,
-)
+from lightning_prune.trainers import check_own_process, check_whole, monitored, write_report
 
 _STATE_VERSION = 1
 
@@ -58,6 +50,8 @@ class PruningCallback(Callback):
         structure: What lives or dies together.
         selector: Which units go.
         schedule: How much, and when.
+        rewind: Where the surviving weights go after an event; nowhere by default.
+        guard: What an event may cost; anything by default.
         compact: Whether to shrink the module when the fit has ended, in place, once it is shown on a training
             batch that its outputs stay the same. Checkpoints saved from then on hold the smaller network.
         name: Tells two callbacks in one Trainer apart.
@@ -68,7 +62,7 @@ class PruningCallback(Callback):
         CompactionError: At the end of the fit, if outputs would change; the module is as it was.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a question
         self,
         target: float | None = None,
         *,
@@ -76,16 +70,22 @@ class PruningCallback(Callback):
         structure: Structure = Unstructured(),
         selector: Selector = Global(),
         schedule: Schedule = Cubic(),
+        rewind: Rewind | None = None,
+        guard: Guard | None = None,
         compact: bool = False,
         name: str | None = None,
     ) -> None:
         check_parts(target, criterion, structure, selector)
         check_part(schedule, Schedule, "schedule")
+        check_part(rewind, Rewind, "rewind", optional=True)
+        check_part(guard, Guard, "guard", optional=True)
         self.target = target
         self.criterion = criterion
         self.structure = structure
         self.selector = selector
         self.schedule = schedule
+        self.rewind = rewind
+        self.guard = guard
         self.compact = compact
         self.name = name
         self._subject = Subject()
@@ -93,14 +93,12 @@ class PruningCallback(Callback):
         self._load_hook: LoadHook | None = None
         self._gathering: Gathering | None = None
         self._capture: ExampleCapture | None = None
-        self._held = HeldBatches(0)
-        self._agenda = Agenda()
+        self._rounds = self._new_rounds()
         self._global_step = 0
         self._history = History()
         self._loaded: dict[str, Any] | None = None
         self._folder = Path()
         self._shown: float | None = None
-        self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -114,6 +112,11 @@ class PruningCallback(Callback):
         return MappingProxyType({}) if store is None else store.masks
 
     @property
+    def settled(self) -> bool:
+        """Whether no pruning event is left in this fit and, with a guard, the present round is good."""
+        return self._rounds.settled(self._history)
+
+    @property
     def report(self) -> Report:
         """The network as it stands.
 
@@ -122,8 +125,7 @@ class PruningCallback(Callback):
         """
         if self._subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        report = self._subject.report(self._example)
-        return replace(report, monitor=self._history.monitor, history=tuple(self._history.entries))
+        return _told(self._subject.report(self._example), self._history, self._rounds)
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
         """The report of a network out of a checkpoint; what this callback is in charge of does not matter.
@@ -139,9 +141,10 @@ class PruningCallback(Callback):
         _check_version(state)
         subject = Subject()
         subject.bind_saved(model, state["pruner"])
-        history = History()
+        history, rounds = History(), self._new_rounds()
         history.load_state_dict(state)
-        return replace(subject.report(example), monitor=history.monitor, history=tuple(history.entries))
+        rounds.load_state_dict(state)
+        return _told(subject.report(example), history, rounds)
 
     @property
     def _example(self) -> Any:
@@ -176,6 +179,9 @@ class PruningCallback(Callback):
         report = measure(model, pruner.masks, example)
         return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))
 
+    def _new_rounds(self) -> Rounds:
+        return Rounds(self.criterion, self.selector, self.schedule, self.rewind, self.guard)
+
     def _new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
         return Pruner(
             model,
@@ -193,15 +199,14 @@ class PruningCallback(Callback):
         """Takes over a loaded state, and the model with it unless that must wait for a batch."""
         if trainer.global_step == 0 or not self._subject.bound_to(pl_module):
             # there are steps in a run resumed from a checkpoint that knew nothing of pruning
-            self._agenda.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+            self._rounds.restart(trainer.global_step // max(1, len(trainer.optimizers)))
         if self.compact or self._needs_example:
             check_whole(trainer)
         if self.compact:
             check_own_process(trainer)
-        self._agenda.timetable = self._resolve(trainer)
+        self._rounds.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._shown = None
-        self._warned = False
         self._probe = None
         self._capture = ExampleCapture(pl_module)
         if not self._needs_example:
@@ -211,9 +216,15 @@ class PruningCallback(Callback):
         """Binds to the model and its optimizers."""
         self.bind(pl_module, self._probe)
         self._check_neighbours(trainer)
-        assert self._subject.store is not None
-        self._gathering = Gathering(self._subject.pruner, self._subject.store, self._agenda, trainer.optimizers)
-        self._history.begin_fit(monitored(trainer))
+        self._rounds.check(pl_module)
+        subject, agenda = self._subject, self._rounds.agenda
+        assert subject.store is not None
+        self._gathering = Gathering(subject.pruner, subject.store, agenda, trainer.optimizers)
+        self._history.begin_fit(monitored(trainer) if self.guard is None else self.guard.monitor)
+
+    @property
+    def _steps(self) -> int:
+        return self._rounds.agenda.steps
 
     @property
     def _needs_example(self) -> bool:
@@ -246,41 +257,25 @@ class PruningCallback(Callback):
                         f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                         " that keep them apart."
                     )
+                if self.rewind is not None or self.guard is not None:
+                    raise ValueError(
+                        "rewind and guard bring back weights: they are for a single PruningCallback."
+                    )
                 if self.compact:
                     raise ValueError(
                         "compact=True is for a single PruningCallback: with several, call"
                         " compact(model, masks, example) after the fit, with the masks of each in turn."
                     )
 
-    def _resolve(self, trainer: Trainer) -> Timetable:
-        try:
-            timetable = self.schedule.timetable(horizon(trainer))
-            first = next(event for event in timetable.events if event.fraction > 0)
-            if first.position == 0 and self.criterion.needs | self.selector.needs:
-                raise ValueError(
-                    f"{self.schedule!r} prunes before the first batch, when {self.criterion!r} with"
-                    f" {self.selector!r} has seen no training step: start later, or choose a criterion that"
-                    " looks at weights."
-                )
-        except ValueError as error:
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                raise
-            rank_zero_info(f"fast_dev_run is too short to prune: {error}")
-            return Timetable(Unit.STEP, ())
-        wanted = {(moment.unit, moment.value) for moment in self.schedule.moments}
-        if len(timetable.events) < min(2, len(wanted)):
-            rank_zero_warn(
-                f"{self.schedule!r} prunes all at once: in this fit its moments fall together."
-                ' Moments in steps, such as "100st", need no epoch to begin.'
-            )
-        return timetable
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
         if self._gathering is None:
             return
         self._end_epoch(trainer, trainer.current_epoch - 1)
-        if self._subject.pruner is not None and not self._agenda.over:
+        pruner = self._subject.pruner
+        if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
+            self._note(trainer, pruner.sparsity)
+        if pruner is not None and not self._rounds.agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not self.compact:
@@ -326,7 +321,7 @@ class PruningCallback(Callback):
         self._history.begin_epoch(trainer.callback_metrics)
         if self._gathering is not None:
             self._gathering.watch(trainer.optimizers)
-            self._prune_if_due(trainer)
+            self._advance(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -336,49 +331,28 @@ class PruningCallback(Callback):
             self._probe = probe_of(trainer, pl_module, batch)
         if self._gathering is None:
             self._begin(trainer, pl_module)
-        self._hold(trainer, batch)
-        self._prune_if_due(trainer)
+        if (pruner := self._subject.pruner) is not None:
+            self._rounds.hold(trainer, pruner, batch)
+        self._advance(trainer, pl_module, batch_idx)
         cast(Gathering, self._gathering).begin_batch(trainer, batch_idx)
 
-    def _hold(self, trainer: Trainer, batch: Any) -> None:
-        """Keeps the first batches for what asks for the loss; the first one is tried at once."""
+    def _advance(self, trainer: Trainer, pl_module: LightningModule, batch: int = 0) -> None:
         pruner = self._subject.pruner
-        if self._agenda.over or pruner is None or self._held.full:
+        if pruner is None or not self._rounds.advance(trainer, pl_module, pruner, self._history, batch):
             return
-        self._held.hold(batch)
-        if len(self._held.batches) == 1:
-            seconds = pruner.rehearse(self._losses(trainer))
-            rank_zero_info(f"{self.criterion!r} with {self.selector!r} takes about {seconds:.3g} s an event.")
-
-    def _losses(self, trainer: Trainer) -> Losses:
-        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return Losses(loss_of(trainer), self._held.batches, add_up, progress=trainer.is_global_zero)
-
-    def _prune_if_due(self, trainer: Trainer) -> None:
-        pruner = self._subject.pruner
-        event = self._agenda.due(trainer.current_epoch)
-        if event is None or pruner is None:
-            return
-        losses = self._losses(trainer) if self._held.batches else None
-        if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in pruner.needs)):
-            if not self._warned:
-                rank_zero_warn(f"A pruning event waits: {self.criterion!r} has seen no finite step yet.")
-                self._warned = True
-            return
-        pruner.prune(event.fraction, *trainer.optimizers, losses=losses)
-        self._agenda.handle(trainer.current_epoch)
-        if self._agenda.over:
-            self._held.batches.clear()
-        sparsity = pruner.sparsity
-        if self._agenda.over and sparsity == 0:
+        agenda, sparsity = self._rounds.agenda, pruner.sparsity
+        if agenda.over and not agenda.stopped and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._history.prune(trainer.current_epoch, self._agenda.steps, sparsity)
+        self._note(trainer, sparsity)
+
+    def _note(self, trainer: Trainer, sparsity: float) -> None:
+        self._history.prune(trainer.current_epoch, self._steps, sparsity)
         removed = {
             f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
             for name, mask in self.masks.items()
         }
         for logger in trainer.loggers:
-            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._agenda.steps)
+            logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._steps)
 
     # --- steps
 
@@ -405,7 +379,7 @@ class PruningCallback(Callback):
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
         cast(Gathering, self._gathering).end_batch()
         # one for a batch, however many optimizers stepped; none while gradients accumulate
-        self._agenda.steps += trainer.global_step > self._global_step
+        self._rounds.agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step
         sparsity = self._history.sparsity
         if batch_idx == 0 or sparsity != self._shown:
@@ -418,8 +392,10 @@ class PruningCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the monitored metric beside the sparsity that it was measured at."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._history.end_validation(trainer.callback_metrics, trainer.current_epoch, self._agenda.steps)
+        if trainer.sanity_checking:
+            self._rounds.check_logged(trainer)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            self._history.end_validation(trainer.callback_metrics, trainer.current_epoch, self._steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does the same for a metric of training steps, and ends a look at a batch that the module skipped."""
@@ -428,7 +404,7 @@ class PruningCallback(Callback):
         self._end_epoch(trainer, trainer.current_epoch)
 
     def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
-        self._history.end_epoch(trainer.callback_metrics, epoch, self._agenda.steps)
+        self._history.end_epoch(trainer.callback_metrics, epoch, self._steps)
 
     # --- state
 
@@ -442,9 +418,9 @@ class PruningCallback(Callback):
             "version": _STATE_VERSION,
             "settings": self._settings(),
             "pruner": self._subject.state_dict(),
-            "agenda": self._agenda.state_dict(),
-            "held": list(self._held.batches),
-        } | self._history.state_dict()
+            **self._rounds.state_dict(),
+            **self._history.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a saved state until the model is there to take it.
@@ -459,7 +435,6 @@ class PruningCallback(Callback):
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
         self._gathering = None
-        self._held = HeldBatches(max(self.criterion.held, self.selector.held))
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
             self._subject.forget()
         self._load_hook = LoadHook(
@@ -471,19 +446,23 @@ class PruningCallback(Callback):
     def _take_over(self, state: Mapping[str, Any]) -> None:
         pruner = self._subject.pruner
         notes = [] if pruner is None else pruner.load_state_dict(state["pruner"])
-        self._agenda.load_state_dict(state["agenda"])
-        self._held.batches = list(state.get("held", ()))
+        self._rounds.load_state_dict(state)
         self._history.load_state_dict(state)
         for name, now in self._settings().items():
-            before = state["settings"].get(name)
+            before = state["settings"].get(name, repr(None))  # as in earlier versions, which had fewer parts
             if before != now:
                 notes.append(f"{name} was {before}, is now {now}")
         for note in notes:
             rank_zero_info(f"Pruning resumes with a change: {note}.")
 
     def _settings(self) -> dict[str, str]:
-        parts = ("target", "criterion", "structure", "selector", "schedule")
+        parts = ("target", "criterion", "structure", "selector", "schedule", "rewind", "guard")
         return {name: repr(getattr(self, name)) for name in parts}
+
+
+def _told(report: Report, history: History, rounds: Rounds) -> Report:
+    """A report with what happened on the way."""
+    return replace(report, monitor=history.monitor, history=tuple(history.entries), decisions=rounds.decisions)
 
 
 def _check_version(state: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.report import Entry
+from lightning_prune.report import Entry, dense_metric, last_metric
 
 
 class History:
@@ -33,6 +33,17 @@ class History:
     def sparsity(self) -> float:
         """Removed share after the last event."""
         return self.entries[-1].sparsity if self.entries else 0.0
+
+    @property
+    def measured(self) -> float | None:
+        """The metric last measured since the last event, ``None`` if none was."""
+        return self.entries[-1].metric if self.entries else None
+
+    @property
+    def reference(self) -> float | None:
+        """The metric last measured before anything was removed; if none was, the latest one, or ``None``."""
+        dense = dense_metric(self.entries)
+        return last_metric(self.entries) if dense is None else dense
 
     def begin_fit(self, monitor: str | None) -> None:
         """No metric is logged yet. Earlier looks at another metric are left out: they do not compare."""

@@ -6,22 +6,22 @@ import inspect
 
 
 class Part:
-    """Base of criteria, structures, selectors and schedules. All state is kept elsewhere."""
+    """Base of criteria, structures, selectors, schedules, rewinds and guards. All state is kept elsewhere."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({arguments})"
 
 
-def check_part(value: object, base: type[Part], argument: str) -> None:
-    """Makes sure that ``value`` is an instance of ``base``.
+def check_part(value: object, base: type[Part], argument: str, optional: bool = False) -> None:
+    """Makes sure that ``value`` is an instance of ``base``, or ``None`` if it is optional.
 
     Raises:
         ValueError: If it is not; the message names the classes there are to choose from.
     """
-    if isinstance(value, base):
+    if isinstance(value, base) or (optional and value is None):
         return
-    names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base)))
+    names = ", ".join(sorted(cls.__name__ for cls in concrete_subclasses(base) or {base}))
     raise ValueError(f"{argument}={value!r} is no {base.__name__}: give an instance of one of {names}.")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from os import PathLike
 from typing import Any
 
@@ -57,6 +58,16 @@ class Entry:
     metric: float | None = None
 
 
+def last_metric(history: Iterable[Entry]) -> float | None:
+    """The last value in a history, ``None`` if there is none."""
+    return next((entry.metric for entry in reversed(list(history)) if entry.metric is not None), None)
+
+
+def dense_metric(history: Iterable[Entry]) -> float | None:
+    """The last value before anything was removed, ``None`` if none was seen."""
+    return last_metric(takewhile(lambda entry: entry.sparsity == 0, history))
+
+
 @dataclass(frozen=True)
 class Report:
     """A network as it stands, and how it got there.
@@ -77,6 +88,7 @@ class Report:
         left_out: Training steps left out of the statistics for inf or nan gradients.
         monitor: Name of the monitored metric.
         history: Events and looks at the metric, in order.
+        decisions: Of a guard, in words.
     """
 
     layers: tuple[Layer, ...]
@@ -92,6 +104,7 @@ class Report:
     left_out: int = 0
     monitor: str | None = None
     history: tuple[Entry, ...] = ()
+    decisions: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -111,14 +124,12 @@ class Report:
     @property
     def dense_metric(self) -> float | None:
         """The last value before anything was removed, ``None`` if none was seen."""
-        seen = [event.metric for event in self.history if event.sparsity == 0]
-        return next((value for value in reversed(seen) if value is not None), None)
+        return dense_metric(self.history)
 
     @property
     def pruned_metric(self) -> float | None:
         """The last value at the present sparsity, ``None`` if none was seen."""
-        last = next((event for event in reversed(self.history) if event.metric is not None), None)
-        return last.metric if last is not None and last.sparsity == self.sparsity else None
+        return last_metric(event for event in self.history if event.sparsity == self.sparsity)
 
     def to_json(self) -> str:
         """All of it, as JSON; ``"sparsity"`` is the removed share of what the structure covers."""
@@ -143,6 +154,7 @@ class Report:
                 **state,
                 "layers": tuple(Layer(**layer) for layer in state["layers"]),
                 "history": tuple(Entry(**entry) for entry in state["history"]),
+                "decisions": tuple(state.get("decisions", ())),
                 "dense": state["dense"] and Cost(**state["dense"]),
             }
         )
@@ -172,6 +184,7 @@ class Report:
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
         if self.macs is None:
             lines.append("multiply-adds not counted: no example of forward's input was seen")
+        lines += self.decisions
         lines += self._masked() if self.dense is None else self._compacted(self.dense)
         lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
         lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]

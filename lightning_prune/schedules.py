@@ -32,10 +32,12 @@ class Timetable:
     Args:
         unit: What positions count: ``Unit.EPOCH`` or ``Unit.STEP``.
         events: At least one; the last has fraction 1.
+        marks: Positions of further moments that were asked for.
     """
 
     unit: Unit
     events: tuple[Event, ...]
+    marks: tuple[int, ...] = ()
 
     def due(self, handled: int, now: int) -> Event | None:
         """The latest event after position ``handled`` and not after ``now``."""
@@ -88,14 +90,18 @@ class Schedule(Part, ABC):
             return 0.0
         return 1.0 if progress == 1 else self.fraction(progress, anchors)
 
-    def timetable(self, horizon: Horizon) -> Timetable:
+    def timetable(self, horizon: Horizon, also: Sequence[Moment] = ()) -> Timetable:
         """The events in a fit of this length.
+
+        Args:
+            horizon: The fit.
+            also: Further moments, to be marked on the same grid.
 
         Raises:
             ValueError: If a moment lies beyond the fit, cannot be placed, or comes after its successor.
         """
         between = [] if self.interval is None else [self.interval]
-        grid = Grid.of([*self.moments, *between], horizon)
+        grid = Grid.of([*self.moments, *between, *also], horizon)
         anchors = [grid.position(moment) for moment in self.moments]
         for earlier, later in zip(range(len(anchors)), range(1, len(anchors)), strict=False):
             if anchors[earlier] > anchors[later]:
@@ -115,6 +121,7 @@ class Schedule(Part, ABC):
                 for position in sorted(positions)
                 if position <= anchors[-1]
             ),
+            tuple(grid.position(moment) for moment in also),
         )
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.moments import Horizon
 from lightning_prune.report import Report
+from lightning_prune.snapshots import Training
 
 _SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
@@ -37,6 +38,12 @@ def loss_scale(trainer: Trainer) -> float:
     """What the loss, and so its gradients, are multiplied with at present."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def training_of(trainer: Trainer, module: LightningModule) -> Training:
+    """What the fit changes."""
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return Training(module, trainer.optimizers, schedules)
 
 
 def monitored(trainer: Trainer) -> str | None:

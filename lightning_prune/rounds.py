@@ -1,0 +1,308 @@
+"""The rounds of one fit: when pruning is due, what is rewound after it, what is undone if it costs too much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_prune.agenda import Agenda
+from lightning_prune.criteria import Criterion, Needs
+from lightning_prune.guard import Guard
+from lightning_prune.held import HeldBatches
+from lightning_prune.history import History
+from lightning_prune.judge import Judge
+from lightning_prune.losses import Losses
+from lightning_prune.moments import Unit
+from lightning_prune.pruner import Pruner
+from lightning_prune.rewind import Rewind
+from lightning_prune.sandbox import loss_of
+from lightning_prune.schedules import Event, Schedule, Timetable
+from lightning_prune.selectors import Selector
+from lightning_prune.snapshots import Training
+from lightning_prune.trainers import horizon, training_of
+
+
+class Rounds:
+    """Prunes when that is due; rewinds and judges, if that is wanted.
+
+    Args:
+        criterion: How much a unit matters.
+        selector: Which units go.
+        schedule: How much, and when.
+        rewind: Where weights go after an event.
+        guard: What an event may cost.
+
+    Attributes:
+        agenda: Where the fit stands among its events.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        selector: Selector,
+        schedule: Schedule,
+        rewind: Rewind | None,
+        guard: Guard | None,
+    ) -> None:
+        self._parts = f"{criterion!r} with {selector!r}"
+        self._needs = criterion.needs | selector.needs
+        self._wanted = max(criterion.held, selector.held)
+        self._schedule = schedule
+        self._rewind = rewind
+        self._guard = guard
+        self.agenda = Agenda()
+        self._judge = Judge()
+        self._snapshot: Mapping[str, Any] | None = None
+        self._held = HeldBatches(self._wanted)
+        self._said: set[str] = set()
+
+    # --- a fit begins
+
+    def restart(self, steps: int) -> None:
+        """A fit begins with no event behind it, after this many steps without pruning."""
+        self.agenda.restart(steps)
+        self._judge = Judge()
+        self._snapshot = None
+        self._held = HeldBatches(self._wanted)
+
+    def begin_fit(self, trainer: Trainer) -> None:
+        """Works out when events are due.
+
+        Raises:
+            ValueError: If a moment does not fit into the training, or to what is to happen then.
+        """
+        self._said = set()
+        try:
+            timetable = self._timetable(trainer)
+        except ValueError as error:
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                raise
+            rank_zero_info(f"fast_dev_run is too short to prune: {error}")
+            self.agenda.timetable = Timetable(Unit.STEP, ())
+            return
+        self.agenda.timetable = timetable
+        wanted = {(moment.unit, moment.value) for moment in self._schedule.moments}
+        if len(timetable.events) < min(2, len(wanted)):
+            rank_zero_warn(
+                f"{self._schedule!r} prunes all at once: in this fit its moments fall together."
+                ' Moments in steps, such as "100st", need no epoch to begin.'
+            )
+
+    def _timetable(self, trainer: Trainer) -> Timetable:
+        also = [] if self._rewind is None else [self._rewind.moment]
+        timetable = self._schedule.timetable(horizon(trainer), also)
+        first = next(event for event in timetable.events if event.fraction > 0)
+        if first.position == 0 and self._needs:
+            raise ValueError(
+                f"{self._schedule!r} prunes before the first batch, when {self._parts} has seen no training"
+                " step: start later, or choose a criterion that looks at weights."
+            )
+        if first.position == 0 and self._guard is not None:
+            raise ValueError(
+                f"{self._schedule!r} prunes before the first batch, when {self._guard!r} has seen no metric of"
+                " the dense network: start later."
+            )
+        if any(mark > first.position for mark in timetable.marks):
+            raise ValueError(
+                f"{self._rewind!r} is later in this fit than the first event of {self._schedule!r}: rewind to"
+                " an earlier point, or prune later."
+            )
+        return timetable
+
+    def check(self, module: LightningModule) -> None:
+        """Raises ValueError if this model cannot be rewound as it should."""
+        if self._rewind is not None and not self.agenda.over:
+            self._rewind.check(module)
+
+    def check_logged(self, trainer: Trainer) -> None:
+        """Raises ValueError if a validation that has just run did not log the guard's metric."""
+        metrics = trainer.callback_metrics
+        if self._guard is not None and self._guard.monitor not in metrics:
+            raise ValueError(
+                f"monitor={self._guard.monitor!r} must be one that validation logs: {_names(metrics)}."
+            )
+
+    # --- on the way
+
+    def advance(
+        self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History, batch: int = 0
+    ) -> bool:
+        """Does what is due before a batch, or at the start of an epoch.
+
+        Args:
+            trainer: The module's.
+            module: Is pruned.
+            pruner: Prunes it.
+            history: Of the fit so far.
+            batch: Number of the batch in its epoch.
+
+        Returns:
+            Whether masks were decided about.
+
+        Raises:
+            ValueError: If the point to rewind to is past, or the guard's metric was never measured.
+        """
+        if self.agenda.over:
+            return False
+        epoch = trainer.current_epoch
+        training = training_of(trainer, module)
+        self._hold(training, epoch, batch)
+        event = self.agenda.due(epoch)
+        if event is None:
+            return False
+        losses = self._losses(trainer) if self._held.batches else None
+        if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
+            self._warn_once(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.")
+            return False
+        fraction = self._allowed(event, trainer, training, pruner, history)
+        if fraction is not None:
+            pruner.prune(fraction, *training.optimizers, losses=losses)
+            self.agenda.handle(epoch)
+            self._judge.reached = fraction
+            self._go_back(training, pruner, fraction)
+        if self.agenda.over:
+            self._held.batches.clear()
+        return True
+
+    def hold(self, trainer: Trainer, pruner: Pruner, batch: Any) -> None:
+        """Keeps the first batches for what asks for the loss; the first one is tried at once.
+
+        Raises:
+            ValueError: If it gives no loss, cannot be kept, or the loss would be asked for too often.
+        """
+        if self.agenda.over or self._held.full:
+            return
+        self._held.hold(batch)
+        if len(self._held.batches) == 1:
+            seconds = pruner.rehearse(self._losses(trainer))
+            rank_zero_info(f"{self._parts} takes about {seconds:.3g} s an event.")
+
+    def _losses(self, trainer: Trainer) -> Losses:
+        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+        return Losses(loss_of(trainer), self._held.batches, add_up, progress=trainer.is_global_zero)
+
+    def _hold(self, training: Training, epoch: int, batch: int) -> None:
+        """Takes the snapshot to rewind to, at its moment."""
+        if self._rewind is None or self._snapshot is not None:
+            return
+        (mark,), now = self.agenda.timetable.marks, self.agenda.position(epoch)
+        begins = batch == 0 or self.agenda.timetable.unit is Unit.STEP
+        if now == mark and begins:
+            self._snapshot = self._rewind.take(training)
+        elif now >= mark:
+            raise ValueError(
+                f"{self._rewind!r} cannot go back: this run was resumed after that point, from a checkpoint"
+                " without a snapshot of it. Resume from one that has it, or from before that point."
+            )
+
+    def _go_back(self, training: Training, pruner: Pruner, fraction: float) -> None:
+        """Rewinds what is left after an event that removed something."""
+        if self._rewind is None or self._snapshot is None or fraction == 0:
+            return
+        self._rewind.apply_(training, self._snapshot)
+        pruner.store.apply_()
+        for optimizer in training.optimizers:
+            pruner.store.apply_to_state_(optimizer)
+        if self.agenda.over:
+            self._snapshot = None
+
+    def _allowed(
+        self, event: Event, trainer: Trainer, training: Training, pruner: Pruner, history: History
+    ) -> float | None:
+        """The share of the target that an event may take; ``None`` if it is called off."""
+        if self._guard is None or event.fraction == 0:
+            return event.fraction
+        if not self._judge.running:
+            dense = trainer.strategy.broadcast(history.reference)
+            if dense is not None:
+                self._judge.begin(dense, training, pruner)
+            elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"monitor={self._guard.monitor!r} was not measured before the first pruning event: start"
+                    f" later, or take one that is logged by then: {_names(trainer.callback_metrics)}."
+                )
+            return event.fraction
+        return self._judged(trainer, training, pruner, history, event.fraction)
+
+    def _judged(
+        self, trainer: Trainer, training: Training, pruner: Pruner, history: History, wanted: float | None
+    ) -> float | None:
+        """What the guard leaves of the wanted share; ``None`` if the network went back."""
+        assert self._guard is not None
+        metric = trainer.strategy.broadcast(history.measured)
+        if metric is None or not self._judge.informed:
+            self._warn_once(
+                trainer, f"A round cannot be judged: no {self._guard.monitor} to compare was measured in it."
+            )
+            return wanted
+        place = f"epoch {trainer.current_epoch}"
+        fraction = self._judge.judge(self._guard, place, metric, wanted, training, pruner)
+        say = rank_zero_warn if self._judge.bad else rank_zero_info
+        say(self._judge.decisions[-1])
+        if not self._judge.running:
+            self.agenda.stopped = True
+            self._snapshot = None
+        return fraction
+
+    def _warn_once(self, trainer: Trainer, text: str) -> None:
+        if text not in self._said:
+            say = rank_zero_info if trainer.fast_dev_run else rank_zero_warn  # type: ignore[attr-defined]
+            say(text)
+            self._said.add(text)
+
+    # --- the fit ends
+
+    def finish(self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History) -> bool:
+        """Judges the last round.
+
+        Returns:
+            Whether the network went back to an earlier one.
+        """
+        if self._guard is None or not self._judge.running:
+            return False
+        self._judged(trainer, training_of(trainer, module), pruner, history, None)
+        if self.agenda.over:
+            self._judge.end()
+        return self.agenda.stopped
+
+    def settled(self, history: History) -> bool:
+        """Whether no event is left and, with a guard, the present round is good."""
+        watched = self._guard is not None and self._judge.running
+        return self.agenda.over and not (
+            watched and not self._judge.good(cast(Guard, self._guard), history.measured)
+        )
+
+    # --- state
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """What the guard has decided, in words."""
+        return tuple(self._judge.decisions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "agenda": self.agenda.state_dict(),
+            "judge": self._judge.state_dict(),
+            "snapshot": self._snapshot,
+            "held": list(self._held.batches),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a saved state of the whole callback; earlier versions have no more than the agenda."""
+        self.agenda.load_state_dict(state["agenda"])
+        self._held.batches = list(state.get("held", ()))
+        self._judge.load_state_dict(state.get("judge", {}))
+        if self._guard is not None and state["monitor"] != self._guard.monitor:
+            self._judge.forget_metric()
+        # another rewind would go back to another point
+        same = state["settings"].get("rewind") == repr(self._rewind)
+        self._snapshot = state.get("snapshot") if same else None
+
+
+def _names(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(metrics)) or "nothing is"
