@@ -22,8 +22,8 @@ def test_the_criteria_in_the_guide_work_and_are_short() -> None:
     space: dict[str, object] = {}
     for block in blocks("docs/criterion.md"):
         exec(block, space)
-        body = block[block.index("class ") :].split("\n\n\n")[0]
-        assert len([line for line in body.splitlines() if line.strip()]) < 15
+        for body in re.findall(r"^class .*?(?=\n\n\n|\Z)", block, re.DOTALL | re.MULTILINE):
+            assert len([line for line in body.splitlines() if line.strip()]) < 15
     for name in ("Persistence", "Smallest"):
         criterion = space[name]()
         assert isinstance(criterion, Criterion)
@@ -33,6 +33,9 @@ def test_the_criteria_in_the_guide_work_and_are_short() -> None:
         pruner.observe()
         pruner.prune(1.0)
         assert int((model.weight == 0).sum()) == 8
+    prune_by_brute_force, model = space["prune_by_brute_force"], nn.Linear(4, 4)
+    prune_by_brute_force(model, [(torch.ones(2, 4), torch.tensor([0, 1]))])
+    assert int((model.weight == 0).sum()) == 8
 
 
 def test_the_guide_to_channels_gives_a_smaller_network() -> None:
