@@ -341,6 +341,25 @@ def test_particles_are_never_worse_than_the_criterion_alone(seed: int) -> None:
     assert found[1] <= found[0]
 
 
+@pytest.mark.parametrize("evolutionary", [False, True])
+def test_particles_get_better_and_the_best_of_all_is_taken(evolutionary: bool) -> None:
+    tried: list[float] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        found = loss_of(model, batch)
+        tried.append(float(found))
+        return found
+
+    model, held = network(), losses(count=1)
+    selector = ParticleFilter(rounds=6, spread=0.5, evolutionary=evolutionary)
+    pruner = Pruner(model, 0.5, criterion=Random(), selector=selector, schedule=None)
+    pruner.prune(1.0, losses=Losses(loss, held.batches, progress=False))
+    rounds = torch.tensor(tried).view(6, 16)
+    assert rounds.mean(1)[-1] < rounds.mean(1)[0]
+    assert rounds.min(1).values.tolist() == sorted(rounds.min(1).values.tolist(), reverse=True)
+    assert mean_loss(model.eval(), held) == pytest.approx(min(tried), abs=1e-12)
+
+
 def test_a_population_of_one_is_the_criterion_alone() -> None:
     plain, alone = network(), network()
     Pruner(plain, 0.5, schedule=None).prune(1.0)
