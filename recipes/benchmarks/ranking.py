@@ -56,24 +56,24 @@ from lightning_prune import (
 
 Batch = tuple[Tensor, Tensor]
 Scores = dict[str, Tensor]
-CRITERIA: tuple[Criterion, ...] = (
-    Taylor(),
-    Fisher(),
-    ActivationTaylor(every=1),
-    OptimalBrainDamage(estimator="hutchinson", probes=4),
-    OptimalBrainDamage(estimator="fisher"),
-    ActivationNorm(every=1),
-    APoZ(every=1),
-    Wanda(every=1),
-    Gradient(),
-    Movement(),
-    Magnitude(p=1),
-    Magnitude(p=2),
-    BatchNormScale(),
-    FPGM(),
-    LAMP(),
-    Random(),
-)
+CRITERIA: dict[str, Criterion] = {
+    "Taylor": Taylor(),
+    "Fisher": Fisher(),
+    "ActivationTaylor": ActivationTaylor(every=1),
+    "OptimalBrainDamage, hutchinson": OptimalBrainDamage(estimator="hutchinson", probes=4),
+    "OptimalBrainDamage, fisher": OptimalBrainDamage(estimator="fisher"),
+    "ActivationNorm": ActivationNorm(every=1),
+    "APoZ": APoZ(every=1),
+    "Wanda": Wanda(every=1),
+    "Gradient": Gradient(),
+    "Movement": Movement(),
+    "Magnitude L1": Magnitude(p=1),
+    "Magnitude L2": Magnitude(p=2),
+    "BatchNormScale": BatchNormScale(),
+    "FPGM": FPGM(),
+    "LAMP": LAMP(),
+    "Random": Random(),
+}
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
@@ -129,7 +129,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars, a criterion a line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.55 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
     axes = figure.subplots()
     labels = {
         "within": "within groups, mean",
@@ -143,7 +143,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("Spearman's correlation with the oracle")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
@@ -173,11 +173,12 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     rows = [row("Oracle, half against half", first, second, seconds)]
     show(rows[0])
-    for criterion in CRITERIA:
+    for name, criterion in CRITERIA.items():
         found, seconds = scores_of(criterion, options.init_from, seen)
-        rows.append(row(repr(criterion), found, oracle, seconds))
+        rows.append(row(name, found, oracle, seconds))
         show(rows[-1])
         options.out.write_text(json.dumps(rows, indent=2))
+    show_groups(rows)
     if options.plot is not None:
         plot(rows, options.plot)
 
@@ -186,6 +187,14 @@ def show(found: dict[str, Any]) -> None:
     """One row."""
     figures = " | ".join(f"{found[key]:.2f}" for key in ("within", "raw", "l2"))
     print(f"| {found['criterion']} | {figures} | {found['seconds']:.1f} |", flush=True)
+
+
+def show_groups(rows: list[dict[str, Any]]) -> None:
+    """A row for each criterion, a column for each group."""
+    groups = list(rows[0]["groups"])
+    print(f"\n| criterion | {' | '.join(groups)} |\n|{' --- |' * (1 + len(groups))}")
+    for found in rows:
+        print(f"| {found['criterion']} | {' | '.join(f'{each:.2f}' for each in found['groups'].values())} |")
 
 
 if __name__ == "__main__":
