@@ -114,7 +114,12 @@ class PruningCallback(Callback):
     @property
     def settled(self) -> bool:
         """Whether no pruning event is left in this fit and, with a guard, the present round is good."""
-        return self._rounds.settled(self._history)
+        return self._subject.plan is not None or self._rounds.settled(self._history)
+
+    @property
+    def undone(self) -> bool:
+        """Whether the guard has gone back to an earlier network when the fit ended."""
+        return self._rounds.undone
 
     @property
     def report(self) -> Report:
@@ -332,7 +337,7 @@ class PruningCallback(Callback):
         if self._gathering is None:
             self._begin(trainer, pl_module)
         if (pruner := self._subject.pruner) is not None:
-            self._rounds.hold(trainer, pruner, batch)
+            self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)
         cast(Gathering, self._gathering).begin_batch(trainer, batch_idx)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -13,14 +13,33 @@ class PrunedCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint whose best is the best at the final sparsity.
 
     With ``monitor``, nothing counts as best while a PruningCallback of the Trainer has an event left or, with a
-    guard, while its present round is not good. ``save_last`` and all else work as ever. Takes the arguments of
+    guard, while its present round is not good; ``save_last`` saves all the same. Where a guard undoes the last
+    round when the fit ends, what came back is saved then, and is the best. Takes the arguments of
     ``ModelCheckpoint``.
     """
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether the present network is among the best."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        settled = all(each.settled for each in callbacks if isinstance(each, PruningCallback))
+        settled = all(each.settled for each in _pruning(trainer))
         # the metric of a guard may be another one in each process
-        settled = trainer.strategy.reduce_boolean_decision(settled, all=True)
-        return settled and super().check_monitor_top_k(trainer, current)
+        if trainer.strategy.reduce_boolean_decision(settled, all=True):
+            return super().check_monitor_top_k(trainer, current)
+        if self.save_last:
+            self._last_global_step_saved = trainer.global_step  # it is saved only where another one is
+        return False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what a guard has brought back."""
+        super().on_train_end(trainer, pl_module)
+        if any(each.undone for each in _pruning(trainer)):
+            candidates = self._monitor_candidates(trainer)
+            self.best_k_models.clear()  # they hold what was given up
+            self.best_model_path = self.format_checkpoint_name(candidates)
+            self.best_model_score = self.current_score = None
+            trainer.save_checkpoint(self.best_model_path, self.save_weights_only)
+            self._save_last_checkpoint(trainer, candidates)
+
+
+def _pruning(trainer: Trainer) -> list[PruningCallback]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, PruningCallback)]

@@ -23,7 +23,8 @@ class Guard(Part):
     - Worse once more, or at the end of the fit: weights, buffers, masks and what optimizers remember are again
       those of the last good round, or of the dense network; nothing more is pruned. Learning rates go on.
 
-    The rule is ours. Where several devices each measure a value of their own, that of the first counts.
+    A round in which the metric was not measured cannot be judged: pruning goes on, with a warning. The rule is
+    ours. Where several devices each measure a value of their own, that of the first counts.
 
     Args:
         monitor: The metric, as validation logs it.

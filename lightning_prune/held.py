@@ -1,38 +1,87 @@
-"""Training batches held for what asks for the loss."""
+"""Training batches that a fit holds for what asks for the loss."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_prune.losses import Losses
+from lightning_prune.probe import evaluating, twin_of
+from lightning_prune.pruner import Pruner
+from lightning_prune.sandbox import NoLossError, loss_of
+from lightning_prune.trainers import from_all
 
 
 class HeldBatches:
-    """Copies of batches, on the CPU.
+    """Copies of the first batches of a fit that give a loss, on the CPU, those of all processes in each.
 
     Args:
         count: How many are wanted.
-
-    Attributes:
-        batches: Those that are.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self.batches: list[Any] = []
+        self._batches: list[list[Any]] = []
+        self._tried = False
 
-    @property
-    def full(self) -> bool:
-        """Whether there are as many as wanted."""
-        return len(self.batches) >= self._count
-
-    def hold(self, batch: Any) -> None:
-        """Holds a copy of one more.
+    def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
+        """Holds one more, if it is wanted; with the first of a fit, what asks for the loss is tried.
 
         Raises:
-            ValueError: If a checkpoint could not hold it.
+            ValueError: If it cannot be kept, what comes first gives no loss, or the loss would be asked for too
+                often.
         """
-        self.batches.append(_copied(batch))
+        if len(self._batches) < self._count:
+            found = from_all(trainer, _copied(batch) if _gives_loss(trainer, module, batch) else None)
+            if all(each is not None for each in found):
+                self._batches.append(found)
+            elif not self._batches:
+                raise ValueError(
+                    "training_step gives no loss for the first batch: take parts that do not ask for it."
+                )
+        if self._count and not self._tried:
+            self._tried = True
+            seconds = pruner.rehearse(self._losses(trainer))
+            rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")
+
+    def losses(self, trainer: Trainer) -> Losses | None:
+        """What can be asked for now."""
+        return self._losses(trainer) if self._batches else None
+
+    def _losses(self, trainer: Trainer) -> Losses:
+        rank = trainer.global_rank
+        # after a resume there may be more processes than before
+        own = [each[rank % len(each)] for each in self._batches]
+        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+        return Losses(loss_of(trainer), own, add_up, progress=trainer.is_global_zero)
+
+    def clear(self) -> None:
+        """Nothing more will be asked for."""
+        self._batches.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {"held": [list(each) for each in self._batches]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what a saved state holds, as far as it is wanted; earlier versions held nothing."""
+        self._batches = [list(each) for each in state.get("held", ())][: self._count]
+
+
+def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
+    """Whether the step does not skip the batch."""
+    twin = twin_of(module)
+    try:
+        with evaluating(twin):
+            loss_of(trainer)(twin, batch)
+    except NoLossError:
+        return False
+    return True
 
 
 def _copied(value: Any) -> Any:

@@ -98,6 +98,7 @@ class Judge:
             "optimizers": [memory_of(optimizer) for optimizer in training.optimizers],
             "masks": pruner.store.state_dict(),
             "protected": sorted(pruner.protected),
+            "reached": self.reached,
         }
 
     def _go_back(self, training: Training, pruner: Pruner) -> None:
@@ -107,6 +108,7 @@ class Judge:
             restore_optimizer_(optimizer, memory)
         pruner.store.load_state_dict(self._good["masks"])
         pruner.protected = set(self._good["protected"])
+        self.reached = self._good["reached"]
         self.end()
 
     def state_dict(self) -> dict[str, Any]:

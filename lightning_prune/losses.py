@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -21,8 +21,8 @@ from lightning_prune.units import UnitGroup
 LossOf: TypeAlias = Callable[[nn.Module, Any], Tensor]
 AddUp: TypeAlias = Callable[[Tensor], Tensor]
 
-# With larger batches, one variant after the other is as fast.
-_TOGETHER, _SMALL = 16, 64
+# With more numbers in a batch, one variant after the other is as fast.
+_TOGETHER, _SMALL = 16, 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +66,28 @@ class Trial:
         self._renew()
         self._device = next(iter(self._parameters.values())).device
         self._batches = [transfer(batch, self._device) for batch in losses.batches]
-        self._together = _TOGETHER if _examples(self._batches[0]) <= _SMALL else 1
+        self._together = _TOGETHER if _numbers(self._batches[0]) <= _SMALL else 1
         self.batches = len(self._batches)
         self.progress = losses.progress
 
     def _renew(self) -> None:
         self._network = twin_of(self._model).eval().requires_grad_(requires_grad=False)
         self._parameters = dict(self._network.named_parameters())
+        self._buffers = [
+            (module, name, buffer.clone())
+            for module in self._network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
 
     def copies(self, parts: Iterable[Share]) -> dict[str, Tensor]:
         """Name to parameter of the copy, which asks for gradients from now on."""
         return {part.name: self._parameters[part.name].requires_grad_() for part in parts}
 
-    def differentiable(self) -> Iterator[Tensor]:
-        """The losses, one a batch, which autograd can go back from, twice."""
-        with torch.enable_grad(), plain_attention(), self._same_draws():
-            for batch in self._batches:
+    def differentiable(self, batches: int) -> Iterator[Tensor]:
+        """The losses on the first ``batches``, one by one, which autograd can go back from, twice."""
+        with torch.enable_grad(), plain_attention(), self._alike():
+            for batch in self._batches[:batches]:
                 yield self._losses.loss(self._network, batch)
 
     def mean(self, totals: Tensor, batches: int) -> Tensor:
@@ -105,9 +111,9 @@ class Trial:
             self._parameters[part.name].mul_(part.spread(units))
 
     @torch.no_grad()
-    def loss(self, batches: int | None = None) -> Tensor:
-        """The mean loss of the copy as it is, over the first ``batches`` or all: a 0-d tensor."""
-        batches = self.batches if batches is None else min(batches, self.batches)
+    def loss(self, batches: int) -> Tensor:
+        """The mean loss of the copy as it is, over the first ``batches``: a 0-d tensor."""
+        batches = min(batches, self.batches)
         return self.mean(self._total(self._network, batches), batches)
 
     @torch.no_grad()
@@ -127,12 +133,12 @@ class Trial:
         return self.mean(torch.stack(found), batches)
 
     def _totals(self, group: UnitGroup, kept: Sequence[Tensor], batches: int) -> Sequence[Tensor]:
-        if len(kept) > 1:
+        if self._together > 1:
             try:
                 return self._at_once(group, torch.stack(tuple(kept)), batches).unbind()
             except Exception:  # a user's step may do what cannot be done for several networks at once
                 self._together = 1
-                self._renew()  # the attempt may have left its marks
+            self._renew()  # the attempt may have left its marks
         totals = []
         for units in kept:
             self.put([group], {group.name: units})
@@ -157,13 +163,17 @@ class Trial:
         return found
 
     def _total(self, network: nn.Module, batches: int) -> Tensor:
-        with self._same_draws():
+        with self._alike():
             losses = [self._losses.loss(network, batch) for batch in self._batches[:batches]]
-        return torch.stack(losses).double().sum()
+        return torch.stack(losses).sum()
 
-    def _same_draws(self) -> AbstractContextManager[None]:
-        """What a loss draws is the same each time, and not missing elsewhere."""
-        return torch.random.fork_rng({self._device} if self._device.type == "cuda" else ())
+    @contextmanager
+    def _alike(self) -> Iterator[None]:
+        """What a loss draws is the same each time, and not missing elsewhere; buffers are the model's."""
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer.clone()
+        with torch.random.fork_rng({self._device} if self._device.type == "cuda" else ()):
+            yield
 
 
 class _Judged(nn.Module):
@@ -179,7 +189,6 @@ class _Judged(nn.Module):
         return self._judge(self.network)
 
 
-def _examples(batch: Any) -> int:
-    """How many examples a batch seems to hold."""
-    sizes = [len(leaf) for leaf in tree_leaves(batch) if torch.is_tensor(leaf) and leaf.ndim]
-    return max(sizes, default=1)
+def _numbers(batch: Any) -> int:
+    """How many numbers the largest tensor of a batch holds."""
+    return max((leaf.numel() for leaf in tree_leaves(batch) if torch.is_tensor(leaf)), default=0)

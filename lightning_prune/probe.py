@@ -118,7 +118,7 @@ def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
         model: Stays as it is.
         memo: As for ``copy.deepcopy``.
     """
-    twin = copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, {**_results_of(model), **(memo or {})})
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if name == "_compiled_call_impl" or _compiled_method(name, value):
@@ -126,6 +126,16 @@ def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
         if isinstance(module, OptimizedModule):
             module.forward = module._orig_mod.__call__
     return twin
+
+
+def _results_of(model: nn.Module) -> dict[int, Tensor]:
+    """What modules have kept of their passes, for ``copy.deepcopy``, which refuses to copy results."""
+    kept = (leaf for module in model.modules() for leaf in tree_leaves(_attributes(module)))
+    return {id(leaf): leaf.detach() for leaf in kept if torch.is_tensor(leaf) and not leaf.is_leaf}
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    return [value for name, value in vars(module).items() if name not in ("_parameters", "_modules")]
 
 
 def _compiled_method(name: str, value: Any) -> bool:

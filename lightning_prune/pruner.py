@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import reduce
 from typing import Any
@@ -254,7 +254,9 @@ class Pruner:
     @torch.no_grad()
     def select(self, fraction: float, losses: Losses | None = None) -> None:
         """Decides what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
-        trial = self._trial(losses)
+        if losses is None and Needs.LOSS in self._selector.needs:
+            raise self._unseen(self._selector.needs)
+        trial = self._trial(losses, self.needs)
         candidates = self._scorable(trial)
         kept = {group.name: self._kept(group) for group in self.groups}
         kept |= {each.group.name: each.kept for each in candidates}
@@ -263,7 +265,7 @@ class Pruner:
             if budget == "loss":
                 assert trial is not None
                 trial.put(self.groups, kept)
-                return float(trial.loss())
+                return float(trial.loss(self._selector.held))
             return self._budgets[budget].cost(kept) / self._budgets[budget].total
 
         self._selector.select(candidates, fraction * self._share, costs)
@@ -288,18 +290,21 @@ class Pruner:
             ValueError: If it would take more passes through the network than the criterion allows.
         """
         trial = Trial(self._model, Losses(losses.loss, losses.batches[:1]))
-        trial.loss()
-        start = time.perf_counter()
-        trial.loss()
-        passes = self._criterion.passes(self.groups) + self._selector.passes(self.groups)
-        seconds = passes * (time.perf_counter() - start)
+        trial.loss(1)  # the first pass takes longer
+        asked = self._criterion.passes(self.groups) * _seconds(
+            lambda: self._criterion.rehearse(self.groups, trial)
+        )
+        self._check_passes(f", about {asked / 60:.3g} minutes here")
+        return asked + self._selector.passes(self.groups) * _seconds(lambda: trial.loss(1))
+
+    def _check_passes(self, time_taken: str = "") -> None:
+        passes = self._criterion.passes(self.groups)
         if passes > self._criterion.max_passes:
             raise ValueError(
-                f"{self._criterion!r} would take {passes:,} passes of a batch through the network in one event,"
-                f" about {seconds / 60:.3g} minutes here: raise max_passes={self._criterion.max_passes!r},"
-                " leave layers out with include and exclude, or take another criterion."
+                f"{self._criterion!r} would take {passes:,} passes of a batch through the network in one"
+                f" event{time_taken}: raise max_passes={self._criterion.max_passes!r}, leave layers out with"
+                " include and exclude, or take another criterion."
             )
-        return seconds
 
     def apply_(self) -> None:
         """Sets each masked weight to exactly 0, after the optimizer's step."""
@@ -318,10 +323,22 @@ class Pruner:
         Raises:
             RuntimeError: If there is nothing to score yet.
         """
-        return {each.group.name: each.scores() for each in self._scorable(self._trial(losses))}
+        return {
+            each.group.name: each.scores()
+            for each in self._scorable(self._trial(losses, self._criterion.needs))
+        }
 
-    def _trial(self, losses: Losses | None) -> Trial | None:
-        return None if losses is None or Needs.LOSS not in self.needs else Trial(self._model, losses)
+    def _trial(self, losses: Losses | None, needs: Needs) -> Trial | None:
+        if losses is None or Needs.LOSS not in needs:
+            return None
+        self._check_passes()
+        return Trial(self._model, losses)
+
+    def _unseen(self, needs: Needs) -> RuntimeError:
+        return RuntimeError(
+            f"{self._criterion!r} with {self._selector!r} has seen no finite {needs.unseen} before the first"
+            " pruning step."
+        )
 
     def _scorable(self, trial: Trial | None) -> list[Candidates]:
         """Groups that can be scored now; the others wait, and do not count."""
@@ -333,11 +350,8 @@ class Pruner:
             for group in self.groups
             if self._seen.seen(group)
         ]
-        if not found or (trial is None and Needs.LOSS in self.needs):
-            raise RuntimeError(
-                f"{self._criterion!r} with {self._selector!r} has seen no finite {self.needs.unseen}"
-                " before the first pruning step."
-            )
+        if not found:
+            raise self._unseen(self._criterion.needs)
         return found
 
     def _kept(self, group: UnitGroup) -> Tensor:
@@ -367,3 +381,10 @@ class Pruner:
         self._store.apply_()
         self.protected |= set(state["protected"])
         return self._seen.load_state_dict(state)
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    """How long it takes to get a number."""
+    begun = time.perf_counter()
+    float(call())  # which waits for an accelerator
+    return time.perf_counter() - begun

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.moments import Moment
-from lightning_prune.parts import Part
+from lightning_prune.parts import Part, check_seed
 from lightning_prune.snapshots import Training, not_redrawn, redraw_, restore_, take
 
 _RANDOM = "random"
@@ -22,7 +22,8 @@ class Rewind(Part):
     - Weight rewinding, the default: parameters, buffers, optimizers and learning-rate schedules go back. To
       the initialisation it is the lottery ticket of Frankle and Carbin 2019, arXiv 1803.03635; to a point soon
       after, Frankle et al. 2019, "Stabilizing the Lottery Ticket Hypothesis", arXiv 1903.01611.
-    - Learning-rate rewinding, ``weights=False``: weights and buffers stay. Renda et al. 2020, "Comparing
+    - Learning-rate rewinding, ``weights=False``: weights and buffers stay, optimizers (their momentum, too) and
+      schedules go back. Renda et al. 2020, "Comparing
       Rewinding and Fine-tuning in Neural Network Pruning", arXiv 2003.02389.
     - Training from scratch, ``to="random"``: fresh weights are drawn, the same ones at each event, optimizers
       and schedules start anew. Liu et al. 2019, "Rethinking the Value of Network Pruning", arXiv 1810.05270.
@@ -50,8 +51,7 @@ class Rewind(Part):
             raise ValueError(f'{str(error).removesuffix(".")}; or "{_RANDOM}".') from None
         if not isinstance(self.weights, bool):
             raise ValueError(f"weights={self.weights!r} must be True or False.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be an integer from 0 on.")
+        check_seed(self.seed)
         if self.random and not self.weights:
             raise ValueError(
                 f"weights=False keeps the weights that to={self.to!r} draws anew: leave one of them out."

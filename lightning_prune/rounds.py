@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,11 +14,9 @@ from lightning_prune.guard import Guard
 from lightning_prune.held import HeldBatches
 from lightning_prune.history import History
 from lightning_prune.judge import Judge
-from lightning_prune.losses import Losses
 from lightning_prune.moments import Unit
 from lightning_prune.pruner import Pruner
 from lightning_prune.rewind import Rewind
-from lightning_prune.sandbox import loss_of
 from lightning_prune.schedules import Event, Schedule, Timetable
 from lightning_prune.selectors import Selector
 from lightning_prune.snapshots import Training
@@ -38,6 +35,7 @@ class Rounds:
 
     Attributes:
         agenda: Where the fit stands among its events.
+        undone: Whether the last round of this fit was undone when it ended.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class Rounds:
         self._rewind = rewind
         self._guard = guard
         self.agenda = Agenda()
+        self.undone = False
         self._judge = Judge()
         self._snapshot: Mapping[str, Any] | None = None
         self._held = HeldBatches(self._wanted)
@@ -76,6 +75,7 @@ class Rounds:
             ValueError: If a moment does not fit into the training, or to what is to happen then.
         """
         self._said = set()
+        self.undone = False
         try:
             timetable = self._timetable(trainer)
         except ValueError as error:
@@ -120,8 +120,8 @@ class Rounds:
 
     def check_logged(self, trainer: Trainer) -> None:
         """Raises ValueError if a validation that has just run did not log the guard's metric."""
-        metrics = trainer.callback_metrics
-        if self._guard is not None and self._guard.monitor not in metrics:
+        metrics = trainer.callback_metrics  # some modules log nothing in a sanity check
+        if self._guard is not None and metrics and self._guard.monitor not in metrics:
             raise ValueError(
                 f"monitor={self._guard.monitor!r} must be one that validation logs: {_names(metrics)}."
             )
@@ -154,7 +154,7 @@ class Rounds:
         event = self.agenda.due(epoch)
         if event is None:
             return False
-        losses = self._losses(trainer) if self._held.batches else None
+        losses = self._held.losses(trainer)
         if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
             self._warn_once(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.")
             return False
@@ -165,29 +165,17 @@ class Rounds:
             self._judge.reached = fraction
             self._go_back(training, pruner, fraction)
         if self.agenda.over:
-            self._held.batches.clear()
+            self._held.clear()
         return True
 
-    def hold(self, trainer: Trainer, pruner: Pruner, batch: Any) -> None:
-        """Keeps the first batches for what asks for the loss; the first one is tried at once.
-
-        Raises:
-            ValueError: If it gives no loss, cannot be kept, or the loss would be asked for too often.
-        """
-        if self.agenda.over or self._held.full:
-            return
-        self._held.hold(batch)
-        if len(self._held.batches) == 1:
-            seconds = pruner.rehearse(self._losses(trainer))
-            rank_zero_info(f"{self._parts} takes about {seconds:.3g} s an event.")
-
-    def _losses(self, trainer: Trainer) -> Losses:
-        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return Losses(loss_of(trainer), self._held.batches, add_up, progress=trainer.is_global_zero)
+    def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
+        """Keeps a batch for what asks for the loss, if any does and an event is left."""
+        if not self.agenda.over:
+            self._held.hold(trainer, module, pruner, batch)
 
     def _hold(self, training: Training, epoch: int, batch: int) -> None:
-        """Takes the snapshot to rewind to, at its moment."""
-        if self._rewind is None or self._snapshot is not None:
+        """Takes the snapshot to rewind to, at its moment; a fit made longer once all is gone needs none."""
+        if self._rewind is None or self._snapshot is not None or self._judge.reached == 1:
             return
         (mark,), now = self.agenda.timetable.marks, self.agenda.position(epoch)
         begins = batch == 0 or self.agenda.timetable.unit is Unit.STEP
@@ -234,6 +222,10 @@ class Rounds:
         """What the guard leaves of the wanted share; ``None`` if the network went back."""
         assert self._guard is not None
         metric = trainer.strategy.broadcast(history.measured)
+        if metric is None and self._guard.monitor not in trainer.callback_metrics and trainer.callback_metrics:
+            raise ValueError(
+                f"monitor={self._guard.monitor!r} is not logged: {_names(trainer.callback_metrics)}."
+            )
         if metric is None or not self._judge.informed:
             self._warn_once(
                 trainer, f"A round cannot be judged: no {self._guard.monitor} to compare was measured in it."
@@ -267,6 +259,12 @@ class Rounds:
         self._judged(trainer, training_of(trainer, module), pruner, history, None)
         if self.agenda.over:
             self._judge.end()
+        if self.agenda.stopped:
+            rank_zero_warn(
+                "The last round is undone, and checkpoints from before hold what was given up: call"
+                " trainer.save_checkpoint(path), or use a PrunedCheckpoint, which saves what came back."
+            )
+            self.undone = True
         return self.agenda.stopped
 
     def settled(self, history: History) -> bool:
@@ -289,15 +287,18 @@ class Rounds:
             "agenda": self.agenda.state_dict(),
             "judge": self._judge.state_dict(),
             "snapshot": self._snapshot,
-            "held": list(self._held.batches),
+            **self._held.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a saved state of the whole callback; earlier versions have no more than the agenda."""
         self.agenda.load_state_dict(state["agenda"])
-        self._held.batches = list(state.get("held", ()))
+        self._held.load_state_dict(state)
         self._judge.load_state_dict(state.get("judge", {}))
-        if self._guard is not None and state["monitor"] != self._guard.monitor:
+        if self._guard is None:  # and none to stop for
+            self._judge.end()
+            self.agenda.stopped = False
+        elif state["monitor"] != self._guard.monitor:
             self._judge.forget_metric()
         # another rewind would go back to another point
         same = state["settings"].get("rewind") == repr(self._rewind)

@@ -27,6 +27,10 @@ class _StopError(Exception):
         self.loss = loss
 
 
+class NoLossError(ValueError):
+    """``training_step`` skips a batch."""
+
+
 class _Idle:
     """An optimizer, a scheduler or a logger that does nothing."""
 
@@ -165,9 +169,7 @@ def loss_of(trainer: Trainer) -> LossOf:
         result = TrainingStep(trainer, batch)(model)
         found = result.get("loss") if isinstance(result, Mapping) else result
         if not torch.is_tensor(found):
-            raise ValueError(
-                f"training_step gives {found!r} for a held batch, no loss: take parts that do not ask for one."
-            )
+            raise NoLossError(f"training_step gives {found!r} for a held batch, and no loss.")
         return found
 
     return loss

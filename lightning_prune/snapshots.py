@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from itertools import zip_longest
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -122,14 +123,14 @@ def _(value: Any) -> Any:
     return value
 
 
-# subclasses, such as numpy's floats and enumerations of integers, would not be plain in a file
+# numpy's numbers and enumerations of integers would not be plain in a file
 @_copy.register
-def _(value: int) -> int:
+def _(value: Integral) -> int:
     return int(value)
 
 
 @_copy.register
-def _(value: float) -> float:
+def _(value: Real) -> float:
     return float(value)
 
 

@@ -8,6 +8,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -44,6 +45,15 @@ def training_of(trainer: Trainer, module: LightningModule) -> Training:
     """What the fit changes."""
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     return Training(module, trainer.optimizers, schedules)
+
+
+def from_all(trainer: Trainer, value: Any) -> list[Any]:
+    """What each process has, in the order of their ranks."""
+    if trainer.world_size == 1:
+        return [value]
+    found = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def monitored(trainer: Trainer) -> str | None:

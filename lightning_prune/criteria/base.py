@@ -76,6 +76,10 @@ class Criterion(Part, ABC):
         """How many passes of a batch through the network one event takes, to ask for losses."""
         return 0
 
+    def rehearse(self, groups: Sequence[UnitGroup], trial: Trial) -> Tensor:
+        """One such pass, to see that it works and how long it takes: gives some number that comes of it."""
+        return trial.loss(1)
+
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
     ) -> dict[str, dict[str, Tensor]]:

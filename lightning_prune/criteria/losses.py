@@ -18,7 +18,7 @@ from lightning_prune.progress import tracked
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
-_BACK, _TWICE = 3, 6  # passes forward that take about as long as a gradient, and as its gradient
+_WORST = 1e30  # stands for a change that is no number
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,8 +32,8 @@ class LossCriterion(Criterion):
         max_passes: How many passes of a batch through the network one event may take.
 
     Raises:
-        ValueError: If one of them is no whole number above 0; before the first training step, if an event would
-            take more passes than that.
+        ValueError: If one of them is no whole number above 0; in a Trainer before the first training step, if
+            an event would take more passes than that.
     """
 
     needs = Needs.LOSS
@@ -88,6 +88,10 @@ class Oracle(LossCriterion):
         """A unit after the other."""
         batches = self._batches(sum(group.size for group in groups))
         dense = trial.loss(batches)
+        if not dense.isfinite():
+            raise RuntimeError(
+                f"{self!r} has nothing to compare with: the loss on held batches is {float(dense)}."
+            )
         found = {}
         for group in groups:
             there = kept[group.name]
@@ -95,7 +99,9 @@ class Oracle(LossCriterion):
             bar = tracked(places, f"{self!r}: {group.name}", trial.progress)
             losses = trial.losses(group, (_without(there, place) for place in bar), batches)
             changes = torch.zeros(group.shape, dtype=group.dtype, device=there.device)
-            changes[tuple(places.T)] = (losses - dense).abs().to(changes)
+            # where nothing works without a unit, it matters most
+            found_here = (losses - dense).abs().nan_to_num(nan=_WORST, posinf=_WORST).clamp_max(_WORST)
+            changes[tuple(places.T)] = found_here.to(changes)
             found[group.name] = {"score": changes}
         return found
 
@@ -121,7 +127,7 @@ class OptimalBrainDamage(LossCriterion):
         ValueError: If an argument is none of these.
     """
 
-    estimator: Literal["exact", "hutchinson", "fisher"] = "hutchinson"
+    estimator: Literal["exact", "hutchinson", "fisher"] = "fisher"
     probes: int = 10
     seed: int = 0
 
@@ -134,11 +140,19 @@ class OptimalBrainDamage(LossCriterion):
         check_seed(self.seed)
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """For each batch as many as there and back, and as back again for each probe or weight."""
+        """There and back for each batch, and back again for each probe or weight."""
         shares = {part.name: part.weight for group in groups for part in group.slices}
         elements = sum(weight.numel() for weight in shares.values())
-        again = {"exact": elements, "hutchinson": self.probes, "fisher": 0}[self.estimator]
-        return self.batches * (_BACK + _TWICE * again)
+        return self.batches * {"exact": elements, "hutchinson": self.probes, "fisher": 1}[self.estimator]
+
+    def rehearse(self, groups: Sequence[UnitGroup], trial: Trial) -> Tensor:
+        """There and back, and back again."""
+        weights = list(trial.copies(part for group in groups for part in group.slices).values())
+        (loss,) = trial.differentiable(1)
+        grads = _gradients(loss, weights, twice=self.estimator != "fisher")
+        if self.estimator != "fisher":
+            grads = _gradients(cast(Tensor, sum(grad.sum() for grad in grads)), weights)
+        return grads[0].sum()
 
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
@@ -146,13 +160,17 @@ class OptimalBrainDamage(LossCriterion):
         """Half of the curvature times the squared weights, added up over each unit."""
         weights = trial.copies(part for group in groups for part in group.slices)
         chosen = list(weights.values())
-        totals = [torch.zeros_like(weight) for weight in chosen]
+        # half precision is too coarse to add up in
+        totals = [
+            torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in chosen
+        ]
+        batches = min(self.batches, trial.batches)
         estimate, draws = _ESTIMATORS[self.estimator], torch.Generator().manual_seed(self.seed)
-        for loss in tracked(trial.differentiable(), repr(self), trial.progress, trial.batches):
+        for loss in tracked(trial.differentiable(batches), repr(self), trial.progress, batches):
             signs = ([_signs(weight, draws) for weight in chosen] for _ in range(self.probes))
             for total, found in zip(totals, estimate(loss, chosen, signs), strict=True):
                 total.add_(found)
-        means = [trial.mean(total, trial.batches) for total in totals]
+        means = [trial.mean(total, batches) for total in totals]
         curvature = dict(zip(weights, means, strict=True))
         scores = {}
         for group in groups:
@@ -164,7 +182,7 @@ class OptimalBrainDamage(LossCriterion):
 def _exact(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     diagonals = []
     for weight, grad in zip(weights, _gradients(loss, weights, twice=True), strict=True):
-        diagonal = torch.zeros_like(weight)
+        diagonal = torch.zeros_like(grad)
         for place in product(*map(range, weight.shape)):
             diagonal[place] = _gradients(grad[place], [weight], again=True)[0][place]
         diagonals.append(diagonal)
@@ -177,12 +195,12 @@ def _hutchinson(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequenc
     for vectors in signs:
         slope = sum((grad * vector).sum() for grad, vector in zip(grads, vectors, strict=True))
         curved = _gradients(cast(Tensor, slope), weights, again=True)
-        products.append([vector * each for vector, each in zip(vectors, curved, strict=True)])
+        products.append([_fine(vector * each) for vector, each in zip(vectors, curved, strict=True)])
     return [torch.stack(each).mean(0) for each in zip(*products, strict=True)]
 
 
 def _fisher(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    return [grad.square() for grad in _gradients(loss, weights)]
+    return [_fine(grad).square() for grad in _gradients(loss, weights)]
 
 
 _Estimator: TypeAlias = Callable[[Tensor, Sequence[Tensor], Iterable[Sequence[Tensor]]], list[Tensor]]
@@ -200,12 +218,16 @@ def _gradients(
     )
 
 
+def _fine(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _signs(like: Tensor, draws: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=draws) * 2 - 1).to(like)
 
 
 def _saliency(weight: Tensor, curvature: Tensor) -> Tensor:
-    return curvature.to(weight) * weight.square() / 2
+    return curvature * weight.square() / 2
 
 
 def _without(kept: Tensor, place: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,6 @@ from lightning_prune.parts import check_counts, check_part, check_seed
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.lowest import Global
 from lightning_prune.units import UnitGroup, Units
-
-_HOPELESS = 1e30  # stands for a loss that is no number
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,12 +101,25 @@ class ParticleFilter(Selector):
             put(particle)
             return costs("loss")
 
+        try:
+            self._search(candidates, put, loss)
+        except BaseException:  # masks are live, and what was tried last is no choice
+            for each, kept in zip(candidates, before, strict=True):
+                each.restart(kept)
+            raise
+
+    def _search(
+        self,
+        candidates: Sequence[Candidates],
+        put: Callable[[Sequence[Tensor]], None],
+        loss: Callable[[Sequence[Tensor]], float],
+    ) -> None:
         draws = torch.Generator().manual_seed(self.seed)
         own = [torch.zeros(each.group.shape) for each in candidates]
         particles = [own, *(self._disturbed(own, draws) for _ in range(1, self.population))]
         for _ in range(self.rounds):
             losses = torch.tensor([loss(particle) for particle in particles], dtype=torch.float64)
-            losses = losses.nan_to_num(nan=_HOPELESS, posinf=_HOPELESS)
+            losses = losses.nan_to_num(nan=math.inf)
             best = particles[int(losses.argmin())]
             particles = [best, *self._drawn(particles, losses, draws)]
         put(best)
@@ -117,8 +128,10 @@ class ParticleFilter(Selector):
         self, particles: Sequence[list[Tensor]], losses: Tensor, draws: torch.Generator
     ) -> list[list[Tensor]]:
         """The next population, but for the best: likelier ones more often, each disturbed."""
-        deviation = losses.std(correction=0).clamp_min(1e-12)
-        likely = torch.softmax((losses.min() - losses) / deviation, 0)
+        known = losses[losses.isfinite()]
+        if not len(known):
+            losses = known = torch.zeros_like(losses)
+        likely = torch.softmax((known.min() - losses) / known.std(correction=0).clamp_min(1e-12), 0)
 
         def draw() -> list[list[Tensor]]:
             chosen = torch.multinomial(likely, self.population, replacement=True, generator=draws)

@@ -75,6 +75,7 @@ def weights(criterion: Criterion, **how: Any) -> dict[str, Any]:
     return {"target": 0.9, "criterion": criterion, "schedule": AT_ONCE} | how
 
 
+SIGNS = OptimalBrainDamage(estimator="hutchinson", batches=4, probes=4)
 BY_COST = Global(budget="macs", normalize="cost")
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "channels": {
@@ -85,7 +86,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "Fisher, l2": channels(Fisher(), "l2"),
         "ActivationTaylor, cost": channels(ActivationTaylor(every=1), "cost"),
         "ActivationTaylor, l2": channels(ActivationTaylor(every=1), "l2"),
-        "OptimalBrainDamage, cost": channels(OptimalBrainDamage(batches=4, probes=4), "cost"),
+        "OptimalBrainDamage, hutchinson, cost": channels(SIGNS, "cost"),
+        "OptimalBrainDamage, fisher, cost": channels(OptimalBrainDamage(), "cost"),
         "Oracle, cost": channels(Oracle(batches=2), "cost"),
         "ParticleFilter of Taylor, cost": channels(Taylor(), selector=ParticleFilter(BY_COST, batches=2)),
         "Magnitude L1, cost": channels(Magnitude(), "cost"),
@@ -113,8 +115,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "Gradient": weights(Gradient()),
         "Wanda": weights(Wanda(every=1)),
         "ActivationTaylor, l2": weights(ActivationTaylor(every=1), selector=Global(normalize="l2")),
-        "OptimalBrainDamage, hutchinson": weights(OptimalBrainDamage(batches=4, probes=4)),
-        "OptimalBrainDamage, fisher": weights(OptimalBrainDamage(estimator="fisher")),
+        "OptimalBrainDamage, hutchinson": weights(SIGNS),
+        "OptimalBrainDamage, fisher": weights(OptimalBrainDamage()),
         "ParticleFilter of Magnitude": weights(Magnitude(), selector=ParticleFilter(batches=2)),
         "Magnitude, learning rate rewound": weights(Magnitude(), rewind=Rewind(weights=False)),
         "Magnitude, weights rewound to step 5": weights(Magnitude(), rewind=Rewind("5st")),
