@@ -22,6 +22,11 @@ from lightning_prune.selectors import Selector
 from lightning_prune.snapshots import Training
 from lightning_prune.trainers import horizon, training_of
 
+_LOST = (
+    ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
+    " PrunedCheckpoint, which saves what came back."
+)
+
 
 class Rounds:
     """Prunes when that is due; rewinds and judges, if that is wanted.
@@ -162,7 +167,7 @@ class Rounds:
         if fraction is not None:
             pruner.prune(fraction, *training.optimizers, losses=losses)
             self.agenda.handle(epoch)
-            self._judge.reached = fraction
+            self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
         if self.agenda.over:
             self._held.clear()
@@ -234,7 +239,8 @@ class Rounds:
         place = f"epoch {trainer.current_epoch}"
         fraction = self._judge.judge(self._guard, place, metric, wanted, training, pruner)
         say = rank_zero_warn if self._judge.bad else rank_zero_info
-        say(self._judge.decisions[-1])
+        lost = wanted is None and not self._judge.running
+        say(self._judge.decisions[-1] + (_LOST if lost else ""))
         if not self._judge.running:
             self.agenda.stopped = True
             self._snapshot = None
@@ -259,13 +265,8 @@ class Rounds:
         self._judged(trainer, training_of(trainer, module), pruner, history, None)
         if self.agenda.over:
             self._judge.end()
-        if self.agenda.stopped:
-            rank_zero_warn(
-                "The last round is undone, and checkpoints from before hold what was given up: call"
-                " trainer.save_checkpoint(path), or use a PrunedCheckpoint, which saves what came back."
-            )
-            self.undone = True
-        return self.agenda.stopped
+        self.undone = self.agenda.stopped
+        return self.undone
 
     def settled(self, history: History) -> bool:
         """Whether no event is left and, with a guard, the present round is good."""

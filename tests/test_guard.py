@@ -437,7 +437,8 @@ def test_the_best_checkpoint_is_the_best_at_the_final_sparsity(tmp_path: Path) -
 def test_with_a_guard_a_bad_round_has_no_best_checkpoint(tmp_path: Path) -> None:
     guard = Guard("score", max_drop=0.25)
     assert best(tmp_path / "late", [0.75, 0.75, 0.4375, 0.5, 0.5], guard)[0] == "epoch=3"
-    assert best(tmp_path / "never", [0.75, 0.75, 0.4375, 0.4375], guard) == ("", "last")
+    # but for what came back
+    assert best(tmp_path / "never", [0.75, 0.75, 0.4375, 0.4375], guard) == ("epoch=4", "last")
     assert best(tmp_path / "undone", [0.75, 0.25, 0.5, 0.625], guard)[0] == "epoch=3"
 
 
@@ -451,3 +452,80 @@ def test_a_guarded_fit_without_validation_data_says_what_is_logged(tmp_path: Pat
     pruning = PruningCallback(0.5, schedule=OneShot("1ep"), guard=Guard("acc"))
     with pytest.raises(ValueError, match=r"monitor='acc' was not measured .*: loss, prune/sparsity\."):
         trainer(tmp_path, pruning).fit(Lit(), digits())
+
+
+def saved_removed(path: str) -> int:
+    """Zeros in the covered weights of a checkpoint."""
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return sum(int((state[f"net.{layer}.weight"] == 0).sum()) for layer in (0, 4, 6))
+
+
+def test_the_last_checkpoint_is_saved_before_the_last_event_too(tmp_path: Path) -> None:
+    there: list[bool] = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            there.append((tmp_path / "last.ckpt").exists())
+
+    best = PrunedCheckpoint(tmp_path, monitor="score", mode="max", save_last=True)
+    pruning = PruningCallback(0.5, schedule=OneShot("3ep"))
+    model = scripted([0.9, 0.8, 0.7, 0.3, 0.6, 0.4])
+    fit(tmp_path, model, pruning, best, Look(), max_epochs=6, enable_checkpointing=True)
+    assert there == [False, True, True, True, True, True]
+    assert best.best_model_score == pytest.approx(0.6)
+    assert saved_removed(best.best_model_path) == SIZE // 2
+
+
+def test_what_came_back_at_the_end_is_saved_as_the_best_and_the_last(tmp_path: Path) -> None:
+    best = PrunedCheckpoint(tmp_path, monitor="score", mode="max", save_last=True)
+    pruning = PruningCallback(0.5, schedule=Steps({"1ep": 0.5, "3ep": 1.0}), guard=GUARD)
+    model = scripted([0.9, 0.9, 0.9, 0.9, 0.1])  # good at first in the last round, and then not
+    with pytest.warns(UserWarning, match=r"Checkpoints from before hold what was given up"):
+        fit(tmp_path, model, pruning, best, max_epochs=5, enable_checkpointing=True)
+    assert pruning.undone
+    assert saved_removed(best.best_model_path) == saved_removed(best.last_model_path) == SIZE // 4
+    assert pruning.report.removed == SIZE // 4
+
+
+def test_a_module_that_logs_nothing_in_a_sanity_check_is_not_refused(tmp_path: Path) -> None:
+    class Quiet(Lit):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if not self.trainer.sanity_checking:
+                super().validation_step(batch, batch_idx)
+
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"), guard=Guard("acc", max_drop=1.0))
+    fit(tmp_path, seeded(Quiet), pruning, max_epochs=2, num_sanity_val_steps=1)
+    assert pruning.report.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def first_of(folder: Path, pruning: PruningCallback, epochs: int = 4) -> Path:
+    every = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    fit(folder, scripted([0.9] * epochs), pruning, every, max_epochs=epochs, enable_checkpointing=True)
+    return folder / "epoch=1.ckpt"
+
+
+def test_a_resumed_run_with_a_mistyped_metric_stops(tmp_path: Path) -> None:
+    path = first_of(tmp_path, PruningCallback(0.5, schedule=FOUR, guard=GUARD), 5)
+    wrong = PruningCallback(0.5, schedule=FOUR, guard=Guard("scor", max_drop=0.25))
+    never = r"monitor='scor' is not logged: .*score"
+    with pytest.warns(UserWarning, match="cannot be judged"), pytest.raises(ValueError, match=never):
+        fit(tmp_path, scripted([0.9] * 5), wrong, ckpt_path=path, max_epochs=5)
+
+
+def test_a_run_resumed_without_its_guard_goes_on_and_forgets_the_good_network(tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    stopped = PruningCallback(0.5, schedule=FOUR, guard=GUARD)
+    with pytest.warns(UserWarning, match="no further pruning"):
+        fit(
+            tmp_path,
+            scripted([0.9, 0.1, 0.1, 0.1, 0.1]),
+            stopped,
+            every,
+            max_epochs=5,
+            enable_checkpointing=True,
+        )
+    assert stopped.report.removed == 0
+    pruning = PruningCallback(0.5, schedule=FOUR)
+    fit(tmp_path, scripted([0.9] * 5), pruning, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+    assert pruning.report.removed == SIZE // 2
+    assert pruning.state_dict()["judge"]["good"] is None

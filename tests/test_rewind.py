@@ -487,7 +487,7 @@ def test_further_moments_fall_on_the_grid_of_the_events() -> None:
         ({"to": None}, r"to=None is no moment"),
         ({"to": "2.5st"}, r"to='2.5st' must be a whole number"),
         ({"weights": 1}, r"weights=1 must be True or False"),
-        ({"seed": -1}, r"seed=-1 must be an integer"),
+        ({"seed": 1.5}, r"seed=1.5 must be an integer"),
         ({"seed": 1.0}, r"seed=1.0 must be an integer"),
         ({"to": "random", "weights": False}, r"weights=False .* to='random'"),
     ],
@@ -524,3 +524,14 @@ def test_a_point_after_the_first_event_stops_before_training(tmp_path: Path, sch
         fit(tmp_path, Lit(), pruning, NoStep())
     with pytest.raises(ValueError, match="to='9ep' lies beyond the fit"):
         fit(tmp_path, Lit(), PruningCallback(0.5, rewind=Rewind("9ep")), NoStep())
+
+
+def test_a_fit_made_longer_once_all_is_gone_goes_on(tmp_path: Path) -> None:
+    def pruning() -> PruningCallback:
+        return PruningCallback(0.5, schedule=Linear("25%", "50%"), rewind=Rewind("0ep"))
+
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit(tmp_path, seeded(Lit), pruning(), every, max_epochs=4, enable_checkpointing=True)
+    longer, again = seeded(Lit), pruning()
+    fit(tmp_path, longer, again, ckpt_path=tmp_path / "epoch=3.ckpt", max_epochs=10)
+    assert again.report.sparsity == pytest.approx(0.5, abs=1e-3)
