@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -458,10 +459,14 @@ def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: Hor
 # --- all together
 
 
-@pytest.mark.parametrize("structure", shipped(Structure), ids=lambda part: part.__name__)
-@pytest.mark.parametrize("selector", shipped(Selector), ids=lambda part: part.__name__)
-@pytest.mark.parametrize("criterion", shipped(Criterion), ids=lambda part: part.__name__)
-@pytest.mark.parametrize("schedule", shipped(Schedule), ids=lambda part: part.__name__)
+def combinations() -> list[Any]:
+    """Every structure, selector and criterion; schedules, which know nothing of them, take turns."""
+    triples = itertools.product(shipped(Structure), shipped(Selector), shipped(Criterion))
+    quadruples = [(*triple, when) for triple, when in zip(triples, itertools.cycle(shipped(Schedule)))]
+    return [pytest.param(*each, id="-".join(part.__name__ for part in each)) for each in quadruples]
+
+
+@pytest.mark.parametrize(("structure", "selector", "criterion", "schedule"), combinations())
 def test_any_combination_prunes_or_is_refused_at_once(
     structure: type[Any], selector: type[Any], criterion: type[Any], schedule: type[Any]
 ) -> None:
