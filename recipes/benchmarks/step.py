@@ -109,9 +109,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     arms = {"dense": Arm(options.device), "ModelPruning": Arm(options.device, reparametrise=True)}
     arms |= {type(each).__name__: Arm(options.device, each) for each in CRITERIA + LOOKING}
     images = torch.randn(options.batch_size, 3, 32, 32, device=options.device)
