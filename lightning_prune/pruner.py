@@ -275,11 +275,6 @@ class Pruner:
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
-    @property
-    def held(self) -> int:
-        """How many training batches are to be held for what asks for the loss."""
-        return max(self._criterion.held, self._selector.held)
-
     def rehearse(self, losses: Losses) -> float:
         """Tries the loss on one batch, before much depends on it.
 

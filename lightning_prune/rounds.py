@@ -155,7 +155,7 @@ class Rounds:
             return False
         epoch = trainer.current_epoch
         training = training_of(trainer, module)
-        self._hold(training, epoch, batch)
+        self._take_snapshot(training, epoch, batch)
         event = self.agenda.due(epoch)
         if event is None:
             return False
@@ -178,7 +178,7 @@ class Rounds:
         if not self.agenda.over:
             self._held.hold(trainer, module, pruner, batch)
 
-    def _hold(self, training: Training, epoch: int, batch: int) -> None:
+    def _take_snapshot(self, training: Training, epoch: int, batch: int) -> None:
         """Takes the snapshot to rewind to, at its moment; a fit made longer once all is gone needs none."""
         if self._rewind is None or self._snapshot is not None or self._judge.reached == 1:
             return

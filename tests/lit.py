@@ -113,3 +113,14 @@ def seeded(make: Callable[[], Lit]) -> Lit:
     """A model whose initial weights are the same in every call."""
     seed_everything(0, verbose=False)
     return make()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees of tensors and plain values are equal, bit for bit."""
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

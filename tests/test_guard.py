@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lit import Lit, Manual, digits, fit, seeded, trainer
+from lit import Lit, Manual, digits, fit, same, seeded, trainer
 
 from lightning_prune import (
     Channels,
@@ -74,16 +74,6 @@ class Watch(Callback):
 
 def removed(look: dict[str, Any]) -> int:
     return sum(int((~mask).sum()) for mask in look["masks"].values())
-
-
-def same(one: Any, other: Any) -> bool:
-    if torch.is_tensor(one):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def run(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lit import Lit, Manual, digits, fit, seeded, trainer
+from lit import Lit, Manual, digits, fit, same, seeded, trainer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
@@ -51,16 +51,6 @@ class Watch(Callback):
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         self.seen.append(take(Training(pl_module, trainer.optimizers, schedules)))
         self.lrs.append([group["lr"] for each in trainer.optimizers for group in each.param_groups])
-
-
-def same(one: Any, other: Any) -> bool:
-    if torch.is_tensor(one):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def masked(tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
