@@ -27,12 +27,12 @@ from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
 from lightning_prune.rounds import Rounds
-from lightning_prune.sandbox import probe_of
+from lightning_prune.sandbox import example_of, probe_of
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
-from lightning_prune.trainers import check_own_process, check_whole, monitored, write_report
+from lightning_prune.trainers import check_own_process, check_whole, fitting_batch, monitored, write_report
 
 _STATE_VERSION = 1
 
@@ -217,6 +217,13 @@ class PruningCallback(Callback):
         if not self._needs_example:
             self._begin(trainer, pl_module)
 
+    def _learn(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Takes from a first batch what only one can tell."""
+        if self._probe is None and (self.compact or self._needs_example):
+            self._probe = probe_of(trainer, pl_module, batch)
+        if self._gathering is None:
+            self._begin(trainer, pl_module)
+
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
         self.bind(pl_module, self._probe)
@@ -274,6 +281,8 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
+        if cast(ExampleCapture, self._capture).example is None:
+            self._catch_up(trainer, pl_module)
         if self._gathering is None:
             return
         self._end_epoch(trainer, trainer.current_epoch - 1)
@@ -288,6 +297,10 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
+        if self._gathering is None and self._loaded is not None and trainer.num_training_batches > 0:
+            # Lightning had nothing to do, and has called no hook of training
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
         if self._gathering is None:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
             return
@@ -299,6 +312,14 @@ class PruningCallback(Callback):
             probe = self._probe.to(pl_module.device)
             subject.compact_(probe, example, trainer.optimizers, self.report)
         write_report(trainer, self.report, self._folder, self.name)
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learns from a batch what a fit that was resumed after its last step has not."""
+        batch = fitting_batch(trainer, pl_module)
+        if batch is not None:
+            cast(ExampleCapture, self._capture).release()
+            self._capture = example_of(trainer, pl_module, batch)
+            self._learn(trainer, pl_module, batch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C."""
@@ -332,10 +353,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
-        if self._probe is None and (self.compact or self._needs_example):
-            self._probe = probe_of(trainer, pl_module, batch)
-        if self._gathering is None:
-            self._begin(trainer, pl_module)
+        self._learn(trainer, pl_module, batch)
         if (pruner := self._subject.pruner) is not None:
             self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)

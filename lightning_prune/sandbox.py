@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_prune.collect import ExampleCapture
 from lightning_prune.losses import LossOf
 from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer, twin_of
 
@@ -200,6 +201,24 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
             " module an example_input_array."
         )
     return capture.probe
+
+
+def example_of(trainer: Trainer, module: LightningModule, batch: Any) -> ExampleCapture:
+    """Lets a copy of the module show, as far as it does, what ``forward`` is given.
+
+    Args:
+        trainer: The module's.
+        module: Stays as it is.
+        batch: As ``training_step`` gets it.
+    """
+    twin = twin_of(module)
+    capture = ExampleCapture(twin)
+    try:
+        with evaluating(twin):
+            TrainingStep(trainer, batch)(twin)
+    except Exception as error:  # a user's step may raise anything
+        rank_zero_info(f"training_step fails outside the loop with {error!r}.")
+    return capture
 
 
 def _own(module: LightningModule, example: Any) -> ForwardProbe:

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.moments import Horizon
@@ -96,6 +97,16 @@ def write_report(trainer: Trainer, report: Report, folder: Path, name: str | Non
     except ImportError:
         rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
     rank_zero_info(f"Pruning report written to {folder / stem}.json.")
+
+
+def fitting_batch(trainer: Trainer, module: LightningModule) -> Any:
+    """A batch of the present fit, as a training step would get it; ``None`` if there is none."""
+    if trainer.train_dataloader is None:
+        return None
+    with isolate_rng():  # loaders draw their order
+        batch, *_ = next(iter(CombinedLoader(trainer.train_dataloader, "max_size_cycle")), (None,))
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    return trainer.strategy.batch_to_device(batch)
 
 
 def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lit import Lit, Manual, digits, fit, seeded, trainer
+from lit import Lit, Manual, digits, fit, same, seeded, trainer
 from torch import nn
 
 from lightning_prune import (
@@ -110,25 +111,6 @@ class Stop(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = trainer.current_epoch == self.epoch
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 2, 4])
-@pytest.mark.parametrize("criterion", [Magnitude(), Taylor()])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, criterion: Any, epoch: int) -> None:
-    def callback() -> PruningCallback:
-        return PruningCallback(0.8, criterion=criterion, schedule=Cubic("1ep", "4ep"))
-
-    whole, pruning = run_to_the_end(tmp_path / "whole", callback(), 6)
-    resumed, again = seeded(Lit), callback()
-    path = tmp_path / "whole" / f"epoch={epoch}.ckpt"
-    fit(tmp_path, resumed, again, ckpt_path=path, max_epochs=6)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-    for name, mask in pruning.masks.items():
-        assert torch.equal(again.masks[name], mask)
-    assert [e for e in again.report.history if e.metric is None] == [
-        e for e in pruning.report.history if e.metric is None
-    ]
 
 
 def test_masks_survive_a_resume_into_more_epochs(tmp_path: Path) -> None:
@@ -580,19 +562,28 @@ def test_a_fit_that_ends_early_warns(tmp_path: Path) -> None:
     assert 0 < pruning.report.removed < round(0.5 * SIZE)
 
 
-@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
 @pytest.mark.parametrize("after_validation", [False, True])
-def test_a_fit_that_has_no_batch_left_warns_and_keeps_the_state(
-    tmp_path: Path, compact: bool, after_validation: bool
+def test_a_fit_that_is_resumed_after_its_last_step_does_what_was_left(
+    tmp_path: Path, structure: Any, after_validation: bool
 ) -> None:
-    def callback(compact: bool) -> PruningCallback:
-        return PruningCallback(0.5, structure=Channels(), schedule=OneShot("1ep"), compact=compact)
+    def callback() -> PruningCallback:
+        return PruningCallback(0.5, structure=structure, schedule=OneShot("1ep"), compact=True)
 
     keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=not after_validation)
-    fit(tmp_path, Lit(), done := callback(False), keep, max_epochs=2, enable_checkpointing=True)
-    again = callback(compact)
+    fit(tmp_path, whole := Lit(), done := callback(), keep, max_epochs=2, enable_checkpointing=True)
+    fit(tmp_path, again := Lit(), resumed := callback(), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+    assert same(dict(again.state_dict()), dict(whole.state_dict()))
+    assert same(dict(resumed.masks), dict(done.masks))
+    assert replace(resumed.report, dense=None, latency={}) == replace(done.report, dense=None, latency={})
+
+
+def test_a_fit_without_a_batch_warns_and_keeps_the_state(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last")
+    fit(tmp_path, Lit(), done := PruningCallback(0.5), keep, max_epochs=3, enable_checkpointing=True)
+    again = PruningCallback(0.5)
     with pytest.warns(UserWarning, match="ended before its first batch: nothing is pruned"):
-        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "last.ckpt", limit_train_batches=0)
     assert again.state_dict()["history"] == done.state_dict()["history"]
 
 
