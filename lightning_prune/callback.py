@@ -297,7 +297,7 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
-        if self._gathering is None and self._loaded is not None and trainer.num_training_batches > 0:
+        if self._gathering is None and self._loaded is not None and trainer.train_dataloader is not None:
             # Lightning had nothing to do, and has called no hook of training
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
