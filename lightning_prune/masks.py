@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,14 @@ class MaskStore:
     def removed(self) -> int:
         """How many weights are masked."""
         return sum(mask.numel() - int(mask.count_nonzero()) for mask in self._masks.values())
+
+    def digest(self) -> str:
+        """The same for the same masks, and no other in all likelihood."""
+        found = hashlib.sha256()
+        for name, mask in sorted(self._masks.items()):
+            found.update(name.encode())
+            found.update(pack(mask).numpy().tobytes())
+        return found.hexdigest()
 
     def named(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
         """The masked ones among these parameters, by name."""

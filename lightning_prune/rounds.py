@@ -20,7 +20,7 @@ from lightning_prune.rewind import Rewind
 from lightning_prune.schedules import Event, Schedule, Timetable
 from lightning_prune.selectors import Selector
 from lightning_prune.snapshots import Training
-from lightning_prune.trainers import horizon, training_of
+from lightning_prune.trainers import check_alike, horizon, training_of
 
 _LOST = (
     ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
@@ -150,6 +150,7 @@ class Rounds:
 
         Raises:
             ValueError: If the point to rewind to is past, or the guard's metric was never measured.
+            RuntimeError: If the processes do not hold the same masks afterwards.
         """
         if self.agenda.over:
             return False
@@ -171,6 +172,7 @@ class Rounds:
             self._go_back(training, pruner, fraction)
         if self.agenda.over:
             self._held.clear()
+        check_alike(trainer, pruner.store)
         return True
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:

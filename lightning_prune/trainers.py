@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.masks import MaskStore
 from lightning_prune.moments import Horizon
 from lightning_prune.report import Report
 from lightning_prune.snapshots import Training
@@ -55,6 +56,19 @@ def from_all(trainer: Trainer, value: Any) -> list[Any]:
     found = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+def check_alike(trainer: Trainer, store: MaskStore) -> None:
+    """Raises RuntimeError, in all processes, if they do not hold the same masks."""
+    if trainer.world_size == 1:
+        return
+    digests = from_all(trainer, store.digest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise RuntimeError(
+            f"the masks of rank {', '.join(map(str, others))} are not those of rank 0 after a pruning event:"
+            " weights, and what the criterion makes of them, must be the same on all ranks."
+        )
 
 
 def monitored(trainer: Trainer) -> str | None:

@@ -1,0 +1,122 @@
+"""Fits in two processes, and what each process has in the end: a program that tests run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from lit import Lit, digits, seeded, trainer
+from torch import Tensor, nn
+from torch.distributed import get_rank
+from torch.utils.data import DataLoader, Subset
+
+from lightning_prune import (
+    Channels,
+    Cubic,
+    Gradient,
+    LocalCriterion,
+    NofM,
+    OneShot,
+    PerLayer,
+    PruningCallback,
+    Taylor,
+    Wanda,
+)
+
+SCHEDULE = Cubic("3st", "9st", every="3st")
+JOINT: dict[str, Callable[[], PruningCallback]] = {
+    "weights": lambda: PruningCallback(0.8, criterion=Taylor(), schedule=SCHEDULE),
+    "channels": lambda: PruningCallback(0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE),
+    "pattern": lambda: PruningCallback(criterion=Gradient(), selector=NofM(2, 4), schedule=SCHEDULE),
+    "activations": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=SCHEDULE),
+}
+
+
+class Plain(Lit):
+    """Each process has its share of the examples; no batch norm, which would see no others."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.net[1] = nn.Identity()
+        self.batch_size = batch_size
+        self.left_out = 0
+
+    def train_dataloader(self) -> Any:
+        rank = self.trainer.global_rank
+        mine = range(rank, 320 - rank * self.left_out, self.trainer.world_size)
+        return DataLoader(Subset(digits().dataset, mine), self.batch_size)
+
+
+class Branches(Plain):
+    """Takes another way in each process, and one way in none."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.ways = nn.ModuleList(nn.Linear(10, 10) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.ways[self.trainer.global_rank](super().forward(images))
+
+
+@dataclass(frozen=True)
+class Partial(LocalCriterion):
+    """Sees another network in each process."""
+
+    def local(self, weight: Tensor, grad: Tensor) -> Tensor:
+        return weight.abs() * (-1) ** get_rank()
+
+    def reduce(self, unit: Tensor) -> Tensor:
+        return unit
+
+
+class Uneven(Plain):
+    """The last batch of an epoch is smaller in the second process."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.left_out = 20
+
+
+def run(
+    folder: Path,
+    callback: PruningCallback,
+    make: Callable[[int], Plain] = Plain,
+    batch_size: int = 32,
+    strategy: str = "ddp",
+    devices: int = 2,
+    **options: Any,
+) -> dict[str, Any]:
+    """Trains in double precision.
+
+    Returns:
+        Weights and masks.
+    """
+    model = seeded(lambda: make(batch_size))
+    exact = {"max_epochs": 3, "precision": "64-true", "use_distributed_sampler": False}
+    trainer(folder, callback, strategy=strategy, devices=devices, **exact, **options).fit(model)
+    return {"weights": model.state_dict(), "masks": dict(callback.masks)}
+
+
+def main(folder: Path) -> None:
+    """Every fit."""
+    found = {name: run(folder, make()) for name, make in JOINT.items()}
+    found["accumulated"] = run(folder, JOINT["weights"](), batch_size=16, accumulate_grad_batches=2)
+    found["uneven"] = run(folder, JOINT["activations"](), Uneven)
+    unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)
+    found["unused"] = run(folder, unused, Branches, strategy="ddp_find_unused_parameters_true")
+    try:
+        run(folder, PruningCallback(0.5, criterion=Partial(), schedule=OneShot("3st")))
+    except RuntimeError as error:
+        found["error"] = {"text": str(error)}
+    torch.save(found, folder / f"rank{get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    seed_everything(0, verbose=False)
+    main(Path(sys.argv[1]))

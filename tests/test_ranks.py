@@ -1,0 +1,51 @@
+"""Two processes prune as one does, and alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lit import same
+from ranks import JOINT, run
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process has after all fits."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
+    done = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", [*JOINT, "accumulated"])
+def test_two_processes_prune_as_one_does_on_the_joint_batch(
+    tmp_path: Path, ranks: list[dict[str, Any]], name: str
+) -> None:
+    one = run(tmp_path, JOINT.get(name, JOINT["weights"])(), batch_size=64, strategy="auto", devices=1)
+    assert sum(int((~mask).sum()) for mask in one["masks"].values()) > 0
+    for rank in ranks:
+        assert same(rank[name]["masks"], one["masks"])
+        torch.testing.assert_close(rank[name]["weights"], one["weights"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*JOINT, "accumulated", "uneven", "unused"])
+def test_all_processes_hold_the_same(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    assert same(first, second)
+    assert sum(int((~mask).sum()) for mask in first["masks"].values()) > 0
+
+
+def test_a_branch_that_no_process_takes_is_left_alone(ranks: list[dict[str, Any]]) -> None:
+    masks = ranks[0]["unused"]["masks"]
+    assert [int((~masks[f"ways.{way}.weight"]).sum()) > 0 for way in range(3)] == [True, True, False]
+
+
+def test_masks_that_differ_stop_all_processes(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "the masks of rank 1 are not those of rank 0" in rank["error"]["text"]
