@@ -22,7 +22,7 @@ from lightning_prune.history import History
 from lightning_prune.loading import LoadHook
 from lightning_prune.measuring import measure
 from lightning_prune.parts import check_part
-from lightning_prune.probe import Probe, transfer
+from lightning_prune.probe import Probe, is_compiled, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
@@ -213,7 +213,7 @@ class PruningCallback(Callback):
         self._global_step = trainer.global_step
         self._shown = None
         self._probe = None
-        self._capture = ExampleCapture(pl_module)
+        self._capture = None
         if not self._needs_example:
             self._begin(trainer, pl_module)
 
@@ -281,7 +281,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        if cast(ExampleCapture, self._capture).example is None:
+        if self._capture is None:
             self._catch_up(trainer, pl_module)
         if self._gathering is None:
             return
@@ -317,7 +317,6 @@ class PruningCallback(Callback):
         """Learns from a batch what a fit that was resumed after its last step has not."""
         batch = fitting_batch(trainer, pl_module)
         if batch is not None:
-            cast(ExampleCapture, self._capture).release()
             self._capture = example_of(trainer, pl_module, batch)
             self._learn(trainer, pl_module, batch)
 
@@ -354,6 +353,9 @@ class PruningCallback(Callback):
     ) -> None:
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
         self._learn(trainer, pl_module, batch)
+        if self._capture is None:  # a hook would have a compiled module compiled again
+            aside = is_compiled(pl_module)
+            self._capture = example_of(trainer, pl_module, batch) if aside else ExampleCapture(pl_module)
         if (pruner := self._subject.pruner) is not None:
             self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)

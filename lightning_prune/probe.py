@@ -120,12 +120,25 @@ def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     """
     twin = copy.deepcopy(model, {**_results_of(model), **(memo or {})})
     for module in twin.modules():
-        for name, value in list(vars(module).items()):
-            if name == "_compiled_call_impl" or _compiled_method(name, value):
-                del module.__dict__[name]
+        for name in _compiled(module):
+            del module.__dict__[name]
         if isinstance(module, OptimizedModule):
             module.forward = module._orig_mod.__call__
     return twin
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` has changed how the module itself runs, whatever it did to those within."""
+    return bool(_compiled(module))
+
+
+def _compiled(module: nn.Module) -> list[str]:
+    """What ``torch.compile`` has put on a module."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if name == "_compiled_call_impl" or _compiled_method(name, value)
+    ]
 
 
 def _results_of(model: nn.Module) -> dict[int, Tensor]:
