@@ -54,7 +54,7 @@ def save_packed(
             raise ValueError(
                 f"masks[{name!r}] removes weights that are not 0: apply the masks to the model first."
             )
-        if packing_saves(parameter, mask) > 0:
+        if packing_saves(parameter, int(mask.count_nonzero())) > 0:
             masked[id(parameter)] = _entry(parameter, mask)
     # the very parameters, so that a tied one is known under each of its names
     values = model.state_dict(keep_vars=True)
