@@ -38,6 +38,10 @@ def check_parts(target: float | None, criterion: Criterion, structure: Structure
 class Pruner:
     """Prunes a model in a training loop of your own.
 
+    Where ``fully_shard`` has divided the parameters among processes, masks are divided with them, and each
+    process works on its own rows. All of them have to make the same calls, :attr:`sparsity` and
+    :meth:`state_dict` included.
+
     Args:
         model: The module to prune, in place. Its parameters stay the ones they are.
         target: Share of the units to be gone at the end, in (0, 1); ``None`` where the selector decides.
@@ -55,10 +59,6 @@ class Pruner:
 
     Raises:
         ValueError: If an argument is wrong, or there is nothing that it could prune.
-
-    Where ``fully_shard`` has divided the parameters among processes, masks are divided with them, each process
-    works on its own rows, and all of them have to make the same calls, :attr:`sparsity` and :meth:`state_dict`
-    included.
 
     >>> model = nn.Linear(10, 10)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

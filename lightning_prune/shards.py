@@ -201,3 +201,12 @@ def shards_of(model: nn.Module) -> Shards:
             )
     mesh = first.device_mesh
     return Divided(mesh.get_group(), torch.device(mesh.device_type), modules)
+
+
+def check_whole(model: nn.Module, who: str) -> None:
+    """Raises ValueError if processes divide a model's parameters, for what cannot work on parts of them."""
+    if shards_of(model).divided:
+        raise ValueError(
+            f"{who} needs whole parameters, but processes divide those of this {type(model).__name__}: save a"
+            " checkpoint in one file, and load it in one process."
+        )

@@ -288,6 +288,19 @@ def test_what_processes_exchange_does_not_grow_with_the_model(found: Found) -> N
     assert sum(size for _, size in large["prune"]) <= sum(size for _, size in small["prune"])
 
 
+def test_what_needs_the_whole_model_says_so(found: Found) -> None:
+    for each in found:
+        said = each["refused plain"]
+        assert [line.split(" needs whole parameters")[0] for line in said[:4]] == [
+            "compact",
+            "export_onnx",
+            "save_packed",
+            "sensitivity",
+        ]
+        assert said[4].startswith("Channels(")
+        assert "take Unstructured() with budget='units'" in said[4]
+
+
 # --- two processes, under a Trainer
 
 
@@ -342,7 +355,14 @@ def test_masks_are_those_of_one_process_but_for_float_error(
 
 
 @needs_fsdp
-@pytest.mark.parametrize("name", [*FITS, "from one"])
+def test_steps_by_hand_are_seen_and_clipped_like_others(found: Found) -> None:
+    by_hand, seen = found[0]["by hand"], found[0]["taylor"]
+    assert by_hand["losses"] == seen["losses"]
+    assert same(by_hand["masks"], seen["masks"])
+
+
+@needs_fsdp
+@pytest.mark.parametrize("name", [*FITS, "from one", "by hand"])
 def test_masked_weights_and_their_momentum_are_zero_after_every_step(found: Found, name: str) -> None:
     assert [each[name]["wrong"] for each in found] == [0, 0]
     assert sum(each[name]["masked"] for each in found) == round(0.6 * SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune import (
+    Channels,
     Criterion,
     Fisher,
     Global,
@@ -28,6 +30,10 @@ from lightning_prune import (
     Pruner,
     Selector,
     Taylor,
+    compact,
+    export_onnx,
+    save_packed,
+    sensitivity,
 )
 
 
@@ -150,9 +156,34 @@ def sent(width: int) -> dict[str, list[tuple[str, int]]]:
     return {"observe": observed.seen, "prune": pruned.seen, "apply": applied.seen, "control": control.seen}
 
 
+def said(call: Callable[[], Any]) -> str:
+    """The error."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def refused() -> list[str]:
+    """What is said to those who want the whole model."""
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    image = torch.ones(1, 1, 8, 8)
+    calls: list[Callable[[], Any]] = [
+        lambda: compact(model, {}, image),
+        lambda: export_onnx(model, "none.onnx", image),
+        lambda: save_packed(model, {}, "none.packed"),
+        lambda: sensitivity(model, lambda _: 0.0),
+        lambda: Pruner(model, 0.5, structure=Channels(), example=image),
+    ]
+    return [said(call) for call in calls]
+
+
 def all_plain() -> dict[str, Any]:
     """All of this page."""
     return {
         "plain": {name: plain(*parts) for name, parts in PLAIN.items()},
+        "refused plain": refused(),
         "sent": {width: sent(width) for width in (16, 16_384)},
     }

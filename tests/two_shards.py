@@ -45,6 +45,7 @@ from lightning_prune import (
 )
 
 EVERY_EPOCH = Cubic(start="1ep", end="3ep", every="1ep")
+CLIP = 0.1
 
 
 class Parts(Lit):
@@ -59,6 +60,23 @@ class Parts(Lit):
         if self.device_mesh is not None and not self.divided:
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
             self.divided = True
+
+
+class ByHand(Parts):
+    """Clips and steps itself, as a Trainer would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, CLIP, "norm")
+        optimizer.step()
+        return loss
 
 
 class Watch(Callback):
@@ -131,14 +149,17 @@ def run(
     save: Path | None = None,
     resume: Path | None = None,
     single: bool = False,
+    make: type[Parts] = Parts,
 ) -> dict[str, Any]:
     """One fit of 4 epochs on the same joint batches, in however many processes; what was seen of it."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     parallel = ModelParallelStrategy(size, 1, save_distributed_checkpoint=not single) if size > 1 else "auto"
     before, watch, keep = Before(pruning, save), Watch(pruning), Keep(pruning)
-    model = seeded(Parts)
+    model = seeded(make)
     callbacks = (before, pruning, keep, watch)
-    options = {"num_sanity_val_steps": 1, "gradient_clip_val": 0.5, "use_distributed_sampler": False}
+    options: dict[str, Any] = {"num_sanity_val_steps": 1, "use_distributed_sampler": False}
+    if model.automatic_optimization:
+        options["gradient_clip_val"] = CLIP
     fitted = trainer(folder, *callbacks, strategy=parallel, devices=size, **options)
     fitted.fit(model, joint(320), joint(128), ckpt_path=resume)
     return {
@@ -244,6 +265,7 @@ def all_fits(folder: Path) -> dict[str, Any]:
         found[name] = run(folder, pruning(criterion, selector), save=path, single=single)
         if criterion.sums:  # there is more to save than masks
             found[f"{name} resumed"] = run(folder, pruning(criterion, selector), resume=path, single=single)
+    found["by hand"] = run(folder, pruning(*FITS["taylor"][:2]), make=ByHand)
     found["from one"] = run(folder, pruning(*FITS["taylor"][:2]), resume=folder / "one.ckpt")
     found["refused"] = {name: refusal(folder, make(), seeded(Parts)) for name, make in REFUSED.items()}
     found["columns"] = refusal(folder, PruningCallback(0.5), seeded(Columns))
