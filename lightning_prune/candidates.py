@@ -82,7 +82,7 @@ class Candidates:
         Raises:
             ValueError: If the criterion gives nan or inf.
         """
-        ends = torch.stack([self._below, self._below])
+        ends = self._below.expand(2)  # of minus the scores, and of the scores
         for start, stop in self._ranges:
             score = self._score(start, stop)
             if self._highest is None and score.numel():
@@ -119,7 +119,7 @@ class Candidates:
 
     def _top(self, ends: Tensor) -> float:
         """The highest score of all; all processes raise, or none."""
-        fall, high = (float(end) for end in self.shards.highest(ends))
+        fall, high = cast(list[float], self.shards.highest(ends).tolist())
         if not high < math.inf or (fall == math.inf and not self.removed):
             raise ValueError(
                 f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from {-fall} to"
