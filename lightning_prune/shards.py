@@ -49,7 +49,7 @@ class Shards(ABC):
             shape: Of the whole tensor.
 
         Returns:
-            The whole tensor; in the other processes no rows.
+            The whole tensor, on the CPU where rows came from elsewhere; in the other processes no rows.
         """
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Divided(Shards):
         dist.gather(data, parts, dist.get_global_rank(self._group, 0), self._group)
         if parts is None:
             return rows[:0]
-        return torch.cat(parts).view(rows.dtype).view(-1, *shape[1:])[: shape[0]].to(rows.device)
+        return torch.cat([part.cpu() for part in parts]).view(rows.dtype).view(-1, *shape[1:])[: shape[0]]
 
     def own(self, whole: Tensor) -> Tensor:
         """A copy: the whole is not kept in memory for it."""
