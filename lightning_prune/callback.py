@@ -32,7 +32,7 @@ from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
-from lightning_prune.trainers import check_own_process, check_whole, fitting_batch, monitored, write_report
+from lightning_prune.trainers import check_own_process, check_strategy, fitting_batch, monitored, write_report
 
 _STATE_VERSION = 1
 
@@ -107,7 +107,10 @@ class PruningCallback(Callback):
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
-        """Name in ``pl_module.named_parameters()`` to bool mask, True where kept; empty before a fit."""
+        """Name in ``pl_module.named_parameters()`` to bool mask, True where kept; empty before a fit.
+
+        Divided among processes as the parameter is, if it is: a ``DTensor`` then.
+        """
         store = self._subject.store
         return MappingProxyType({}) if store is None else store.masks
 
@@ -205,8 +208,7 @@ class PruningCallback(Callback):
         if trainer.global_step == 0 or not self._subject.bound_to(pl_module):
             # there are steps in a run resumed from a checkpoint that knew nothing of pruning
             self._rounds.restart(trainer.global_step // max(1, len(trainer.optimizers)))
-        if self.compact or self._needs_example:
-            check_whole(trainer)
+        check_strategy(trainer.strategy, self._needs_whole)
         if self.compact:
             check_own_process(trainer)
         self._rounds.begin_fit(trainer)
@@ -223,6 +225,13 @@ class PruningCallback(Callback):
             self._probe = probe_of(trainer, pl_module, batch)
         if self._gathering is None:
             self._begin(trainer, pl_module)
+
+    def _look_at_forward(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *, aside: bool
+    ) -> None:
+        """Captures what ``forward`` is given: in the pass to come, or in one of a copy, aside."""
+        if not self._subject.divided:  # it would take all processes to run it for a report
+            self._capture = example_of(trainer, pl_module, batch) if aside else ExampleCapture(pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
@@ -242,6 +251,17 @@ class PruningCallback(Callback):
     def _needs_example(self) -> bool:
         return self.structure.needs_example or self.selector.needs_example
 
+    @property
+    def _needs_whole(self) -> list[str]:
+        """What asks for parameters that are whole in each process."""
+        wanted = {
+            "compact=True": self.compact,
+            f"{self.structure!r} with {self.selector!r}": self._needs_example,
+            repr(self.rewind): self.rewind is not None,
+            repr(self.guard): self.guard is not None,
+        }
+        return [part for part, asked in wanted.items() if asked]
+
     def bind(self, model: nn.Module, example: Any = None) -> None:
         """Takes charge of a model, with the state that was loaded or, for the same model, the present one.
 
@@ -259,6 +279,7 @@ class PruningCallback(Callback):
         if self._loaded is not None:
             self._take_over(self._loaded)
             self._loaded = None
+        self._subject.count()
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         for other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -288,7 +309,7 @@ class PruningCallback(Callback):
         self._end_epoch(trainer, trainer.current_epoch - 1)
         pruner = self._subject.pruner
         if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
-            self._note(trainer, pruner.sparsity)
+            self._note(trainer)
         if pruner is not None and not self._rounds.agenda.over:
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -317,7 +338,7 @@ class PruningCallback(Callback):
         """Learns from a batch what a fit that was resumed after its last step has not."""
         batch = fitting_batch(trainer, pl_module)
         if batch is not None:
-            self._capture = example_of(trainer, pl_module, batch)
+            self._look_at_forward(trainer, pl_module, batch, aside=True)
             self._learn(trainer, pl_module, batch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -354,8 +375,7 @@ class PruningCallback(Callback):
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
         self._learn(trainer, pl_module, batch)
         if self._capture is None:  # a hook would have a compiled module compiled again
-            aside = is_compiled(pl_module)
-            self._capture = example_of(trainer, pl_module, batch) if aside else ExampleCapture(pl_module)
+            self._look_at_forward(trainer, pl_module, batch, aside=is_compiled(pl_module))
         if (pruner := self._subject.pruner) is not None:
             self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)
@@ -365,16 +385,18 @@ class PruningCallback(Callback):
         pruner = self._subject.pruner
         if pruner is None or not self._rounds.advance(trainer, pl_module, pruner, self._history, batch):
             return
-        agenda, sparsity = self._rounds.agenda, pruner.sparsity
-        if agenda.over and not agenda.stopped and sparsity == 0:
+        self._note(trainer)
+        agenda = self._rounds.agenda
+        if agenda.over and not agenda.stopped and self._subject.sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
-        self._note(trainer, sparsity)
 
-    def _note(self, trainer: Trainer, sparsity: float) -> None:
+    def _note(self, trainer: Trainer) -> None:
+        self._subject.count()
+        sparsity = self._subject.sparsity
         self._history.prune(trainer.current_epoch, self._steps, sparsity)
         removed = {
-            f"prune/sparsity/{name}": 1 - int(mask.count_nonzero()) / mask.numel()
-            for name, mask in self.masks.items()
+            f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size
+            for layer in self._subject.layers
         }
         for logger in trainer.loggers:
             logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_prune.criteria import Criterion
 from lightning_prune.radix import places
+from lightning_prune.shards import Shards, Whole
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
@@ -22,11 +23,13 @@ class Candidates:
 
     Args:
         group: The units.
-        kept: Bool, of the units' shape, True where a unit is still there. Selection narrows it in place, and
-            keeps a copy meanwhile only where units are gone already.
+        kept: Bool, True where a unit is still there: of the units' shape, or of those that this process holds.
+            Selection narrows it in place, and keeps a copy meanwhile only where units are gone already.
         criterion: Scores the units.
         statistics: What it has seen of them.
         dtype: Of all scores, float32 or float64.
+        shards: Among which the units are divided. Scores and what is kept are of those held here, numbers of
+            units are of all.
 
     Attributes:
         removed: Units that are gone.
@@ -40,15 +43,18 @@ class Candidates:
         criterion: Criterion,
         statistics: Statistics,
         dtype: torch.dtype,
+        shards: Shards = Whole(),
     ) -> None:
         self.group = group
         self.kept = kept
-        self.removed = group.size - int(kept.count_nonzero())
+        self.shards = shards
+        self.removed = group.size - self.left
         self.protected = False
         self._criterion = criterion
         self._statistics = statistics
         self._dtype = dtype
-        self._ranges = criterion.pieces(group)
+        self._here = group.here
+        self._ranges = criterion.pieces(self._here)
         self._below = torch.tensor(-math.inf, dtype=dtype, device=kept.device)
         self._above = -self._below
         self._shield: Tensor | None = None
@@ -65,31 +71,38 @@ class Candidates:
         """Units in all, removed ones included."""
         return self.group.size
 
+    @property
+    def left(self) -> int:
+        """Units that are still there."""
+        return int(self.shards.add_up(self.kept.count_nonzero()))
+
     def pieces(self) -> Iterator[Tensor]:
         """The scores, rows after rows: -inf for removed units, inf for shielded ones.
 
         Raises:
             ValueError: If the criterion gives nan or inf.
         """
-        highest = -math.inf
+        ends = self._below.expand(2)  # of minus the scores, and of the scores
         for start, stop in self._ranges:
             score = self._score(start, stop)
-            if self._highest is None:
-                highest = max(highest, self._top(score))
+            if self._highest is None and score.numel():
+                low, high = score.aminmax()
+                ends = torch.maximum(ends, torch.stack([-low, high]))
             if self._shield is not None:
                 score = torch.where(self._shield[start:stop], self._above, score)
             yield score
-        self._highest = highest if self._highest is None else self._highest
+        if self._highest is None:
+            self._highest = self._top(ends)
 
     def sample(self) -> Iterator[Tensor]:
         """Some of the scores, spread over the group; shields are not seen."""
         if self._criterion.pointwise and self.group.divisible:
-            yield self._seen(self.group.view(_thin), self._statistics.view(_thin), _thin)
+            yield self._seen(self._here.view(_thin), self._statistics.view(_thin), _thin)
         else:
-            yield self._score(0, self.group.shape[0])
+            yield self._score(0, self._here.shape[0])
 
     def _score(self, start: int, stop: int) -> Tensor:
-        rows, statistics = self.group.rows(start, stop), self._statistics.rows(start, stop)
+        rows, statistics = self._here.rows(start, stop), self._statistics.rows(start, stop)
         return self._seen(rows, statistics, lambda units: units[start:stop])
 
     def _seen(self, group: UnitGroup, statistics: Statistics, look: Callable[[Tensor], Tensor]) -> Tensor:
@@ -104,11 +117,12 @@ class Candidates:
             score = torch.where(score < 0, score * self._price, score / self._price)
         return torch.where(look(self.kept), score, self._below) if self.removed else score
 
-    def _top(self, score: Tensor) -> float:
-        low, high = (float(value) for value in score.aminmax())
-        if not high < math.inf or (low == -math.inf and not self.removed):
+    def _top(self, ends: Tensor) -> float:
+        """The highest score of all; all processes raise, or none."""
+        fall, high = cast(list[float], self.shards.highest(ends).tolist())
+        if not high < math.inf or (fall == math.inf and not self.removed):
             raise ValueError(
-                f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from {low} to"
+                f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from {-fall} to"
                 f" {high}."
             )
         return high
@@ -154,7 +168,7 @@ class Candidates:
         if self._shield is not None:
             return True
         if self.group.least > 1:
-            return int((self.scores() > level).count_nonzero()) >= self.group.least
+            return int(self.shards.add_up((self.scores() > level).count_nonzero())) >= self.group.least
         if self._highest is None:
             for _ in self.pieces():
                 pass
@@ -162,17 +176,17 @@ class Candidates:
 
     def settle(self, before: Tensor) -> None:
         """Brings the number of units that stay to one that may: the best of those that were there before."""
-        width = self.group.width(int(self.kept.count_nonzero()))
+        width = self.group.width(self.left)
         self.kept.copy_(before)
         self.kept.copy_(self._best(self.scores(), width))
 
     def _best(self, scores: Tensor, count: int) -> Tensor:
-        if count == 1:
-            order = scores.argmax()[None]  # the earliest of equals
-        else:
-            order = scores.flatten().argsort(descending=True, stable=True)[:count]
         best = torch.zeros_like(self.kept)
-        best[torch.unravel_index(order, self.group.shape)] = True
+        if count > 1:  # of channels, which one process holds
+            order = scores.flatten().argsort(descending=True, stable=True)[:count]
+            best[torch.unravel_index(order, best.shape)] = True
+        elif self.shards.leads(scores.max() if scores.numel() else self._below):
+            best[torch.unravel_index(scores.argmax(), best.shape)] = True  # the earliest of equals
         return best
 
     def restart(self, kept: Tensor) -> None:
@@ -193,7 +207,7 @@ class Candidates:
         """Removes what scores below a bracket, and remembers what lies within: one look at each score.
 
         Returns:
-            How many score below, and the scores within.
+            How many score below, and the scores within, of those held here.
         """
         low = max(low, torch.finfo(self._dtype).min)  # what is gone already stays below
         self._before = self.kept.clone() if self.removed else None
@@ -205,7 +219,7 @@ class Candidates:
             left += int(kept.count_nonzero())
             close = places((piece <= high).logical_and_(kept).flatten())
             self._close.append((close, piece.take(close)))
-        return self.size - left, torch.cat([scores for _, scores in self._close])
+        return self.kept.numel() - left, torch.cat([scores for _, scores in self._close])
 
     def restore(self) -> None:
         """Takes a sweep back."""
@@ -213,25 +227,26 @@ class Candidates:
             self.kept.copy_(torch.ones_like(self.kept) if self._before is None else self._before)
             self._close = self._before = None
 
-    def cut(self, level: float, ties: int = 0) -> int:
-        """Removes what scores up to ``level``, but for the first ``ties`` units that score just that.
+    def tied(self, level: float) -> int:
+        """How many of the units held here score just ``level``; after a sweep it must lie in its bracket."""
+        near = self.pieces() if self._close is None else (scores for _, scores in self._close)
+        return sum(int((scores == level).count_nonzero()) for scores in near)
+
+    def cut(self, level: float, ties: int = 0) -> None:
+        """Removes what scores up to ``level``, but for the first ``ties`` units here that score just that.
 
         After a sweep, ``level`` must lie in its bracket.
-
-        Returns:
-            How many of ``ties`` are left over, for the groups that follow.
         """
         if self._close is None:
             for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
                 ties = _cut(piece, level, ties, self.kept[start:stop])
-            return ties
+            return
         for (start, stop), (close, scores) in zip(self._ranges, self._close, strict=True):
             stays = torch.empty_like(scores, dtype=torch.bool)
             ties = _cut(scores, level, ties, stays)
             rows = self.kept[start:stop]
             rows[torch.unravel_index(close, rows.shape)] = stays
         self._close = self._before = None
-        return ties
 
 
 def _cut(scores: Tensor, level: float, ties: int, kept: Tensor) -> int:

@@ -119,13 +119,17 @@ def dense_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def packed_bytes(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
-    """Bytes if each masked tensor were stored as one bit a weight and its kept values, where that is less."""
+def packed_bytes(model: nn.Module, kept: Mapping[str, int]) -> int:
+    """Bytes if each masked tensor were stored as one bit a weight and its kept values, where that is less.
+
+    Args:
+        model: With all its weights.
+        kept: Parameter name to how many of them are kept.
+    """
     named = dict(model.named_parameters())
-    return dense_bytes(model) - sum(max(0, packing_saves(named[name], mask)) for name, mask in masks.items())
+    return dense_bytes(model) - sum(max(0, packing_saves(named[name], left)) for name, left in kept.items())
 
 
-def packing_saves(parameter: Tensor, mask: Tensor) -> int:
+def packing_saves(parameter: Tensor, kept: int) -> int:
     """Bytes less if a parameter were stored as one bit a weight and its kept values; below 0 if it is more."""
-    removed = mask.numel() - int(mask.count_nonzero())
-    return removed * parameter.element_size() - -(-mask.numel() // 8)
+    return (parameter.numel() - kept) * parameter.element_size() - -(-parameter.numel() // 8)

@@ -21,6 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 from lightning_prune.cost import batch_size, dense_bytes, of_size
 from lightning_prune.files import replacing
 from lightning_prune.probe import ForwardProbe, evaluating, twin_of
+from lightning_prune.shards import check_whole
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST = 1_500_000_000  # bytes of weights in one file: protobuf allows 2 GiB in all
@@ -53,6 +54,7 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"export_onnx needs {', '.join(missing)}: pip install 'lightning_prune[onnx]'.")
+    check_whole(model, "export_onnx")
     twin = twin_of(model).cpu()
     with evaluating(twin), replacing(path) as place:
         call = _Call(twin, example)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.shards import Shards, Whole, divided_like, local
 from lightning_prune.units import row_ranges
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -21,16 +22,21 @@ class MaskStore:
 
     Args:
         model: The module whose parameters are masked, by their names in ``named_parameters()``.
-        names: Which of them. Each mask starts all True, on the parameter's device, in its memory layout.
+        names: Which of them. Each mask starts all True, on the parameter's device, in its memory layout, and
+            divided among processes as the parameter is.
+        shards: Among which, if it is.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], shards: Shards = Whole()) -> None:
+        self._shards = shards
         self._parameters = dict(model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._masks = {
-            name: torch.ones_like(self._parameters[name], dtype=torch.bool, requires_grad=False)
-            for name in names
-        }
+        self._masks = {name: self._fresh(name) for name in names}
+
+    @torch.no_grad()
+    def _fresh(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        return divided_like(torch.ones_like(local(parameter), dtype=torch.bool), parameter)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -38,9 +44,16 @@ class MaskStore:
         return MappingProxyType(self._masks)
 
     @property
+    def shards(self) -> Shards:
+        """The processes among which the masks are divided."""
+        return self._shards
+
+    @property
     def removed(self) -> int:
-        """How many weights are masked."""
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self._masks.values())
+        """How many weights are masked, in all processes."""
+        here = [local(mask) for mask in self._masks.values()]
+        removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in here)
+        return int(self._shards.add_up(torch.tensor(removed)))
 
     def digest(self) -> str:
         """The same for the same masks, and no other in all likelihood."""
@@ -58,6 +71,8 @@ class MaskStore:
     @torch.no_grad()
     def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Sets each masked weight to exactly 0, in these parameters or in all."""
+        if parameters is None:
+            self._shards.reshard()
         chosen = self._parameters.values() if parameters is None else parameters
         for name, parameter in self.named(chosen).items():
             self._zero_masked_(parameter, name)
@@ -79,13 +94,20 @@ class MaskStore:
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
         # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
-        bits, mask = tensor.detach().view(_INTEGER[tensor.element_size()]), self._masks[name]
+        bits = local(tensor).detach().view(_INTEGER[tensor.element_size()])
+        mask = local(self._masks[name])
         for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
             bits[start:stop].mul_(mask[start:stop])
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks packed 8 to the byte, with their shapes; tensors and plain values only."""
-        return {name: {"bits": pack(mask), "shape": list(mask.shape)} for name, mask in self._masks.items()}
+        """Masks packed 8 to the byte, with their shapes; tensors and plain values only.
+
+        Where processes divide them, they come together in the first, one at a time; the others have no bits.
+        """
+        return {
+            name: {"bits": pack(self._shards.gather(local(mask), mask.shape)), "shape": list(mask.shape)}
+            for name, mask in self._masks.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over saved masks, also of parameters that had none.
@@ -103,11 +125,11 @@ class MaskStore:
                 raise ValueError(
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
-            loaded[name] = unpack(entry["bits"], shape)
+            loaded[name] = self._shards.own(unpack(entry["bits"], shape))
         for name, mask in loaded.items():
-            parameter = self._parameters[name]
-            fresh = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
-            self._masks.setdefault(name, fresh).copy_(mask)
+            if name not in self._masks:
+                self._masks[name] = self._fresh(name)
+            local(self._masks[name]).copy_(mask)
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

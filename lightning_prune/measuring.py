@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_prune.cost import (
@@ -20,6 +21,7 @@ from lightning_prune.cost import (
 )
 from lightning_prune.masks import masked_parameters
 from lightning_prune.report import Layer, Report
+from lightning_prune.shards import Shards, local, shards_of
 
 _BATCHES = (1, 64)
 
@@ -30,17 +32,41 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     Args:
         model: The network; left as it was.
         masks: Parameter name to bool mask, True where kept, for what pruning covers.
-        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on.
+        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on. Where processes
+            divide the parameters among them nothing is run, and all of them have to ask.
 
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
     """
     masks = masks or {}
     masked_parameters(model, masks)
-    layers = tuple(
-        Layer(name, tuple(mask.shape), mask.numel(), int(mask.count_nonzero()), width=_width(mask))
-        for name, mask in masks.items()
+    shards = shards_of(model)
+    return measure_layers(model, layers_of(masks, shards), None if shards.divided else example)
+
+
+def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
+    """What masks leave of each parameter.
+
+    Args:
+        masks: Parameter name to bool mask.
+        shards: The processes that divide them: all have to ask, and are told the same.
+    """
+    here = [(int(mask.count_nonzero()), _width(mask)) for mask in map(local, masks.values())]
+    counts = shards.add_up(torch.tensor(here, dtype=torch.int64).view(-1, 2)).tolist()
+    return tuple(
+        Layer(name, tuple(mask.shape), mask.numel(), kept, width=width)
+        for (name, mask), (kept, width) in zip(masks.items(), counts, strict=True)
     )
+
+
+def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = None) -> Report:
+    """Measures a network whose masks were looked at before.
+
+    Args:
+        model: The network.
+        layers: What its masks leave.
+        example: As for :func:`measure`.
+    """
     total = kept = None
     seconds = {}
     if example is not None:
@@ -57,7 +83,7 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         layers=layers,
         params=parameters(model),
         bytes=dense_bytes(model),
-        bytes_packed=packed_bytes(model, masks),
+        bytes_packed=packed_bytes(model, _kept(layers)),
         macs=total,
         macs_kept=kept,
         latency=seconds,
@@ -84,7 +110,7 @@ def measure_compacted(
         dense=before,
         params=after.params,
         bytes=after.bytes,
-        bytes_packed=packed_bytes(compacted, masks),
+        bytes_packed=packed_bytes(compacted, {name: int(mask.sum()) for name, mask in masks.items()}),
         macs=after.macs,
         latency=after.latency,
     )
@@ -106,5 +132,9 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
     ]
 
 
+def _kept(layers: Sequence[Layer]) -> dict[str, int]:
+    return {layer.name: layer.size if layer.kept is None else layer.kept for layer in layers}
+
+
 def _width(mask: Tensor) -> int:
-    return int(mask.reshape(len(mask), -1).any(1).count_nonzero()) if mask.ndim else int(mask)
+    return int(mask.reshape(len(mask), mask[:1].numel()).any(1).count_nonzero()) if mask.ndim else int(mask)

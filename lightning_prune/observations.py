@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_prune.activations import InputWatch, Reading
 from lightning_prune.criteria import ActivationCriterion, Criterion, Needs
 from lightning_prune.losses import AddUp, Trial
+from lightning_prune.shards import Shards, Whole, local
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
 
@@ -22,16 +24,23 @@ class Observations:
     Args:
         criterion: Says what is summed.
         groups: Each with the layers that read it, as far as the criterion looks at them.
+        shards: Among which their rows are divided.
 
     Attributes:
         statistics: Group name to its sums.
     """
 
-    def __init__(self, criterion: Criterion, groups: Sequence[tuple[UnitGroup, Sequence[Reading]]]) -> None:
+    def __init__(
+        self,
+        criterion: Criterion,
+        groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
+        shards: Shards = Whole(),
+    ) -> None:
         self._criterion = criterion
+        self._shards = shards
         self._layers = groups
         self._groups = [group for group, _ in groups]
-        self.statistics = {group.name: _empty(criterion, group, bool(layers)) for group, layers in groups}
+        self.statistics = {group.name: _empty(criterion, group.here, bool(layers)) for group, layers in groups}
         device = self._groups[0].slices[0].weight.device
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -63,7 +72,7 @@ class Observations:
         for group in self._groups:
             present = _gradients(group, grads)
             if present is not None:
-                observed.append((group, present))
+                observed.append((group.here, present))
         if not observed:
             return
         valid = self._finite([grad for _, present in observed for grad in present])
@@ -81,9 +90,10 @@ class Observations:
             statistics.count.add_(here)
 
     def _finite(self, grads: list[Tensor]) -> Tensor:
-        """Whether all are finite, as a tensor: an accelerator is not waited for."""
-        extremes = [value for grad in grads for value in grad.aminmax()]
-        return torch.stack([value.isfinite().to(self._skipped.device) for value in extremes]).all()
+        """Whether all are finite, in all processes, as a tensor: an accelerator is not waited for."""
+        extremes = [value for grad in grads if grad.numel() for value in grad.aminmax()]
+        wrong = [~value.isfinite().to(self._skipped.device) for value in extremes]
+        return self._shards.add_up(torch.stack(wrong).sum() if wrong else torch.zeros_like(self._skipped)) == 0
 
     @torch.no_grad()
     def measure(self, kept: Mapping[str, Tensor], trial: Trial) -> None:
@@ -104,9 +114,13 @@ class Observations:
             statistics.reset_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Plain values and tensors; sums come together in the first process."""
+        gathered = {
+            group.name: self.statistics[group.name].view(partial(self._shards.gather, shape=group.shape))
+            for group in self._groups
+        }
         return {
-            "statistics": {name: each.state_dict() for name, each in self.statistics.items()},
+            "statistics": {name: each.state_dict() for name, each in gathered.items()},
             "left_out": self.left_out,
         }
 
@@ -120,8 +134,10 @@ class Observations:
         dropped = []
         for name, statistics in self.statistics.items():
             if name in state["statistics"]:
+                saved = state["statistics"][name]
+                sums = {key: self._shards.own(each) for key, each in saved["sums"].items()}
                 try:
-                    statistics.load_state_dict(state["statistics"][name])
+                    statistics.load_state_dict({**saved, "sums": sums})
                 except ValueError as error:
                     dropped.append(f"statistics of {name!r} start anew: {error}")
         return dropped
@@ -143,5 +159,5 @@ def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Ten
     for part, grad in zip(group.slices, found, strict=True):
         if grad is None and part.weight.requires_grad:
             return None
-        filled.append(torch.zeros_like(part.weight) if grad is None else grad)
+        filled.append(torch.zeros_like(local(part.weight)) if grad is None else local(grad))
     return filled

@@ -15,6 +15,7 @@ from lightning_prune.cost import packing_saves
 from lightning_prune.files import read, replacing
 from lightning_prune.loading import shapes_after
 from lightning_prune.masks import masked_parameters, pack, unpack
+from lightning_prune.shards import check_whole
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FORMAT = "lightning_prune packed 1"
@@ -47,6 +48,7 @@ def save_packed(
         ValueError: If a mask fits no parameter, or removes weights that are not 0, or ``state_dict`` holds
             what cannot be loaded safely. Nothing is written then.
     """
+    check_whole(model, "save_packed")
     masked = {}
     for name, parameter in masked_parameters(model, masks).items():
         mask = masks[name].to(parameter.device)
@@ -54,7 +56,7 @@ def save_packed(
             raise ValueError(
                 f"masks[{name!r}] removes weights that are not 0: apply the masks to the model first."
             )
-        if packing_saves(parameter, mask) > 0:
+        if packing_saves(parameter, int(mask.count_nonzero())) > 0:
             masked[id(parameter)] = _entry(parameter, mask)
     # the very parameters, so that a tied one is known under each of its names
     values = model.state_dict(keep_vars=True)

@@ -21,6 +21,7 @@ from lightning_prune.observations import Observations
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
+from lightning_prune.shards import Shards, local, shards_of
 from lightning_prune.shares import along
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units import UnitGroup
@@ -36,6 +37,10 @@ def check_parts(target: float | None, criterion: Criterion, structure: Structure
 
 class Pruner:
     """Prunes a model in a training loop of your own.
+
+    Where ``fully_shard`` has divided the parameters among processes, masks are divided with them, and each
+    process works on its own rows. All of them have to make the same calls, :attr:`sparsity` and
+    :meth:`state_dict` included.
 
     Args:
         model: The module to prune, in place. Its parameters stay the ones they are.
@@ -89,25 +94,47 @@ class Pruner:
         self._criterion = criterion
         self._selector = selector
         self._schedule = schedule
+        shards = shards_of(model)
         wanted = structure.needs_example or selector.needs_example
+        if wanted and shards.divided:
+            raise ValueError(
+                f"{structure!r} with {selector!r} follows an example through the model, whose parameters are"
+                " divided among processes: take Unstructured() with budget='units', or keep the model whole, as"
+                " with DDP."
+            )
         found = structure.units(model, example if wanted else None)
         looks = Needs.ACTIVATION in criterion.needs
         self._layers = {group.name: readings(model, group) if looks else [] for group in found.groups}
-        units = found.accepted(self._refuses, f"{criterion!r} with {selector!r}")
+        units = found.accepted(lambda group: self._refuses(group, shards), f"{criterion!r} with {selector!r}")
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
         self._check_groups(target)
         selector.check(self._share, units)
         self._store = MaskStore(
-            model, dict.fromkeys(part.name for group in self.groups for part in group.masked)
+            model, dict.fromkeys(part.name for group in self.groups for part in group.masked), shards
         )
-        self._seen = Observations(criterion, [(group, self._layers[group.name]) for group in self.groups])
+        seen = [(group, self._layers[group.name]) for group in self.groups]
+        self._seen = Observations(criterion, seen, shards)
 
-    def _refuses(self, group: UnitGroup) -> str | None:
+    def _refuses(self, group: UnitGroup, shards: Shards) -> str | None:
         why = self._selector.refuses(group) or self._criterion.refuses(group)
+        if why is None and shards.divided:
+            why = self._refuses_divided(group)
         if why is None and Needs.ACTIVATION in self._criterion.needs and not self._layers[group.name]:
             return f"{self._criterion!r} needs an ungrouped layer that is called on the units"
         return why
+
+    def _refuses_divided(self, group: UnitGroup) -> str | None:
+        if any(local(part.weight) is part.weight for part in group.slices):
+            return "each process has a copy of its own, while other parameters are divided among them"
+        alone = self._criterion.pointwise and self._criterion.needs in Needs.GRADIENT
+        fits = {
+            "structure=Unstructured()": group.divisible,
+            "a criterion that scores each weight by itself, such as Magnitude() or Taylor()": alone,
+            "selector=Global() or PerLayer()": self._selector.splits(group),
+        }
+        wanted = [part for part, fit in fits.items() if not fit]
+        return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None
 
     def _check_groups(self, target: float | None) -> None:
         units = sum(group.size for group in self.groups)
@@ -341,7 +368,14 @@ class Pruner:
             self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
         dtype = reduce(torch.promote_types, (group.dtype for group in self.groups))
         found = [
-            Candidates(group, self._kept(group), self._criterion, self._seen.statistics[group.name], dtype)
+            Candidates(
+                group,
+                local(self._kept(group)),
+                self._criterion,
+                self._seen.statistics[group.name],
+                dtype,
+                self._store.shards,
+            )
             for group in self.groups
             if self._seen.seen(group)
         ]

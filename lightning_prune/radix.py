@@ -2,7 +2,7 @@
 
 A histogram of the scores' leading 16 bits says in which of 65,536 bins the k-th lies, a histogram of the
 next 16 bits within that bin narrows it down, until no bits are left. Each pass reads the scores once and
-adds counts, so scores may come in pieces.
+adds counts, so scores may come in pieces, and lie in several processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lightning_prune.shards import Shards, Whole
 
 _BINS = 1 << 16
 _MARGIN = 0.003  # of the rank; scores between make up twice that share, to be kept for a moment
@@ -33,13 +35,14 @@ class Boundary:
     ties: int
 
 
-def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
+def boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Shards = Whole()) -> Boundary:
     """Finds the ``count``-th smallest score.
 
     Args:
         pieces: Gives the scores, of any shape, float32 or float64 (one of them throughout), the same at
             every call. No nan.
         count: From 1 to the number of scores.
+        shards: Who has the other scores.
 
     Returns:
         The boundary; exact, ties counted.
@@ -50,7 +53,8 @@ def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
     """
     prefix, seen, below = 0, 0, 0
     while True:
-        histogram, dtype = _histogram(pieces(), prefix, seen)
+        here, dtype = _histogram(pieces(), prefix, seen)
+        histogram = shards.add_up(here)
         # Negative floats fall as their bits rise.
         ascending = seen > 0 and prefix >= 0
         bins = torch.arange(_BINS, device=histogram.device)
@@ -65,7 +69,7 @@ def boundary(pieces: Callable[[], Iterable[Tensor]], count: int) -> Boundary:
         seen += 16
         if seen == torch.finfo(dtype).bits:
             value = float(torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype))
-            return Boundary(value, below, ties) if value else _zero(pieces())
+            return Boundary(value, below, ties) if value else _zero(pieces(), shards)
 
 
 def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor, torch.dtype]:
@@ -82,26 +86,28 @@ def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor
     return total, piece.dtype
 
 
-def _zero(pieces: Iterable[Tensor]) -> Boundary:
+def _zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
     """The boundary at zero, which has two bit patterns: -0.0 and 0.0 are one score."""
     below = ties = 0
     for piece in pieces:
         below += int((piece < 0).count_nonzero())
         ties += int((piece == 0).count_nonzero())
+    below, ties = shards.add_up(torch.tensor([below, ties])).tolist()
     return Boundary(0.0, below, ties)
 
 
-def bracket(sample: Tensor, share: float) -> tuple[float, float]:
+def bracket(sample: Tensor, share: float, shards: Shards = Whole()) -> tuple[float, float]:
     """Two scores of a sample, between which the one of this rank lies in all likelihood.
 
     Args:
         sample: Some of the scores, of one dimension.
         share: The rank that is sought, in (0, 1] of all scores.
+        shards: Who has the rest of the sample.
     """
-    size = len(sample)
+    size = int(shards.add_up(torch.tensor(len(sample))))
     ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
     low, high = (min(max(1, round(rank)), size) for rank in ranks)
-    return boundary(lambda: [sample], low).value, boundary(lambda: [sample], high).value
+    return boundary(lambda: [sample], low, shards).value, boundary(lambda: [sample], high, shards).value
 
 
 def places(rare: Tensor) -> Tensor:

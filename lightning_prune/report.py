@@ -183,7 +183,10 @@ class Report:
             dense, pruned = (_number(value) for value in (self.dense_metric, self.pruned_metric))
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
         if self.macs is None:
-            lines.append("multiply-adds not counted: no example of forward's input was seen")
+            lines.append(
+                "multiply-adds not counted: no example of forward's input was seen, or processes divide the"
+                " parameters"
+            )
         lines += self.decisions
         lines += self._masked() if self.dense is None else self._compacted(self.dense)
         lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]

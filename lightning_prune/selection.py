@@ -30,13 +30,24 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
                 each.protect()
             bound += emptied
             edge, emptied = _edge(candidates, count)
-        ties = edge.below + edge.ties - count
-        for each in candidates:
-            ties = each.cut(edge.value, ties)
+        stay = _staying(candidates, edge.value, edge.below + edge.ties - count)
+        for each, ties in zip(candidates, stay, strict=True):
+            each.cut(edge.value, ties)
     for each in bound:
-        each.protected = int(each.kept.count_nonzero()) == each.group.least
+        each.protected = each.left == each.group.least
     for each, before in rounded:
         each.settle(before)
+
+
+def _staying(candidates: Sequence[Candidates], level: float, ties: int) -> list[int]:
+    """How many of its units here that score just ``level`` each group keeps: ``ties`` in all, the earliest."""
+    if not ties:
+        return [0] * len(candidates)
+    shards = candidates[0].shards
+    here = torch.tensor([each.tied(level) for each in candidates])
+    every = shards.add_up(here)
+    earlier = every.cumsum(0) - every + shards.before(here)
+    return (ties - earlier).clamp_min(0).minimum(here).tolist()
 
 
 def _edge(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[Candidates]]:
@@ -46,18 +57,21 @@ def _edge(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[
     once. That is taken back where the bracket proves wrong, or some group would be emptied.
     """
     sample = torch.cat([piece.flatten() for each in candidates for piece in each.sample()])
-    low, high = bracket(sample, count / sum(each.size for each in candidates))
+    shards = candidates[0].shards
+    low, high = bracket(sample, count / sum(each.size for each in candidates), shards)
     emptied: list[Candidates] = list(candidates)
     try:
         swept = [each.sweep(low, high) for each in candidates]
-        below, close = sum(gone for gone, _ in swept), torch.cat([scores for _, scores in swept])
-        if below < count <= below + len(close):
-            found = boundary(lambda: [close], count - below)
+        close = torch.cat([scores for _, scores in swept])
+        here = torch.tensor([sum(gone for gone, _ in swept), len(close)])
+        below, within = shards.add_up(here).tolist()
+        if below < count <= below + within:
+            found = boundary(lambda: [close], count - below, shards)
             edge = Boundary(found.value, below + found.below, found.ties)
         else:
             for each in candidates:
                 each.restore()
-            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count)
+            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count, shards)
         if edge.value == -math.inf:
             raise ValueError("a criterion must give finite scores; some are -inf.")
         emptied = [each for each in candidates if not each.survives(edge.value)]

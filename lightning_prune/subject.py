@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from lightning_prune.compaction import Plan, compact_, expand_, replay_
 from lightning_prune.loading import check_fits, plan_of, plans_of
 from lightning_prune.masks import MaskStore
-from lightning_prune.measuring import measure, measure_compacted
+from lightning_prune.measuring import layers_of, measure_compacted, measure_layers
 from lightning_prune.probe import Probe, twin_of
 from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report
+from lightning_prune.report import Layer, Report
+from lightning_prune.shards import shards_of
 
 
 class Subject:
@@ -29,6 +30,7 @@ class Subject:
         store: Its masks; after compaction those that are left.
         plan: How it was compacted, ``None`` if it was not.
         record: The report that was made then.
+        layers: What the masks leave, as of the last :meth:`count`.
     """
 
     def __init__(self) -> None:
@@ -41,11 +43,17 @@ class Subject:
         self.store: MaskStore | None = None
         self.plan: Plan | None = None
         self.record: Report | None = None
+        self.layers: tuple[Layer, ...] = ()
         self._saved: Mapping[str, Any] = {}
 
     def bound_to(self, model: nn.Module) -> bool:
         """Whether it is this network that is in charge, with its masks."""
         return self.model is model and self.store is not None
+
+    @property
+    def divided(self) -> bool:
+        """Whether processes hold a part of it each."""
+        return self.store is not None and self.store.shards.divided
 
     @property
     def chosen(self) -> set[str]:
@@ -68,12 +76,24 @@ class Subject:
             state: What :meth:`state_dict` gave.
         """
         self.forget()
-        self.model, self.store = model, MaskStore(model, ())
+        self.model, self.store = model, MaskStore(model, (), shards_of(model))
         self.store.load_state_dict(state["masks"])
         self.store.apply_()
         self._saved = state
         if state["plan"] is not None:
             self.plan, self.record = Plan.from_state(state["plan"]), Report.from_state(state["report"])
+        self.count()
+
+    def count(self) -> None:
+        """Looks at what the masks leave, in all processes together: a report asks none of them then."""
+        assert self.store is not None
+        self.layers = layers_of(self.store.masks, self.store.shards)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the elements that the structure covers, as of the last :meth:`count`."""
+        removed = sum(layer.size - cast(int, layer.kept) for layer in self.layers)
+        return removed / sum(layer.size for layer in self.layers)
 
     def report(self, example: Any = None) -> Report:
         """The network as it stands.
@@ -85,12 +105,14 @@ class Subject:
             return self.record
         assert self.model is not None
         assert self.store is not None
+        if self.divided:
+            example = None  # a pass would need all processes
         try:
             with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a report
-                report = measure(self.model, self.store.masks, example)
+                report = measure_layers(self.model, self.layers, example)
         except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
             rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
-            report = measure(self.model, self.store.masks)
+            report = measure_layers(self.model, self.layers)
         remarks = self._saved if self.pruner is None else self.pruner.remarks
         return replace(
             report,
@@ -134,7 +156,8 @@ class Subject:
             ValueError: If they do not fit.
         """
         plan = plan_of(checkpoint, state_key)
-        check_fits(model, checkpoint["state_dict"], plans_of(checkpoint))
+        # a strategy that divides the model has loaded its weights already, and left none
+        check_fits(model, checkpoint.get("state_dict", {}), plans_of(checkpoint))
         if plan is not None:
             replay_(model, plan)
             self.forget()

@@ -19,6 +19,7 @@ from lightning_prune.parts import check_part
 from lightning_prune.plots import draw_sensitivity
 from lightning_prune.progress import tracked
 from lightning_prune.selection import remove_lowest
+from lightning_prune.shards import check_whole
 from lightning_prune.statistics import Statistics
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.tables import draw_table
@@ -109,6 +110,7 @@ def sensitivity(
     """
     check_part(criterion, Criterion, "criterion")
     check_part(structure, Structure, "structure")
+    check_whole(model, "sensitivity")
     if criterion.needs:
         raise ValueError(
             f"criterion={criterion!r} needs training steps, and there are none here: choose one that looks at"

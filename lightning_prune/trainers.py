@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -21,8 +21,6 @@ from lightning_prune.masks import MaskStore
 from lightning_prune.moments import Horizon
 from lightning_prune.report import Report
 from lightning_prune.snapshots import Training
-
-_SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 def horizon(trainer: Trainer) -> Horizon:
@@ -59,8 +57,8 @@ def from_all(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def check_alike(trainer: Trainer, store: MaskStore) -> None:
-    """Raises RuntimeError, in all processes, if they do not hold the same masks."""
-    if trainer.world_size == 1:
+    """Raises RuntimeError, in all processes, if they hold the same weights under other masks."""
+    if trainer.world_size == 1 or store.shards.divided:
         return
     digests = from_all(trainer, store.digest())
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -78,12 +76,26 @@ def monitored(trainer: Trainer) -> str | None:
     return next((name for name in names if name), None)
 
 
-def check_whole(trainer: Trainer) -> None:
-    """Raises ValueError if each process holds a part of the model only: channels run over several parts."""
-    if isinstance(trainer.strategy, _SHARDING):
+def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
+    """Makes sure that a strategy leaves parameters as pruning needs them.
+
+    Args:
+        strategy: The Trainer's.
+        whole: What is asked for that works on whole parameters only.
+
+    Raises:
+        ValueError: If it flattens or copies them, or divides them and something needs them whole.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
         raise ValueError(
-            f"strategy={type(trainer.strategy).__name__} splits the model up: channels, and compact=True, need"
-            " it whole, as with DDP or a single device."
+            f"strategy={name} keeps parameters in a form of its own, in which they cannot be pruned: use DDP or"
+            " FSDP2, which is ModelParallelStrategy with fully_shard in configure_model."
+        )
+    if isinstance(strategy, ModelParallelStrategy) and whole:
+        raise ValueError(
+            f"strategy={name} splits the model up: {', '.join(whole)} cannot work on parts of it. Do without,"
+            " or keep it whole, as with DDP or a single device."
         )
 
 

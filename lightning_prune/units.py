@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.budgets import Budget
+from lightning_prune.shards import local
 from lightning_prune.shares import Share, Slice, along
 
 
@@ -132,6 +133,11 @@ class UnitGroup:
         return self.view(lambda tensor: tensor[start:stop]) if self.divisible else self
 
     @property
+    def here(self) -> UnitGroup:
+        """The units whose rows this process holds: all, unless they lie in several processes."""
+        return self.view(local)
+
+    @property
     def divisible(self) -> bool:
         """Whether some of its units make a group: single weights do."""
         return self.slices[0].divisible
@@ -171,7 +177,10 @@ class Units:
         found = {group.name: refuses(group) for group in self.groups}
         units = self.without({name: why for name, why in found.items() if why is not None})
         if not units.groups:
-            reasons = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
+            names: dict[str, list[str]] = {}
+            for name, why in units.frozen.items():
+                names.setdefault(why, []).append(name)
+            reasons = "; ".join(f"{', '.join(same)}: {why}" for why, same in names.items())
             raise ValueError(f"{who} can prune no layer. {reasons}")
         return units
 
@@ -188,9 +197,9 @@ class Units:
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Cuts ``rows``, which hold ``elements`` in all, into ranges that fit a processor's cache."""
+    """Cuts ``rows``, which hold ``elements`` in all, into ranges that fit a processor's cache; at least one."""
     # On an accelerator a launch costs more than the memory.
     budget = 2**20 if device.type == "cpu" else 2**26
     step = max(1, rows * budget // max(1, elements))
-    for start in range(0, rows, step):
+    for start in range(0, max(1, rows), step):
         yield start, min(start + step, rows)

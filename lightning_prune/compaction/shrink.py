@@ -15,6 +15,7 @@ from lightning_prune.compaction.replay import replay_, shorten
 from lightning_prune.compaction.trial import Trial
 from lightning_prune.masks import masked_parameters
 from lightning_prune.probe import Probe, as_probe, twin_of
+from lightning_prune.shards import check_whole
 from lightning_prune.shares import Share
 from lightning_prune.units import UnitGroup
 
@@ -54,6 +55,7 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
+    check_whole(model, "compact")
     smaller = twin_of(model)
     apply_masks_(smaller, masks)
     compact_(smaller, masks, None, as_probe(example))

@@ -67,6 +67,10 @@ class Selector(Part, ABC):
             ValueError: If not.
         """
 
+    def splits(self, group: UnitGroup) -> bool:
+        """Whether it can choose among units whose rows lie in several processes."""
+        return False
+
     def refuses(self, group: UnitGroup) -> str | None:
         """Why the selector can do nothing with a group, or ``None`` if it can."""
         return None

@@ -86,6 +86,10 @@ class Global(Selector):
                 f" layer keeps its least. {frozen}".rstrip()
             )
 
+    def splits(self, group: UnitGroup) -> bool:
+        """As long as a unit counts for itself, and scores are compared as they are."""
+        return self.budget == "units" and self.normalize is None
+
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of all."""
 
@@ -125,6 +129,10 @@ class PerLayer(Selector):
     def resolve(self, target: float | None) -> float:
         """The target itself, a number in (0, 1)."""
         return checked_share(target, self)
+
+    def splits(self, group: UnitGroup) -> bool:
+        """All of them."""
+        return True
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of each."""
@@ -223,6 +231,10 @@ class NofM(Selector):
         inputs = group.shape[group.input_dim]
         return f"{inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
 
+    def splits(self, group: UnitGroup) -> bool:
+        """As long as each row has its inputs together."""
+        return group.input_dim != 0
+
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Removes the lowest of those that are not among the best ``n`` of their ``m``; all at the end."""
         for each in candidates:
@@ -236,7 +248,7 @@ class NofM(Selector):
 
     def _best(self, scores: Tensor, dim: int) -> Tensor:
         last = scores.movedim(dim, -1)
-        blocks = last.reshape(*last.shape[:-1], -1, self.m)
+        blocks = last.reshape(*last.shape[:-1], last.shape[-1] // self.m, self.m)
         order = blocks.argsort(dim=-1, descending=True, stable=True)
         best = torch.zeros_like(blocks, dtype=torch.bool)
         best.scatter_(-1, order[..., : self.n], value=True)
