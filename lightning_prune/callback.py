@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.averages import averages_of
 from lightning_prune.collect import ExampleCapture
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
@@ -226,6 +227,7 @@ class PruningCallback(Callback):
         assert subject.store is not None
         self._gathering = Gathering(subject.pruner, subject.store, agenda, trainer.optimizers)
         self._history.begin_fit(monitored(trainer) if self.guard is None else self.guard.monitor)
+        self._mask_averages(trainer)
 
     @property
     def _steps(self) -> int:
@@ -254,6 +256,12 @@ class PruningCallback(Callback):
             self._loaded = None
 
     def _check_neighbours(self, trainer: Trainer) -> None:
+        assert self._subject.model is not None
+        if (self.rewind is not None or self.guard is not None) and averages_of(trainer, self._subject.model):
+            raise ValueError(
+                "rewind and guard bring back weights, which an averaging callback would go on to average with"
+                " those that were given up: take one or the other."
+            )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, PruningCallback) and other is not self:
                 shared = sorted(self._subject.chosen & other._subject.chosen)
@@ -297,7 +305,8 @@ class PruningCallback(Callback):
         if subject.pruner is not None and self._probe is not None and subject.pruner.sparsity > 0:
             example = None if self._example is None else transfer(self._example, pl_module.device)
             probe = self._probe.to(pl_module.device)
-            subject.compact_(probe, example, trainer.optimizers, self.report)
+            averages = averages_of(trainer, pl_module)
+            subject.compact_(probe, example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -349,6 +358,15 @@ class PruningCallback(Callback):
         if agenda.over and not agenda.stopped and sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
         self._note(trainer, sparsity)
+        self._mask_averages(trainer)
+
+    def _mask_averages(self, trainer: Trainer) -> None:
+        """What is averaged from now on is 0 where masked, so that the average stays 0."""
+        subject = self._subject
+        assert subject.model is not None
+        assert subject.store is not None
+        for average in averages_of(trainer, subject.model):
+            subject.store.apply_to_copy_(average)
 
     def _note(self, trainer: Trainer, sparsity: float) -> None:
         self._history.prune(trainer.current_epoch, self._steps, sparsity)
@@ -444,8 +462,10 @@ class PruningCallback(Callback):
             self._subject.forget()
         self._load_hook = LoadHook(
             pl_module,
-            lambda checkpoint: self._subject.before_load(pl_module),
-            lambda checkpoint: self._subject.after_load(pl_module, checkpoint, self.state_key),
+            lambda checkpoint: self._subject.before_load(pl_module, averages_of(trainer, pl_module)),
+            lambda checkpoint: self._subject.after_load(
+                pl_module, averages_of(trainer, pl_module), checkpoint, self.state_key
+            ),
         )
 
     def _take_over(self, state: Mapping[str, Any]) -> None:
