@@ -206,6 +206,9 @@ class PruningCallback(Callback):
         if trainer.global_step == 0 or not self._subject.bound_to(pl_module):
             # there are steps in a run resumed from a checkpoint that knew nothing of pruning
             self._rounds.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+        if self._loaded is not None and self._loaded["agenda"]["steps"] > trainer.global_step:
+            # before this fit a tuner saved, and brought back, what an earlier one left: no place in this one
+            self._loaded = self._loaded | self._rounds.state_dict()
         if self.compact or self._needs_example:
             check_whole(trainer)
         if self.compact:
@@ -446,13 +449,15 @@ class PruningCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps a saved state until the model is there to take it.
+        """Keeps a saved state until the fit begins; in the middle of one, as a tuner does it, takes it over.
 
         Raises:
             ValueError: If a later version of lightning_prune wrote it.
         """
         _check_version(state_dict)
         self._loaded = state_dict
+        if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
+            self.bind(cast(nn.Module, self._subject.model), self._probe)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lit import Lit, Manual, digits, fit, seeded
+from lit import Lit, Manual, digits, fit, hooks, seeded
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
@@ -401,19 +401,6 @@ def test_an_event_waits_for_a_finite_gradient(tmp_path: Path) -> None:
         assert sum("waits" in str(each.message) for each in warned) == 1
         assert pruning.report.history[0].step == 8
         assert pruning.report.removed == round(0.5 * pruning.report.size)
-
-
-def hooks(model: LightningModule, run: Trainer) -> int:
-    modules = sum(
-        len(value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name.endswith("_hooks") and value
-    )
-    return modules + sum(
-        len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-        for optimizer in run.optimizers
-    )
 
 
 class Break(Callback):
