@@ -313,7 +313,9 @@ class PruningCallback(Callback):
         write_report(trainer, self.report, self._folder, self.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves nothing on the model, after an error or Ctrl-C."""
+        """Leaves nothing on the model, after an error or Ctrl-C, be it in the middle of an event."""
+        if self._gathering is not None and self._subject.store is not None:
+            self._subject.store.apply_()
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
