@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import KINDS
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -128,11 +129,12 @@ def test_optimizer_state_of_masked_weights_is_zero(tmp_path: Path, optimizer: st
     assert max(checked) > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", [Lit, Manual])
-def test_masked_gradients_do_not_count_in_clipping(tmp_path: Path, model: type[Lit]) -> None:
+def test_masked_gradients_do_not_count_in_clipping(tmp_path: Path, model: type[Lit], kind: str) -> None:
     """All that is left of the norm belongs to gradients that take part in the step."""
     clip = 1e-3
-    pruning = PruningCallback(0.9, schedule=OneShot("1ep"))
+    pruning = KINDS[kind](schedule=OneShot("1ep"))
     norms = []
 
     class NormWatch(Callback):
