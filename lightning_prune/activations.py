@@ -116,8 +116,14 @@ class InputWatch:
     def _after(
         self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        if torch.is_grad_enabled():
-            self._note(group, reader, _given(args, kwargs).detach(), None)
+        if not torch.is_grad_enabled():
+            return
+        looked_at = self._look(group, reader, _given(args, kwargs).detach(), None)
+        if output.requires_grad:
+            # of passes that checkpointing computes again, one gets a gradient
+            output.register_hook(partial(self._add_once, group, [looked_at]))
+        else:
+            self._add(group, *looked_at)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -131,18 +137,26 @@ class InputWatch:
         seen = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
         # of a frozen layer, autograd does not notice a change in place
         held = given.detach() if learns else given.detach().clone()
-        seen.register_hook(lambda grad: self._note(group, reader, held, grad))
+        seen.register_hook(lambda grad: self._add(group, *self._look(group, reader, held, grad)))
         return ((seen, *args[1:]), kwargs) if args else ((), kwargs | {"input": seen})
 
     @torch.no_grad()
-    def _note(self, group: UnitGroup, reader: Slice, given: Tensor, grad: Tensor | None) -> None:
+    def _look(self, group: UnitGroup, reader: Slice, given: Tensor, grad: Tensor | None) -> tuple[Tensor, int]:
+        """What one pass adds for each feature, and of how many examples."""
         inputs = _by_feature(given.to(group.dtype), reader)
         grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale, reader)
         found = self._criterion.look(inputs, grads)
-        seen = self._seen[group.name]
         finite = inputs.isfinite().all()
-        seen.features.add_(torch.where(finite, found.sum(0), torch.nan))
-        seen.count.add_(len(found))
+        return torch.where(finite, found.sum(0), torch.nan), len(found)
+
+    def _add_once(self, group: UnitGroup, pending: list[tuple[Tensor, int]], grad: Tensor) -> None:
+        if pending:
+            self._add(group, *pending.pop())
+
+    def _add(self, group: UnitGroup, features: Tensor, count: int) -> None:
+        seen = self._seen[group.name]
+        seen.features.add_(features)
+        seen.count.add_(count)
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

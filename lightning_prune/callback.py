@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.averages import averages_of
 from lightning_prune.collect import ExampleCapture
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
@@ -209,6 +210,9 @@ class PruningCallback(Callback):
             # there are steps in a run resumed from a checkpoint that knew nothing of pruning
             self._rounds.restart(trainer.global_step // max(1, len(trainer.optimizers)))
         check_strategy(trainer.strategy, self._needs_whole)
+        if self._loaded is not None and self._loaded["agenda"]["steps"] > trainer.global_step:
+            # before this fit a tuner saved, and brought back, what an earlier one left: no place in this one
+            self._loaded = self._loaded | self._rounds.state_dict()
         if self.compact:
             check_own_process(trainer)
         self._rounds.begin_fit(trainer)
@@ -242,6 +246,7 @@ class PruningCallback(Callback):
         assert subject.store is not None
         self._gathering = Gathering(subject.pruner, subject.store, agenda, trainer.optimizers)
         self._history.begin_fit(monitored(trainer) if self.guard is None else self.guard.monitor)
+        self._mask_averages(trainer)
 
     @property
     def _steps(self) -> int:
@@ -282,6 +287,12 @@ class PruningCallback(Callback):
         self._subject.count()
 
     def _check_neighbours(self, trainer: Trainer) -> None:
+        assert self._subject.model is not None
+        if (self.rewind is not None or self.guard is not None) and averages_of(trainer, self._subject.model):
+            raise ValueError(
+                "rewind and guard bring back weights, which an averaging callback would go on to average with"
+                " those that were given up: take one or the other."
+            )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, PruningCallback) and other is not self:
                 shared = sorted(self._subject.chosen & other._subject.chosen)
@@ -331,7 +342,8 @@ class PruningCallback(Callback):
         if subject.pruner is not None and self._probe is not None and subject.pruner.sparsity > 0:
             example = None if self._example is None else transfer(self._example, pl_module.device)
             probe = self._probe.to(pl_module.device)
-            subject.compact_(probe, example, trainer.optimizers, self.report)
+            averages = averages_of(trainer, pl_module)
+            subject.compact_(probe, example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -342,7 +354,9 @@ class PruningCallback(Callback):
             self._learn(trainer, pl_module, batch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves nothing on the model, after an error or Ctrl-C."""
+        """Leaves nothing on the model, after an error or Ctrl-C, be it in the middle of an event."""
+        if self._gathering is not None and self._subject.store is not None:
+            self._subject.store.apply_()
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -389,6 +403,15 @@ class PruningCallback(Callback):
         agenda = self._rounds.agenda
         if agenda.over and not agenda.stopped and self._subject.sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
+        self._mask_averages(trainer)
+
+    def _mask_averages(self, trainer: Trainer) -> None:
+        """What is averaged from now on is 0 where masked, so that the average stays 0."""
+        subject = self._subject
+        assert subject.model is not None
+        assert subject.store is not None
+        for average in averages_of(trainer, subject.model):
+            subject.store.apply_to_copy_(average)
 
     def _note(self, trainer: Trainer) -> None:
         self._subject.count()
@@ -470,13 +493,15 @@ class PruningCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps a saved state until the model is there to take it.
+        """Keeps a saved state until the fit begins; in the middle of one, as a tuner does it, takes it over.
 
         Raises:
             ValueError: If a later version of lightning_prune wrote it.
         """
         _check_version(state_dict)
         self._loaded = state_dict
+        if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
+            self.bind(cast(nn.Module, self._subject.model), self._probe)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
@@ -486,8 +511,10 @@ class PruningCallback(Callback):
             self._subject.forget()
         self._load_hook = LoadHook(
             pl_module,
-            lambda checkpoint: self._subject.before_load(pl_module),
-            lambda checkpoint: self._subject.after_load(pl_module, checkpoint, self.state_key),
+            lambda checkpoint: self._subject.before_load(pl_module, averages_of(trainer, pl_module)),
+            lambda checkpoint: self._subject.after_load(
+                pl_module, averages_of(trainer, pl_module), checkpoint, self.state_key
+            ),
         )
 
     def _take_over(self, state: Mapping[str, Any]) -> None:

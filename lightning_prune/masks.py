@@ -78,6 +78,13 @@ class MaskStore:
             self._zero_masked_(parameter, name)
 
     @torch.no_grad()
+    def apply_to_copy_(self, copy: nn.Module) -> None:
+        """Sets each masked weight to exactly 0 in a copy of the model, which may be on another device."""
+        for name, parameter in copy.named_parameters():
+            if name in self._masks:
+                self._zero_masked_(parameter, name)
+
+    @torch.no_grad()
     def apply_to_grads_(self, parameters: Iterable[Tensor]) -> None:
         """Sets the gradients of masked weights to 0, so that they count neither in clipping nor in momentum."""
         for name, parameter in self.named(parameters).items():
@@ -95,7 +102,7 @@ class MaskStore:
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
         # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
         bits = local(tensor).detach().view(_INTEGER[tensor.element_size()])
-        mask = local(self._masks[name])
+        mask = local(self._masks[name]).to(bits.device)
         for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
             bits[start:stop].mul_(mask[start:stop])
 

@@ -121,13 +121,21 @@ class Subject:
             left_out=remarks["left_out"],
         )
 
-    def compact_(self, probe: Probe, example: Any, optimizers: Iterable[Optimizer], report: Report) -> None:
+    def compact_(
+        self,
+        probe: Probe,
+        example: Any,
+        optimizers: Iterable[Optimizer],
+        copies: Iterable[nn.Module],
+        report: Report,
+    ) -> None:
         """Shrinks the network in place.
 
         Args:
             probe: Runs it.
             example: To measure the dense and the compacted network on, or ``None``.
             optimizers: Of its parameters.
+            copies: Averages of it, which shrink along with it.
             report: Of the masked network.
 
         Raises:
@@ -137,20 +145,36 @@ class Subject:
         model = cast(nn.Module, self.model)
         dense = twin_of(model)
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
+        for copy in copies:
+            replay_(copy, self.plan)
         self.record = measure_compacted(report, dense, model, masks, example)
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
         self.pruner = None
 
-    def before_load(self, model: nn.Module) -> None:
-        """Gives this network its dense shapes back, if it is compacted: the checkpoint may be older."""
+    def before_load(self, model: nn.Module, copies: Iterable[nn.Module]) -> None:
+        """Gives this network its dense shapes back, if it is compacted: the checkpoint may be older.
+
+        Args:
+            model: Is to be loaded.
+            copies: Averages of it.
+        """
         if self.model is model and self.plan is not None:
-            expand_(model, self.plan)
+            for each in (model, *copies):
+                expand_(each, self.plan)
             self.forget()
 
-    def after_load(self, model: nn.Module, checkpoint: Mapping[str, Any], state_key: str) -> None:
+    def after_load(
+        self, model: nn.Module, copies: Iterable[nn.Module], checkpoint: Mapping[str, Any], state_key: str
+    ) -> None:
         """Brings a dense network to the shapes that a checkpoint has, as its plan says.
+
+        Args:
+            model: Is to be loaded.
+            copies: Averages of it.
+            checkpoint: Has the plan, if any.
+            state_key: Of the callback that has made it.
 
         Raises:
             ValueError: If they do not fit.
@@ -159,7 +183,8 @@ class Subject:
         # a strategy that divides the model has loaded its weights already, and left none
         check_fits(model, checkpoint.get("state_dict", {}), plans_of(checkpoint))
         if plan is not None:
-            replay_(model, plan)
+            for each in (model, *copies):
+                replay_(each, plan)
             self.forget()
             self.model, self.plan = model, plan
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.averages import training_epochs
 from lightning_prune.masks import MaskStore
 from lightning_prune.moments import Horizon
 from lightning_prune.report import Report
@@ -28,7 +29,7 @@ def horizon(trainer: Trainer) -> Horizon:
     batches = trainer.num_training_batches
     optimizers = max(1, len(trainer.optimizers))
     return Horizon(
-        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+        epochs=training_epochs(trainer),
         # max_steps counts the steps of every optimizer
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
         steps_per_epoch=None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches),

@@ -115,6 +115,20 @@ def seeded(make: Callable[[], Lit]) -> Lit:
     return make()
 
 
+def hooks(model: LightningModule, run: Trainer) -> int:
+    """How many hooks are left on a module and the optimizers of its Trainer."""
+    modules = sum(
+        len(value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name.endswith("_hooks") and value
+    )
+    return modules + sum(
+        len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+        for optimizer in run.optimizers
+    )
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two trees of tensors and plain values are equal, bit for bit."""
     if torch.is_tensor(one):

@@ -468,6 +468,18 @@ def test_recomputed_passes_are_seen(criterion: Criterion) -> None:
         torch.testing.assert_close(scores(other, criterion)[name], score)
 
 
+@pytest.mark.parametrize("criterion", [APoZ(every=1), ActivationNorm(every=1)])
+def test_several_backward_passes_are_one_look(criterion: Criterion) -> None:
+    model = layers()
+    pruner = Pruner(model, 0.3, criterion=criterion, structure=Channels(), schedule=None, example=INPUTS)
+    with pruner.watch():
+        loss = model(INPUTS).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    counts = {int(each["count"]) for each in pruner.state_dict()["statistics"].values()}
+    assert counts == {len(INPUTS)}
+
+
 @EACH
 def test_layers_may_be_given_their_input_by_name(criterion: Criterion) -> None:
     class Named(nn.Sequential):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import KINDS
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lit import Lit, Manual, digits, fit, seeded
+from lit import Lit, Manual, digits, fit, hooks, seeded
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
@@ -128,11 +129,12 @@ def test_optimizer_state_of_masked_weights_is_zero(tmp_path: Path, optimizer: st
     assert max(checked) > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", [Lit, Manual])
-def test_masked_gradients_do_not_count_in_clipping(tmp_path: Path, model: type[Lit]) -> None:
+def test_masked_gradients_do_not_count_in_clipping(tmp_path: Path, model: type[Lit], kind: str) -> None:
     """All that is left of the norm belongs to gradients that take part in the step."""
     clip = 1e-3
-    pruning = PruningCallback(0.9, schedule=OneShot("1ep"))
+    pruning = KINDS[kind](schedule=OneShot("1ep"))
     norms = []
 
     class NormWatch(Callback):
@@ -401,19 +403,6 @@ def test_an_event_waits_for_a_finite_gradient(tmp_path: Path) -> None:
         assert sum("waits" in str(each.message) for each in warned) == 1
         assert pruning.report.history[0].step == 8
         assert pruning.report.removed == round(0.5 * pruning.report.size)
-
-
-def hooks(model: LightningModule, run: Trainer) -> int:
-    modules = sum(
-        len(value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name.endswith("_hooks") and value
-    )
-    return modules + sum(
-        len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-        for optimizer in run.optimizers
-    )
 
 
 class Break(Callback):
