@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.states import dense_tensor, mapping, record, sequence, whole
 from lightning_prune.units import row_ranges
 
+BITS = dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
+MASKS = mapping(record({"bits": BITS, "shape": sequence(whole())}))
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -84,7 +87,18 @@ class MaskStore:
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
         """
-        loaded = {}
+        for name, mask in self.unpacked(state).items():
+            parameter = self._parameters[name]
+            fresh = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+            self._masks.setdefault(name, fresh).copy_(mask)
+
+    def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Saved masks by parameter name, on the CPU; those in force stay.
+
+        Raises:
+            ValueError: If a mask belongs to no parameter, or to one of another shape.
+        """
+        found = {}
         for name, entry in state.items():
             parameter = self._parameters.get(name)
             if parameter is None:
@@ -94,11 +108,8 @@ class MaskStore:
                 raise ValueError(
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
-            loaded[name] = unpack(entry["bits"], shape)
-        for name, mask in loaded.items():
-            parameter = self._parameters[name]
-            fresh = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
-            self._masks.setdefault(name, fresh).copy_(mask)
+            found[name] = unpack(entry["bits"], shape)
+        return found
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

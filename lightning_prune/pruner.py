@@ -16,14 +16,28 @@ from lightning_prune.activations import readings
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.losses import AddUp, Losses, Trial
-from lightning_prune.masks import MaskStore
+from lightning_prune.masks import MASKS, MaskStore
 from lightning_prune.observations import Observations
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.shares import along
+from lightning_prune.states import mapping, nothing, read, record, sequence, text, whole
+from lightning_prune.statistics import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units import UnitGroup
+
+PRUNED = record(
+    {
+        "masks": MASKS,
+        "plan": nothing,
+        "frozen": mapping(text),
+        "protected": sequence(text),
+        "left_out": whole(),
+        "statistics": mapping(STATISTICS),
+    },
+    before={"frozen": {}},  # which a report alone looks at
+)
 
 
 def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
@@ -370,12 +384,13 @@ class Pruner:
             What could not be taken over, in words: statistics that another criterion gathered.
 
         Raises:
-            ValueError: If the masks are not those of this model.
+            ValueError: If it is none, or its masks are not those of this model; nothing has changed then.
         """
-        self._store.load_state_dict(state["masks"])
+        saved = read(state, PRUNED, "the pruner's state")
+        self._store.load_state_dict(saved["masks"])
         self._store.apply_()
-        self.protected |= set(state["protected"])
-        return self._seen.load_state_dict(state)
+        self.protected |= set(saved["protected"])
+        return self._seen.load_state_dict(saved)
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

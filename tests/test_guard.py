@@ -20,12 +20,13 @@ from lightning_prune import (
     OneShot,
     PrunedCheckpoint,
     PruningCallback,
-    Report,
     Rewind,
     Steps,
     Taylor,
 )
+from lightning_prune.report import REPORT
 from lightning_prune.snapshots import Training, copy_of, memory_of, take
+from lightning_prune.states import read
 
 SIZE = 72 + 4608 + 160
 FOUR = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 1.0})
@@ -302,9 +303,10 @@ def test_the_report_of_a_checkpoint_has_the_decisions(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "epoch=4.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
     report = PruningCallback(0.8).report_of(Lit(), state)
     assert report.decisions == pruning.report.decisions[:3]
-    again = Report.from_state(report.to_state())
+    again = read(report.to_state(), REPORT, "the report")
     assert again == report
-    assert Report.from_state({k: v for k, v in report.to_state().items() if k != "decisions"}).decisions == ()
+    older = {k: v for k, v in report.to_state().items() if k != "decisions"}
+    assert read(older, REPORT, "the report").decisions == ()
 
 
 def test_a_state_from_before_there_were_guards_can_be_resumed(tmp_path: Path) -> None:
