@@ -21,7 +21,7 @@ from lightning_prune.schedules import Event, Schedule, Timetable
 from lightning_prune.selectors import Selector
 from lightning_prune.snapshots import SNAPSHOT, Training, check_saved
 from lightning_prune.states import Reader, optional
-from lightning_prune.trainers import horizon, training_of
+from lightning_prune.trainers import first_look, horizon, training_of
 
 ROUNDS: dict[str, Reader[Any]] = {
     "agenda": AGENDA,
@@ -114,10 +114,10 @@ class Rounds:
                 f"{self._schedule!r} prunes before the first batch, when {self._parts} has seen no training"
                 " step: start later, or choose a criterion that looks at weights."
             )
-        if first.position == 0 and self._guard is not None:
+        if self._guard is not None and first.position < first_look(trainer, timetable.unit):
             raise ValueError(
-                f"{self._schedule!r} prunes before the first batch, when {self._guard!r} has seen no metric of"
-                " the dense network: start later."
+                f"{self._schedule!r} prunes before {self._guard!r} can have seen a metric of the dense network:"
+                " start later."
             )
         if any(mark > first.position for mark in timetable.marks):
             raise ValueError(
