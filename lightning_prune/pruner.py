@@ -127,6 +127,9 @@ class Pruner:
         units = sum(group.size for group in self.groups)
         if target is not None and round(self._share * units) == 0:
             raise ValueError(f"target={target!r} of {units} units removes none.")
+        if all(group.least == group.size for group in self.groups):
+            bounds = ", ".join(f"{group.name} at least {group.least} of {group.size}" for group in self.groups)
+            raise ValueError(f"no unit can go: {bounds} must stay.")
         trainable = [part.weight.requires_grad for group in self.groups for part in group.slices]
         if Needs.GRADIENT in self._criterion.needs and not any(trainable):
             raise ValueError(
