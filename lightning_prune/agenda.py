@@ -7,6 +7,13 @@ from typing import Any
 
 from lightning_prune.moments import Unit
 from lightning_prune.schedules import Event, Timetable
+from lightning_prune.states import flag, record, whole
+
+_SCALES = (Unit.EPOCH.value, Unit.STEP.value)
+AGENDA = record(
+    {"steps": whole(), "stopped": flag, "handled": record(dict.fromkeys(_SCALES, whole(-1)))},
+    before={"stopped": False},  # nothing was called off
+)
 
 
 class Agenda:
@@ -22,7 +29,7 @@ class Agenda:
         self.timetable = Timetable(Unit.EPOCH, ())
         self.steps = 0
         self.stopped = False
-        self._handled = {Unit.EPOCH.value: -1, Unit.STEP.value: -1}
+        self._handled = dict.fromkeys(_SCALES, -1)
 
     def restart(self, steps: int = 0) -> None:
         """A fit begins with no event behind it, after this many steps without pruning."""
@@ -59,7 +66,7 @@ class Agenda:
         return {"steps": self.steps, "handled": dict(self._handled), "stopped": self.stopped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved position."""
+        """Takes over a saved position, as ``AGENDA`` reads it."""
         self.steps = state["steps"]
-        self.stopped = state.get("stopped", False)  # earlier versions called nothing off
-        self._handled = dict(state["handled"])
+        self.stopped = state["stopped"]
+        self._handled = state["handled"]

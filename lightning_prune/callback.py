@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,23 +20,42 @@ from lightning_prune.collect import ExampleCapture
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
 from lightning_prune.guard import Guard
-from lightning_prune.history import History
-from lightning_prune.loading import LoadHook
+from lightning_prune.history import HISTORY, History
+from lightning_prune.loading import PRUNING_STATE, LoadHook, state_of
 from lightning_prune.measuring import measure
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, is_compiled, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
-from lightning_prune.rounds import Rounds
+from lightning_prune.rounds import BEFORE_ROUNDS, ROUNDS, Rounds
 from lightning_prune.sandbox import example_of, probe_of
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
+from lightning_prune.states import anything, mapping, read, record, shown, text, whole
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.subject import Subject
-from lightning_prune.trainers import check_own_process, check_strategy, fitting_batch, monitored, write_report
+from lightning_prune.subject import SUBJECT, Subject
+from lightning_prune.trainers import (
+    check_own_process,
+    check_strategy,
+    fitting_batch,
+    monitored,
+    training_of,
+    write_report,
+)
 
 _STATE_VERSION = 1
+_VERSIONED = record({"version": anything}, before={"version": None}, others=True)
+_STATE = record(
+    {
+        "version": whole(_STATE_VERSION),
+        "settings": mapping(text),
+        "pruner": SUBJECT,
+        **ROUNDS,
+        **HISTORY,
+    },
+    before=BEFORE_ROUNDS,
+)
 
 
 class PruningCallback(Callback):
@@ -145,14 +165,14 @@ class PruningCallback(Callback):
             example: Of ``forward``'s input, to count multiply-adds on.
 
         Raises:
-            ValueError: If the state is not of this model, or a later version of lightning_prune wrote it.
+            ValueError: If it is no state, or not of this model, or a later version of lightning_prune wrote it.
         """
-        _check_version(state)
+        saved = _read(state)
         subject = Subject()
-        subject.bind_saved(model, state["pruner"])
+        subject.bind_saved(model, saved["pruner"])
         history, rounds = History(), self._new_rounds()
-        history.load_state_dict(state)
-        rounds.load_state_dict(state)
+        history.load_state_dict(saved)
+        rounds.load_state_dict(saved)
         return _told(subject.report(example), history, rounds)
 
     @property
@@ -239,6 +259,8 @@ class PruningCallback(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
+        if self._loaded is not None:
+            self._rounds.check_state(_read(self._loaded), training_of(trainer, pl_module))
         self.bind(pl_module, self._probe)
         self._check_neighbours(trainer)
         self._rounds.check(pl_module)
@@ -273,16 +295,22 @@ class PruningCallback(Callback):
         Args:
             model: What is to be pruned.
             example: For structures that need one.
+
+        Raises:
+            ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
         """
-        state = None if self._loaded is None else self._loaded["pruner"]
-        if not self._subject.bound_to(model):
-            self._history = History()
-        if state is not None and state["plan"] is not None:
-            self._subject.bind_saved(model, state)
+        saved = None if self._loaded is None else _read(self._loaded)
+        known = self._subject.bound_to(model)
+        if saved is not None and saved["pruner"]["plan"] is not None:
+            self._subject.bind_saved(model, saved["pruner"])
+            notes: list[str] = []
         else:
-            self._subject.bind(model, lambda: self._new_pruner(model, example))
-        if self._loaded is not None:
-            self._take_over(self._loaded)
+            found = None if saved is None else saved["pruner"]
+            notes = self._subject.bind(model, lambda: self._new_pruner(model, example), found)
+        if not known:
+            self._history = History()
+        if saved is not None:
+            self._take_over(saved, notes)
             self._loaded = None
         self._subject.count()
 
@@ -496,9 +524,9 @@ class PruningCallback(Callback):
         """Keeps a saved state until the fit begins; in the middle of one, as a tuner does it, takes it over.
 
         Raises:
-            ValueError: If a later version of lightning_prune wrote it.
+            ValueError: If it is none, or a later version of lightning_prune wrote it.
         """
-        _check_version(state_dict)
+        _read(state_dict)
         self._loaded = state_dict
         if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
             self.bind(cast(nn.Module, self._subject.model), self._probe)
@@ -509,17 +537,17 @@ class PruningCallback(Callback):
         self._gathering = None
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
             self._subject.forget()
-        self._load_hook = LoadHook(
-            pl_module,
-            lambda checkpoint: self._subject.before_load(pl_module, averages_of(trainer, pl_module)),
-            lambda checkpoint: self._subject.after_load(
-                pl_module, averages_of(trainer, pl_module), checkpoint, self.state_key
-            ),
-        )
+        self._load_hook = LoadHook(pl_module, lambda checkpoint: self._loading(trainer, pl_module, checkpoint))
 
-    def _take_over(self, state: Mapping[str, Any]) -> None:
-        pruner = self._subject.pruner
-        notes = [] if pruner is None else pruner.load_state_dict(state["pruner"])
+    def _loading(
+        self, trainer: Trainer, model: nn.Module, checkpoint: Mapping[str, Any]
+    ) -> AbstractContextManager[None]:
+        state = state_of(checkpoint, self.state_key)
+        if state is not None:
+            _read(state)  # before anything changes
+        return self._subject.loading(model, averages_of(trainer, model), checkpoint, self.state_key)
+
+    def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
         self._rounds.load_state_dict(state)
         self._history.load_state_dict(state)
         for name, now in self._settings().items():
@@ -539,10 +567,11 @@ def _told(report: Report, history: History, rounds: Rounds) -> Report:
     return replace(report, monitor=history.monitor, history=tuple(history.entries), decisions=rounds.decisions)
 
 
-def _check_version(state: Mapping[str, Any]) -> None:
-    version = state.get("version")
-    if version != _STATE_VERSION:
+def _read(state: Mapping[str, Any]) -> dict[str, Any]:
+    version = read(state, _VERSIONED, PRUNING_STATE)["version"]
+    if not isinstance(version, int) or version != _STATE_VERSION:
         raise ValueError(
-            f"the checkpoint's pruning state has version {version!r}, this lightning_prune reads"
+            f"the checkpoint's pruning state has version {shown(version)}, this lightning_prune reads"
             f" {_STATE_VERSION}: install the version that wrote it."
         )
+    return read(state, _STATE, PRUNING_STATE)

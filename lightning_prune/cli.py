@@ -18,7 +18,7 @@ from lightning_prune.cost import dense_bytes
 from lightning_prune.criteria import Magnitude
 from lightning_prune.export import export_onnx
 from lightning_prune.files import read
-from lightning_prune.loading import load_compact, masks_of, plans_of, pruned_by
+from lightning_prune.loading import load_compact, masks_of, plans_of, pruned_by, state_of
 from lightning_prune.packed import save_packed
 from lightning_prune.sandbox import forward_of
 from lightning_prune.sweep import RATIOS, sensitivity
@@ -72,8 +72,8 @@ class PruningTrainer(Trainer):
         checkpoint = read(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
         for callback in self._pruning():
-            state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            if not state:
+            state = state_of(checkpoint, callback.state_key)
+            if state is None:
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
             print(callback.report_of(model, state, model.example_input_array).table())
 

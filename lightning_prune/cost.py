@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.probe import as_probe, evaluating, plain_attention
+from lightning_prune.states import instance, mapping, optional, real, whole
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Cost:
     bytes: int
     macs: int | None = None
     latency: Mapping[int, float] = field(default_factory=dict)
+
+
+LATENCY = mapping(real("a number above 0", lambda value: value > 0), key=whole(1))
+COST = instance(Cost, params=whole(1), bytes=whole(1), macs=optional(whole(1)), latency=LATENCY)
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:

@@ -14,7 +14,11 @@ from lightning_prune.losses import Losses
 from lightning_prune.probe import evaluating, twin_of
 from lightning_prune.pruner import Pruner
 from lightning_prune.sandbox import NoLossError, loss_of
+from lightning_prune.states import anything, sequence, where
 from lightning_prune.trainers import from_all
+
+# a batch of each process in each
+HELD = sequence(where(sequence(anything), lambda batches: len(batches) > 0, "a batch at least"))
 
 
 class HeldBatches:
@@ -28,14 +32,16 @@ class HeldBatches:
         self._count = count
         self._batches: list[list[Any]] = []
         self._tried = False
+        self._saved = 0
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
         """Holds one more, if it is wanted; with the first of a fit, what asks for the loss is tried.
 
         Raises:
-            ValueError: If it cannot be kept, what comes first gives no loss, or the loss would be asked for too
-                often.
+            ValueError: If it cannot be kept, what comes first or was saved gives no loss, or the loss would be
+                asked for too often.
         """
+        self._try_saved(trainer, module)
         if len(self._batches) < self._count:
             found = from_all(trainer, _copied(batch) if _gives_loss(trainer, module, batch) else None)
             if all(each is not None for each in found):
@@ -48,6 +54,21 @@ class HeldBatches:
             self._tried = True
             seconds = pruner.rehearse(self._losses(trainer))
             rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")
+
+    def _try_saved(self, trainer: Trainer, module: LightningModule) -> None:
+        """Makes sure that each batch out of a checkpoint is one that this module can be trained on."""
+        tried, self._saved = self._saved, 0
+        for place, each in enumerate(self._batches[:tried]):
+            try:
+                gives = _gives_loss(trainer, module, each[trainer.global_rank % len(each)])
+            except Exception as error:  # a user's training_step may raise anything
+                raise ValueError(
+                    f"training_step fails for held[{place}] of the checkpoint's pruning state: {error!r}"
+                ) from error
+            if not gives:
+                raise ValueError(
+                    f"training_step gives no loss for held[{place}] of the checkpoint's pruning state."
+                )
 
     def losses(self, trainer: Trainer) -> Losses | None:
         """What can be asked for now."""
@@ -69,8 +90,9 @@ class HeldBatches:
         return {"held": [list(each) for each in self._batches]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what a saved state holds, as far as it is wanted; earlier versions held nothing."""
-        self._batches = [list(each) for each in state.get("held", ())][: self._count]
+        """Takes over what a saved state holds, as far as it is wanted."""
+        self._batches = [list(each) for each in state["held"]][: self._count]
+        self._saved = len(self._batches)
 
 
 def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:

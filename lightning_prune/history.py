@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.report import Entry, dense_metric, last_metric
+from lightning_prune.report import ENTRY, Entry, dense_metric, last_metric
+from lightning_prune.states import Reader, optional, sequence, text
+
+HISTORY: dict[str, Reader[Any]] = {"history": sequence(ENTRY), "monitor": optional(text)}
 
 
 class History:
@@ -88,6 +91,6 @@ class History:
         return {"history": [asdict(entry) for entry in self.entries], "monitor": self.monitor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved history."""
-        self.entries = [Entry(**entry) for entry in state["history"]]
+        """Takes over a saved history, as ``HISTORY`` reads it."""
+        self.entries = list(state["history"])
         self.monitor = state["monitor"]

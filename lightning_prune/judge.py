@@ -6,8 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_prune.guard import Guard
+from lightning_prune.masks import MASKS, MaskStore
 from lightning_prune.pruner import Pruner
-from lightning_prune.snapshots import Training, memory_of, restore_optimizer_, restore_weights_, weights_of
+from lightning_prune.snapshots import (
+    OPTIMIZERS,
+    WEIGHTS,
+    Training,
+    check_saved,
+    memory_of,
+    restore_optimizer_,
+    restore_weights_,
+    weights_of,
+)
+from lightning_prune.states import optional, real, record, sequence, share, text, whole
+
+_GOOD = record(
+    {
+        "weights": WEIGHTS,
+        "optimizers": OPTIMIZERS,
+        "masks": MASKS,
+        "protected": sequence(text),
+        "reached": share,
+    }
+)
+_UNSEEN: dict[str, Any] = {"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None}
+JUDGE = record(
+    {
+        "reached": share,
+        "decisions": sequence(text),
+        "dense": optional(real()),
+        "bad": whole(),
+        "good": optional(_GOOD),
+    },
+    before=_UNSEEN,
+)
 
 
 class Judge:
@@ -122,12 +154,22 @@ class Judge:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved state; an empty one is that of a judge who has seen nothing."""
-        self.reached = state.get("reached", 0.0)
-        self.decisions = list(state.get("decisions", ()))
-        self._dense = state.get("dense")
-        self.bad = state.get("bad", 0)
-        self._good = state.get("good")
+        """Takes over a saved state, as ``JUDGE`` reads it."""
+        self.reached = state["reached"]
+        self.decisions = list(state["decisions"])
+        self._dense = state["dense"]
+        self.bad = state["bad"]
+        self._good = state["good"]
+
+
+def check_good(good: Mapping[str, Any], training: Training, what: str) -> None:
+    """Makes sure that a network to go back to, out of a saved state, is one of this training.
+
+    Raises:
+        ValueError: If not.
+    """
+    check_saved(good, training, what)
+    MaskStore(training.model, ()).unpacked(good["masks"])
 
 
 def _percent(share: float) -> str:

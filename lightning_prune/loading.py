@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction import Plan, replay_
-from lightning_prune.files import read
-from lightning_prune.masks import unpack
+from lightning_prune.compaction import PLAN, Plan, replay_, shapes_after
+from lightning_prune.files import read as read_file
+from lightning_prune.likeness import like
+from lightning_prune.masks import MASKS, unpack
+from lightning_prune.probe import lean_copy
+from lightning_prune.states import anything, mapping, optional, read, record
 
+PRUNING_STATE = "the checkpoint's pruning state"
+_CALLBACKS = record({"callbacks": mapping(anything)}, before={"callbacks": {}}, others=True)
+_WEIGHTS = record({"state_dict": mapping(anything)}, others=True)
+# what tells shapes and masks; the callback reads the rest
+_STATE = record({"pruner": record({"masks": MASKS, "plan": optional(PLAN)}, others=True)}, others=True)
 _Module = TypeVar("_Module", bound=nn.Module)
-_Hook = Callable[[Mapping[str, Any]], None]
+_Around = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
 _NAME = "on_load_checkpoint"
 
 
@@ -34,23 +43,70 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
             as it was.
     """
     if not isinstance(checkpoint, Mapping):
-        checkpoint = read(checkpoint, "checkpoint")
-    weights = checkpoint.get("state_dict")
-    if weights is None:
-        raise ValueError(f"checkpoint has no 'state_dict', only {sorted(checkpoint)}.")
+        checkpoint = read_file(checkpoint, "checkpoint")
+    weights = weights_of(checkpoint)
     plans = plans_of(checkpoint)
     check_fits(model, weights, plans)
-    for plan in plans:
-        replay_(model, plan)
-    model.load_state_dict(weights)
+    fill_(model, weights, plans)
     return model
 
 
+def fill_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[Plan]) -> None:
+    """Replays plans on a model and loads what belongs to it then.
+
+    Raises:
+        ValueError: If that fails; nothing has changed then.
+    """
+    rehearse(model, weights, plans)
+    for plan in plans:
+        replay_(model, plan)
+    model.load_state_dict(weights)
+
+
+def rehearse(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan], strict: bool = True) -> None:
+    """Tries plans and weights on a copy of a model, which takes no memory for parameters.
+
+    Raises:
+        ValueError: If they do not belong to it.
+    """
+    twin = lean_copy(model)
+    for plan in plans:
+        replay_(twin, plan)
+    read(weights, like(twin.state_dict()), "the weights")
+    try:
+        twin.load_state_dict(weights, strict, assign=True)
+    except Exception as error:  # modules may load what is theirs in ways of their own
+        raise ValueError(f"the weights do not belong to this {type(model).__name__}: {error}") from error
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``state_dict`` in a checkpoint.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found: dict[str, Any] = read(checkpoint, _WEIGHTS, "checkpoint")["state_dict"]
+    return found
+
+
+def state_of(checkpoint: Mapping[str, Any], state_key: str) -> Any:
+    """What the callback of this key has left in a checkpoint; ``None`` if there is nothing.
+
+    Raises:
+        ValueError: If the checkpoint is none.
+    """
+    found = read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"].get(state_key)
+    return None if isinstance(found, Mapping) and not found else found
+
+
 def plan_of(checkpoint: Mapping[str, Any], state_key: str) -> Plan | None:
-    """The plan that the callback of this key has left in a checkpoint, if it compacted the network."""
-    state = checkpoint.get("callbacks", {}).get(state_key) or {}
-    found = state.get("pruner", {}).get("plan")
-    return None if found is None else Plan.from_state(found)
+    """The plan that the callback of this key has left in a checkpoint, if it compacted the network.
+
+    Raises:
+        ValueError: If its state is none.
+    """
+    state = state_of(checkpoint, state_key)
+    return None if state is None else _pruned(state)["plan"]
 
 
 def plans_of(checkpoint: Mapping[str, Any]) -> list[Plan]:
@@ -60,74 +116,69 @@ def plans_of(checkpoint: Mapping[str, Any]) -> list[Plan]:
 
 
 def masks_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameter name to bool mask, True where kept: what the masks of all callbacks leave."""
+    """Parameter name to bool mask, True where kept: what the masks of all callbacks leave.
+
+    Raises:
+        ValueError: If a mask is none.
+    """
     masks: dict[str, Tensor] = {}
     for key in pruned_by(checkpoint):
-        for name, entry in checkpoint["callbacks"][key].get("pruner", {}).get("masks", {}).items():
-            mask = unpack(entry["bits"], tuple(entry["shape"]))
+        for name, entry in _pruned(state_of(checkpoint, key))["masks"].items():
+            mask = unpack(entry["bits"], entry["shape"])
             masks[name] = mask & masks.get(name, mask)
     return masks
 
 
 def pruned_by(checkpoint: Mapping[str, Any]) -> list[str]:
     """State keys of the callbacks that have left something in a checkpoint, in their order."""
-    callbacks = checkpoint.get("callbacks", {})
-    return [key for key, state in callbacks.items() if key.startswith("PruningCallback") and state]
+    callbacks = read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"]
+    ours = (key for key in callbacks if key.startswith("PruningCallback"))
+    return [key for key in ours if state_of(checkpoint, key) is not None]
 
 
-def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all that a model's ``state_dict`` holds, once plans are replayed on it."""
-    # what is tied has several names, of which a cut gives one
-    tensors = {
-        name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)
-    }
-    shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
-    for plan in plans:
-        for cut in plan.cuts:
-            shape = shapes.get(id(tensors.get(cut.name)), [])
-            if cut.dim < len(shape):
-                shape[cut.dim] = len(cut.kept)
-    return {name: tuple(shapes[id(tensor)]) for name, tensor in tensors.items()}
+def _pruned(state: object) -> dict[str, Any]:
+    found: dict[str, Any] = read(state, _STATE, PRUNING_STATE)["pruner"]
+    return found
 
 
-def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: list[Plan]) -> None:
+def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> None:
     """Makes sure that a model has the shapes of a checkpoint, once plans are replayed on it.
 
     Raises:
         ValueError: If not; the message says what to do.
     """
-    for name, shape in shapes_after(model, plans).items():
-        saved = weights.get(name)
-        if saved is not None and tuple(saved.shape) != shape:
+    shapes = shapes_after(model, plans)
+    # what is tied has several names, of which a cut gives one
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        saved, shape = weights.get(name), shapes.get(id(tensor))
+        if torch.is_tensor(saved) and shape is not None and saved.shape != shape:
             raise ValueError(
-                f"{name!r} has shape {tuple(saved.shape)} in the checkpoint and {shape} in this model."
+                f"{name!r} has shape {tuple(saved.shape)} in the checkpoint and {tuple(shape)} in this model."
                 " A compacted network is loaded with load_compact(checkpoint, model), or by a Trainer that has"
                 " its PruningCallback, from a checkpoint that was saved with the callback in the Trainer."
             )
 
 
 class LoadHook:
-    """Does something before and after a module's own ``on_load_checkpoint``, until it is released.
+    """Does something around a module's own ``on_load_checkpoint``, until it is released.
 
     Args:
         module: The LightningModule.
-        before: Is given the checkpoint before the module's hook.
-        after: Is given it afterwards, still before the weights are loaded.
+        around: Is given the checkpoint: a ``with`` block for the module's hook, which ends before the weights
+            are loaded.
     """
 
-    def __init__(self, module: nn.Module, before: _Hook, after: _Hook) -> None:
+    def __init__(self, module: nn.Module, around: _Around) -> None:
         self._module = module
-        self._before = before
-        self._after = after
+        self._around = around
         self._hides = vars(module).get(_NAME)
         self._own = getattr(module, _NAME)
         vars(module)[_NAME] = self
 
     def __call__(self, checkpoint: Mapping[str, Any]) -> None:
         """Stands in for the module's own."""
-        self._before(checkpoint)
-        self._own(checkpoint)
-        self._after(checkpoint)
+        with self._around(checkpoint):
+            self._own(checkpoint)
 
     def __deepcopy__(self, memo: Any) -> LoadHook:
         return self  # a copy of the module is none of a Trainer's

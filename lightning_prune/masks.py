@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.shards import Shards, Whole, divided_like, local
+from lightning_prune.states import dense_tensor, mapping, record, sequence, whole
 from lightning_prune.units import row_ranges
 
+BITS = dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
+MASKS = mapping(record({"bits": BITS, "shape": sequence(whole())}))
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -122,7 +125,18 @@ class MaskStore:
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
         """
-        loaded = {}
+        for name, mask in self.unpacked(state).items():
+            if name not in self._masks:
+                self._masks[name] = self._fresh(name)
+            local(self._masks[name]).copy_(mask)
+
+    def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Saved masks by parameter name, on the CPU, as far as they are held here; those in force stay.
+
+        Raises:
+            ValueError: If a mask belongs to no parameter, or to one of another shape.
+        """
+        found = {}
         for name, entry in state.items():
             parameter = self._parameters.get(name)
             if parameter is None:
@@ -132,11 +146,8 @@ class MaskStore:
                 raise ValueError(
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
-            loaded[name] = self._shards.own(unpack(entry["bits"], shape))
-        for name, mask in loaded.items():
-            if name not in self._masks:
-                self._masks[name] = self._fresh(name)
-            local(self._masks[name]).copy_(mask)
+            found[name] = self._shards.own(unpack(entry["bits"], shape))
+        return found
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

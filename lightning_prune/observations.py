@@ -125,7 +125,7 @@ class Observations:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Takes over saved sums.
+        """Takes over saved sums, as a pruner's ``PRUNED`` reads them.
 
         Returns:
             What could not be taken over, in words: statistics that another criterion gathered.

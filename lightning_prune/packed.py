@@ -10,15 +10,26 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction import Plan, replay_
+from lightning_prune.compaction import PLAN, Plan, shapes_after
 from lightning_prune.cost import packing_saves
-from lightning_prune.files import read, replacing
-from lightning_prune.loading import shapes_after
-from lightning_prune.masks import masked_parameters, pack, unpack
+from lightning_prune.files import read as read_file
+from lightning_prune.files import replacing
+from lightning_prune.loading import fill_
+from lightning_prune.masks import BITS, masked_parameters, pack, unpack
 from lightning_prune.shards import check_whole
+from lightning_prune.states import anything, dense_tensor, mapping, read, record, sequence, shown, text, whole
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FORMAT = "lightning_prune packed 1"
+_MASKED = record({"bits": BITS, "values": dense_tensor(), "shape": sequence(whole())})
+_CONTENT = record(
+    {
+        "format": text,
+        "plans": sequence(PLAN),
+        "masked": mapping(_MASKED),
+        "dense": mapping(anything),
+    }
+)
 
 
 @torch.no_grad()
@@ -75,7 +86,7 @@ def save_packed(
     with replacing(path) as place:
         torch.save(content, place)
         try:
-            read(place, "path")
+            read_file(place, "path")
         except ValueError as error:
             raise ValueError(
                 f"{type(model).__name__}.state_dict() holds what cannot be read back: {error}"
@@ -97,20 +108,19 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
     Raises:
         ValueError: If the file is damaged, or does not belong to the model, which stays as it was.
     """
-    shown = f"path={os.fspath(path)!r}"
-    content = read(path, "path", sums=True)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"{shown} was not written by save_packed, or by a later version of it.")
-    weights = {**content["dense"], **{name: _restored(entry) for name, entry in content["masked"].items()}}
-    plans = [Plan.from_state(plan) for plan in content["plans"]]
-    if _misfit(model, weights, ()) is None:
-        plans = []  # compacted already
+    place = f"path={os.fspath(path)!r}"
+    found = read_file(path, "path", sums=True)
+    if found.get("format") != _FORMAT:
+        raise ValueError(f"{place} was not written by save_packed, or by a later version of it.")
+    content = read(found, _CONTENT, place)
+    masked = {name: _restored(entry, f"{place}: {name!r}") for name, entry in content["masked"].items()}
+    weights = {**content["dense"], **masked}
+    compacted = _misfit(model, weights, ()) is None
+    plans = () if compacted else content["plans"]
     fault = _misfit(model, weights, plans)
     if fault is not None:
-        raise ValueError(f"{shown} does not belong to this {type(model).__name__}: {fault}.")
-    for plan in plans:
-        replay_(model, plan)
-    model.load_state_dict(weights)
+        raise ValueError(f"{place} does not belong to this {type(model).__name__}: {fault}.")
+    fill_(model, weights, plans)
     return model
 
 
@@ -118,21 +128,30 @@ def _entry(parameter: Tensor, mask: Tensor) -> dict[str, Any]:
     return {"bits": pack(mask), "values": parameter.detach()[mask], "shape": list(mask.shape)}
 
 
-def _restored(entry: Mapping[str, Any]) -> Tensor:
+def _restored(entry: Mapping[str, Any], what: str) -> Tensor:
     values: Tensor = entry["values"]
-    mask = unpack(entry["bits"], tuple(entry["shape"]))
+    mask = unpack(entry["bits"], entry["shape"])
+    if values.shape != (int(mask.count_nonzero()),):
+        raise ValueError(
+            f"{what} has {values.numel()} values of shape {tuple(values.shape)} for the"
+            f" {int(mask.count_nonzero())} places that its mask keeps."
+        )
     return values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 
 def _misfit(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> str | None:
     """What the file and the model do not have in common, once plans are replayed on it."""
-    own = model.state_dict()
+    own, shapes = model.state_dict(keep_vars=True), shapes_after(model, plans)
     if own.keys() != weights.keys():
         return f"only one of them has {sorted(own.keys() ^ weights.keys())}"
-    for name, shape in shapes_after(model, plans).items():
-        saved = weights[name]
-        if tuple(saved.shape) != shape:
-            return f"{name!r} has shape {tuple(saved.shape)} in the file, {shape} in the model"
-        if saved.dtype != own[name].dtype:
-            return f"{name!r} is {saved.dtype} in the file, {own[name].dtype} in the model: convert the model"
+    for name, present in own.items():
+        saved, shape = weights[name], shapes.get(id(present))
+        if shape is None:
+            continue  # what a module saves beside its tensors
+        if not torch.is_tensor(saved):
+            return f"{name!r} is {shown(saved)} in the file"
+        if saved.shape != shape:
+            return f"{name!r} has shape {tuple(saved.shape)} in the file, {tuple(shape)} in the model"
+        if saved.dtype != present.dtype:
+            return f"{name!r} is {saved.dtype} in the file, {present.dtype} in the model: convert the model"
     return None

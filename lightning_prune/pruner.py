@@ -16,15 +16,29 @@ from lightning_prune.activations import readings
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion, Magnitude, Needs
 from lightning_prune.losses import AddUp, Losses, Trial
-from lightning_prune.masks import MaskStore
+from lightning_prune.masks import MASKS, MaskStore
 from lightning_prune.observations import Observations
 from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.shards import Shards, local, shards_of
 from lightning_prune.shares import along
+from lightning_prune.states import mapping, nothing, read, record, sequence, text, whole
+from lightning_prune.statistics import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units import UnitGroup
+
+PRUNED = record(
+    {
+        "masks": MASKS,
+        "plan": nothing,
+        "frozen": mapping(text),
+        "protected": sequence(text),
+        "left_out": whole(),
+        "statistics": mapping(STATISTICS),
+    },
+    before={"frozen": {}},  # which a report alone looks at
+)
 
 
 def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
@@ -140,6 +154,9 @@ class Pruner:
         units = sum(group.size for group in self.groups)
         if target is not None and round(self._share * units) == 0:
             raise ValueError(f"target={target!r} of {units} units removes none.")
+        if all(group.least == group.size for group in self.groups):
+            bounds = ", ".join(f"{group.name} at least {group.least} of {group.size}" for group in self.groups)
+            raise ValueError(f"no unit can go: {bounds} must stay.")
         trainable = [part.weight.requires_grad for group in self.groups for part in group.slices]
         if Needs.GRADIENT in self._criterion.needs and not any(trainable):
             raise ValueError(
@@ -404,12 +421,13 @@ class Pruner:
             What could not be taken over, in words: statistics that another criterion gathered.
 
         Raises:
-            ValueError: If the masks are not those of this model.
+            ValueError: If it is none, or its masks are not those of this model; nothing has changed then.
         """
-        self._store.load_state_dict(state["masks"])
+        saved = read(state, PRUNED, "the pruner's state")
+        self._store.load_state_dict(saved["masks"])
         self._store.apply_()
-        self.protected |= set(state["protected"])
-        return self._seen.load_state_dict(state)
+        self.protected |= set(saved["protected"])
+        return self._seen.load_state_dict(saved)
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

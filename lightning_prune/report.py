@@ -9,8 +9,9 @@ from itertools import takewhile
 from os import PathLike
 from typing import Any
 
-from lightning_prune.cost import Cost
+from lightning_prune.cost import COST, LATENCY, Cost
 from lightning_prune.plots import draw_history, draw_sparsity, draw_widths
+from lightning_prune.states import instance, mapping, optional, real, sequence, share, text, where, whole
 from lightning_prune.tables import draw_table
 
 _NO_SPEED = (
@@ -146,19 +147,6 @@ class Report:
         """Plain values, for checkpoints."""
         return asdict(self)
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Report:
-        """The report that :meth:`to_state` wrote."""
-        return cls(
-            **{
-                **state,
-                "layers": tuple(Layer(**layer) for layer in state["layers"]),
-                "history": tuple(Entry(**entry) for entry in state["history"]),
-                "decisions": tuple(state.get("decisions", ())),
-                "dense": state["dense"] and Cost(**state["dense"]),
-            }
-        )
-
     def table(self) -> str:
         """The report as text; drawn by rich where that is installed."""
         rows = [
@@ -259,3 +247,40 @@ def _share(kept: int | None, size: int) -> tuple[str, str]:
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
+
+
+# --- what saved ones look like
+
+ENTRY = instance(Entry, epoch=whole(-1), step=whole(), sparsity=share, metric=optional(real()))
+_SHAPE = sequence(whole())
+_LAYER = instance(
+    Layer,
+    name=text,
+    shape=_SHAPE,
+    size=whole(1),
+    kept=optional(whole()),
+    compacted=optional(_SHAPE),
+    width=optional(whole()),
+)
+REPORT = where(
+    instance(
+        Report,
+        layers=sequence(_LAYER),
+        params=whole(1),
+        bytes=whole(1),
+        bytes_packed=whole(),
+        macs=optional(whole(1)),
+        macs_kept=optional(whole()),
+        latency=LATENCY,
+        dense=optional(COST),
+        frozen=mapping(text),
+        protected=sequence(text),
+        left_out=whole(),
+        monitor=optional(text),
+        history=sequence(ENTRY),
+        decisions=sequence(text),
+    ),
+    lambda report: report.dense is None or report.latency.keys() <= report.dense.latency.keys(),
+    "no more batch sizes than those of the dense network",
+    ".latency",
+)

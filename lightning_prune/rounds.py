@@ -8,20 +8,28 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_prune.agenda import Agenda
+from lightning_prune.agenda import AGENDA, Agenda
 from lightning_prune.criteria import Criterion, Needs
 from lightning_prune.guard import Guard
-from lightning_prune.held import HeldBatches
+from lightning_prune.held import HELD, HeldBatches
 from lightning_prune.history import History
-from lightning_prune.judge import Judge
+from lightning_prune.judge import JUDGE, Judge, check_good
 from lightning_prune.moments import Unit
 from lightning_prune.pruner import Pruner
 from lightning_prune.rewind import Rewind
 from lightning_prune.schedules import Event, Schedule, Timetable
 from lightning_prune.selectors import Selector
-from lightning_prune.snapshots import Training
-from lightning_prune.trainers import check_alike, horizon, training_of
+from lightning_prune.snapshots import SNAPSHOT, Training, check_saved
+from lightning_prune.states import Reader, optional
+from lightning_prune.trainers import check_alike, first_look, horizon, training_of
 
+ROUNDS: dict[str, Reader[Any]] = {
+    "agenda": AGENDA,
+    "judge": JUDGE,
+    "snapshot": optional(SNAPSHOT),
+    "held": HELD,
+}
+BEFORE_ROUNDS: dict[str, Any] = {"judge": {}, "snapshot": None, "held": ()}  # there was no more than the agenda
 _LOST = (
     ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
     " PrunedCheckpoint, which saves what came back."
@@ -106,10 +114,10 @@ class Rounds:
                 f"{self._schedule!r} prunes before the first batch, when {self._parts} has seen no training"
                 " step: start later, or choose a criterion that looks at weights."
             )
-        if first.position == 0 and self._guard is not None:
+        if self._guard is not None and first.position < first_look(trainer, timetable.unit):
             raise ValueError(
-                f"{self._schedule!r} prunes before the first batch, when {self._guard!r} has seen no metric of"
-                " the dense network: start later."
+                f"{self._schedule!r} prunes before {self._guard!r} can have seen a metric of the dense network:"
+                " start later."
             )
         if any(mark > first.position for mark in timetable.marks):
             raise ValueError(
@@ -294,18 +302,33 @@ class Rounds:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved state of the whole callback; earlier versions have no more than the agenda."""
+        """Takes over a saved state of the whole callback, its part as ``ROUNDS`` reads it."""
         self.agenda.load_state_dict(state["agenda"])
         self._held.load_state_dict(state)
-        self._judge.load_state_dict(state.get("judge", {}))
+        self._judge.load_state_dict(state["judge"])
         if self._guard is None:  # and none to stop for
             self._judge.end()
             self.agenda.stopped = False
         elif state["monitor"] != self._guard.monitor:
             self._judge.forget_metric()
-        # another rewind would go back to another point
-        same = state["settings"].get("rewind") == repr(self._rewind)
-        self._snapshot = state.get("snapshot") if same else None
+        self._snapshot = self._usable(state)
+
+    def check_state(self, state: Mapping[str, Any], training: Training) -> None:
+        """Makes sure that what a saved state would bring back is of this training.
+
+        Raises:
+            ValueError: If not.
+        """
+        what = "the checkpoint's pruning state"
+        if (snapshot := self._usable(state)) is not None:
+            check_saved(snapshot, training, f"{what}, snapshot")
+        if self._guard is not None and (good := state["judge"]["good"]) is not None:
+            check_good(good, training, f"{what}, judge.good")
+
+    def _usable(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The snapshot of a saved state; another rewind would go back to another point."""
+        snapshot: Mapping[str, Any] | None = state["snapshot"]
+        return snapshot if state["settings"].get("rewind") == repr(self._rewind) else None
 
 
 def _names(metrics: Mapping[str, Any]) -> str:

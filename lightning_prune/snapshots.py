@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from itertools import zip_longest
@@ -14,7 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.likeness import like
 from lightning_prune.probe import lean_copy
+from lightning_prune.states import (
+    Reader,
+    anything,
+    mapping,
+    of,
+    read,
+    record,
+    sequence,
+    where,
+    within,
+)
 
 _LEFT_OUT = object()
 _METHODS = ("reset_parameters", "_reset_parameters")
@@ -192,3 +204,63 @@ def not_redrawn(model: nn.Module, seed: int) -> list[str]:
             parameter.fill_(torch.nan)
     redraw_(twin, seed)
     return [name for name, parameter in floating.items() if bool(parameter.isnan().any())]
+
+
+# --- what saved ones look like
+
+_REMEMBERED = record(
+    {"state": mapping(mapping(anything), key=anything), "param_groups": sequence(mapping(anything))},
+    before={"param_groups": ()},  # hyper-parameters may be left out, and stay
+    others=True,
+)
+
+
+def _optimizer(value: Any) -> dict[str, Any]:
+    _REMEMBERED(value)
+    return mapping(anything)(value)  # some optimizers have more to remember
+
+
+WEIGHTS = mapping(of(Tensor, "a tensor"))
+OPTIMIZERS = sequence(_optimizer)
+SNAPSHOT = record({"weights": WEIGHTS, "optimizers": OPTIMIZERS, "schedules": sequence(mapping(anything))})
+
+
+def check_saved(saved: Mapping[str, Any], training: Training, what: str) -> None:
+    """Makes sure that what is to be brought back one day is of this training.
+
+    Args:
+        saved: As ``SNAPSHOT`` reads it; schedules may be missing.
+        training: Stays as it is.
+        what: What it is, for the error.
+
+    Raises:
+        ValueError: If something has another shape, is no number where one is needed, or is remembered of other
+            optimizers, schedules or parameters.
+    """
+    optimizers = [each.state_dict() for each in training.optimizers]
+    schedules = [each.state_dict() for each in training.schedules]
+
+    def reader(value: Mapping[str, Any]) -> None:
+        within(".weights", like(_tensors(training.model)), value["weights"])
+        within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
+        within(".schedules", _each(like, schedules), value.get("schedules", schedules))
+
+    read(saved, reader, what)
+
+
+def _each(reader: Callable[[Any], Reader[Any]], present: Sequence[Any]) -> Reader[Any]:
+    as_many = where(sequence(anything), lambda found: len(found) == len(present), f"{len(present)} of them")
+    return lambda value: [
+        within(f"[{place}]", reader(now), each)
+        for place, (each, now) in enumerate(zip(as_many(value), present, strict=True))
+    ]
+
+
+def _like_optimizer(present: Mapping[str, Any]) -> Reader[Any]:
+    own = [tuple(group["params"]) for group in present["param_groups"]]
+
+    def fits(value: Mapping[str, Any]) -> bool:
+        then = [group.get("params") for group in value.get("param_groups", ())]
+        return then == own[: len(then)]
+
+    return where(like(present), fits, "the same parameters in each group", ".param_groups")

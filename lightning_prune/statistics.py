@@ -9,6 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.states import dense_tensor, mapping, record
+
+_SUMS = dense_tensor("a tensor of floats", torch.is_floating_point)
+_COUNT = dense_tensor(
+    "a tensor of one whole number of at least 0",
+    lambda count: count.dtype == torch.int64 and count.ndim == 0 and int(count) >= 0,
+)
+STATISTICS = record({"sums": mapping(_SUMS), "count": _COUNT, "features": _SUMS})
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -64,7 +73,7 @@ class Statistics:
         return {"sums": dict(self.sums), "count": self.count, "features": self.features}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over saved sums.
+        """Takes over saved sums, as ``STATISTICS`` reads them.
 
         Raises:
             ValueError: If they are other sums, or of other shapes.
@@ -74,8 +83,8 @@ class Statistics:
         own = {name: tuple(tensor.shape) for name, tensor in self.sums.items()}
         if saved != own or features.shape != self.features.shape:
             raise ValueError(
-                f"the state holds sums {saved} and {len(features)} features, the criterion keeps {own} and"
-                f" {len(self.features)}."
+                f"the state holds sums {saved} and {features.numel()} features, the criterion keeps {own} and"
+                f" {self.features.numel()}."
             )
         self.features.copy_(features)
         for name, tensor in state["sums"].items():

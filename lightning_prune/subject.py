@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,14 +12,27 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.compaction import Plan, compact_, expand_, replay_
-from lightning_prune.loading import check_fits, plan_of, plans_of
-from lightning_prune.masks import MaskStore
+from lightning_prune.compaction import PLAN, Plan, compact_, expand_, replay_
+from lightning_prune.loading import check_fits, plan_of, plans_of, rehearse, weights_of
+from lightning_prune.masks import MASKS, MaskStore
 from lightning_prune.measuring import layers_of, measure_compacted, measure_layers
 from lightning_prune.probe import Probe, twin_of
-from lightning_prune.pruner import Pruner
-from lightning_prune.report import Layer, Report
+from lightning_prune.pruner import PRUNED, Pruner
+from lightning_prune.report import REPORT, Layer, Report
 from lightning_prune.shards import shards_of
+from lightning_prune.states import Reader, anything, mapping, record, whole
+
+_COMPACTED = record(
+    {"masks": MASKS, "statistics": mapping(anything), "left_out": whole(), "plan": PLAN, "report": REPORT}
+)
+
+
+def _subject(state: Any) -> dict[str, Any]:
+    compacted = mapping(anything)(state).get("plan") is not None
+    return (_COMPACTED if compacted else PRUNED)(state)
+
+
+SUBJECT: Reader[dict[str, Any]] = _subject
 
 
 class Subject:
@@ -61,27 +75,47 @@ class Subject:
         groups = () if self.pruner is None else self.pruner.groups
         return {part.name for group in groups for part in group.slices}
 
-    def bind(self, model: nn.Module, make: Callable[[], Pruner]) -> None:
-        """Takes charge of a network: the present one goes on from where it is, another one starts anew."""
-        if not self.bound_to(model):
+    def bind(
+        self, model: nn.Module, make: Callable[[], Pruner], state: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """Takes charge of a network: the present one goes on from where it is, another one starts anew.
+
+        Args:
+            model: To be pruned.
+            make: Gives what prunes it.
+            state: Where that was, if it is to go on from there.
+
+        Returns:
+            What could not be taken over, in words.
+
+        Raises:
+            ValueError: If there is nothing to prune, or the state is not of this network; nothing has changed
+                then.
+        """
+        known = self.bound_to(model)
+        pruner = self.pruner if known else make()
+        notes = [] if pruner is None or state is None else pruner.load_state_dict(state)
+        if pruner is not None and not known:
             self.forget()
-            self.model, self.pruner = model, make()
-            self.store = self.pruner.store
+            self.model, self.pruner, self.store = model, pruner, pruner.store
+        return notes
 
     def bind_saved(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Takes charge of a network as a state has it, masked or compacted: nothing more is pruned.
 
         Args:
             model: Of the shapes that the state's masks have.
-            state: What :meth:`state_dict` gave.
+            state: What :meth:`state_dict` gave, as ``SUBJECT`` reads it.
+
+        Raises:
+            ValueError: If its masks are not those of this network; nothing has changed then.
         """
+        store = MaskStore(model, (), shards_of(model))
+        store.load_state_dict(state["masks"])
+        store.apply_()
         self.forget()
-        self.model, self.store = model, MaskStore(model, (), shards_of(model))
-        self.store.load_state_dict(state["masks"])
-        self.store.apply_()
-        self._saved = state
-        if state["plan"] is not None:
-            self.plan, self.record = Plan.from_state(state["plan"]), Report.from_state(state["report"])
+        self.model, self.store, self._saved = model, store, state
+        self.plan, self.record = state["plan"], state.get("report")
         self.count()
 
     def count(self) -> None:
@@ -153,22 +187,13 @@ class Subject:
             self.store.masks[name].copy_(mask)
         self.pruner = None
 
-    def before_load(self, model: nn.Module, copies: Iterable[nn.Module]) -> None:
-        """Gives this network its dense shapes back, if it is compacted: the checkpoint may be older.
+    @contextmanager
+    def loading(
+        self, model: nn.Module, copies: Sequence[nn.Module], checkpoint: Mapping[str, Any], state_key: str
+    ) -> Iterator[None]:
+        """A ``with`` block before weights are loaded: brings a network to the shapes that a checkpoint has.
 
-        Args:
-            model: Is to be loaded.
-            copies: Averages of it.
-        """
-        if self.model is model and self.plan is not None:
-            for each in (model, *copies):
-                expand_(each, self.plan)
-            self.forget()
-
-    def after_load(
-        self, model: nn.Module, copies: Iterable[nn.Module], checkpoint: Mapping[str, Any], state_key: str
-    ) -> None:
-        """Brings a dense network to the shapes that a checkpoint has, as its plan says.
+        Within the block it has its dense shapes; at the end those of the checkpoint's plan, if there is one.
 
         Args:
             model: Is to be loaded.
@@ -177,15 +202,26 @@ class Subject:
             state_key: Of the callback that has made it.
 
         Raises:
-            ValueError: If they do not fit.
+            ValueError: If they do not fit; the network is as it was then.
         """
-        plan = plan_of(checkpoint, state_key)
-        # a strategy that divides the model has loaded its weights already, and left none
-        check_fits(model, checkpoint.get("state_dict", {}), plans_of(checkpoint))
-        if plan is not None:
-            for each in (model, *copies):
-                replay_(each, plan)
+        before = self.plan if self.model is model else None
+        models = (model, *copies)
+        _change(models, expand_, before)
+        try:
+            yield
+            # a strategy that divides the model has loaded its weights already, and left none
+            weights = weights_of(checkpoint) if "state_dict" in checkpoint else {}
+            plan = plan_of(checkpoint, state_key)
+            check_fits(model, weights, plans_of(checkpoint))
+            if plan is not None:
+                rehearse(model, weights, [plan], getattr(model, "strict_loading", True))
+        except BaseException:
+            _change(models, replay_, before)
+            raise
+        _change(models, replay_, plan)
+        if before is not None or plan is not None:
             self.forget()
+        if plan is not None:
             self.model, self.plan = model, plan
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,3 +238,11 @@ class Subject:
             "plan": self.plan.to_state(),
             "report": self.record.to_state(),
         }
+
+
+def _change(
+    models: Iterable[nn.Module], change: Callable[[nn.Module, Plan], object], plan: Plan | None
+) -> None:
+    """Does the same to a network and its copies, if there is a plan for it."""
+    for model in models if plan is not None else ():
+        change(model, cast(Plan, plan))

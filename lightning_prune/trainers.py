@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.averages import training_epochs
 from lightning_prune.masks import MaskStore
-from lightning_prune.moments import Horizon
+from lightning_prune.moments import Horizon, Unit
 from lightning_prune.report import Report
 from lightning_prune.snapshots import Training
 
@@ -34,6 +34,22 @@ def horizon(trainer: Trainer) -> Horizon:
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
         steps_per_epoch=None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches),
     )
+
+
+def first_look(trainer: Trainer, unit: Unit) -> int:
+    """How far a fit must be before a metric can have been measured in it: at a validation, or an epoch's end.
+
+    Args:
+        trainer: Which is about to train.
+        unit: What is counted, steps or epochs; part of an epoch is none.
+    """
+    epoch = trainer.num_training_batches
+    validation = trainer.val_check_batch if trainer.enable_validation else epoch
+    if unit is Unit.EPOCH or validation is None or math.isinf(epoch):
+        return 1  # or the clock says when, or the end of the data
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return 1  # and nothing is judged
+    return math.ceil(min(epoch, validation) / trainer.accumulate_grad_batches)
 
 
 def loss_scale(trainer: Trainer) -> float:

@@ -186,13 +186,18 @@ def test_widths_are_multiples(selector: Any) -> None:
     assert smaller[0].out_channels % 8 == smaller[4].out_channels % 8 == 0
 
 
-@pytest.mark.parametrize(("minimum", "least"), [(5, [5, 5]), (0.3, [3, 2]), (100, [8, 6])])
+@pytest.mark.parametrize(("minimum", "least"), [(5, [5, 5]), (0.3, [3, 2]), (7, [7, 6])])
 def test_each_layer_keeps_its_least(minimum: float, least: list[int]) -> None:
     structure = Channels(minimum=minimum)
     pruner = Pruner(residual(), 0.99, structure=structure, schedule=None, example=IMAGES)
     pruner.prune(1.0)
     assert [int((g.slices[0].sum(pruner.masks[g.slices[0].name]) > 0).sum()) for g in pruner.groups] == least
     assert pruner.protected == {group.name for group in pruner.groups}
+
+
+def test_a_least_that_leaves_nothing_to_prune_is_refused() -> None:
+    with pytest.raises(ValueError, match="no unit can go: stem at least 8 of 8, one at least 6 of 6 must stay"):
+        Pruner(residual(), 0.99, structure=Channels(minimum=100), schedule=None, example=IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -619,6 +619,11 @@ BAD = {
     "early": (PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("0%")), Lit, "before the first batch"),
     "frozen": (PruningCallback(0.5, criterion=Taylor()), NoGradient, "needs gradients"),
     "lazy": (PruningCallback(0.5), Lazy, "'extra.weight' has no shape yet"),
+    "whole": (
+        PruningCallback(0.5, structure=Channels(round_to=16)),
+        Lit,
+        "no unit can go: net.0 at least 8 of 8, net.4 at least 16 of 16 must stay",
+    ),
     "pattern": (PruningCallback(selector=NofM(3, 7)), Lit, "can prune no layer.*multiple of m=7"),
 }
 

@@ -20,12 +20,13 @@ from lightning_prune import (
     OneShot,
     PrunedCheckpoint,
     PruningCallback,
-    Report,
     Rewind,
     Steps,
     Taylor,
 )
+from lightning_prune.report import REPORT
 from lightning_prune.snapshots import Training, copy_of, memory_of, take
+from lightning_prune.states import read
 
 SIZE = 72 + 4608 + 160
 FOUR = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 1.0})
@@ -302,9 +303,10 @@ def test_the_report_of_a_checkpoint_has_the_decisions(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "epoch=4.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
     report = PruningCallback(0.8).report_of(Lit(), state)
     assert report.decisions == pruning.report.decisions[:3]
-    again = Report.from_state(report.to_state())
+    again = read(report.to_state(), REPORT, "the report")
     assert again == report
-    assert Report.from_state({k: v for k, v in report.to_state().items() if k != "decisions"}).decisions == ()
+    older = {k: v for k, v in report.to_state().items() if k != "decisions"}
+    assert read(older, REPORT, "the report").decisions == ()
 
 
 def test_a_state_from_before_there_were_guards_can_be_resumed(tmp_path: Path) -> None:
@@ -363,15 +365,41 @@ def test_without_a_sanity_check_it_stops_before_the_first_event(tmp_path: Path) 
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, Lit(), pruning)
     assert pruning.report.removed == 0
-    soon = PruningCallback(0.5, schedule=OneShot("2st"), guard=Guard("acc"))
-    with pytest.raises(ValueError, match="monitor='acc' was not measured before the first pruning event"):
-        fit(tmp_path, Lit(), soon)
 
 
-def test_an_event_before_the_first_batch_has_nothing_to_compare_with(tmp_path: Path) -> None:
-    pruning = PruningCallback(0.5, schedule=OneShot(0), guard=Guard("acc"))
-    with pytest.raises(ValueError, match=r"prunes before the first batch, when Guard\(monitor='acc'"):
-        fit(tmp_path, Lit(), pruning, NoStep())
+@pytest.mark.parametrize(
+    ("at", "options"),
+    [
+        (0, {}),
+        ("4st", {}),
+        ("2st", {"val_check_interval": 3}),
+        ("1st", {"val_check_interval": 3, "accumulate_grad_batches": 2}),
+        ("4st", {"limit_val_batches": 0}),
+    ],
+)
+def test_an_event_before_the_first_look_at_the_metric_is_refused_before_training(
+    tmp_path: Path, at: Any, options: dict[str, Any]
+) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot(at), guard=Guard("acc"))
+    with pytest.raises(ValueError, match=r"prunes before Guard\(monitor='acc'.* can have seen a metric"):
+        fit(tmp_path, Lit(), pruning, NoStep(), **options)
+
+
+@pytest.mark.parametrize(
+    ("at", "options"),
+    [
+        ("5st", {}),
+        ("3st", {"val_check_interval": 3}),
+        ("2st", {"val_check_interval": 3, "accumulate_grad_batches": 2}),
+    ],
+)
+def test_an_event_right_after_the_first_look_at_the_metric_is_not(
+    tmp_path: Path, at: str, options: dict[str, Any]
+) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot(at), guard=Guard("acc", max_drop=1.0))
+    fit(tmp_path, Lit(), pruning, max_epochs=2, **options)
+    assert pruning.report.removed == SIZE // 2
+    assert pruning.report.dense_metric is not None
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from lightning_prune.compaction.analysis import analyse
 from lightning_prune.compaction.follow import macs_by_weight
-from lightning_prune.compaction.plan import Cut, Plan, make_plan
+from lightning_prune.compaction.plan import PLAN, Cut, Plan, make_plan, shapes_after
 from lightning_prune.compaction.replay import expand_, replay_
 from lightning_prune.compaction.shrink import CompactionError, compact, compact_
 
 __all__ = [
+    "PLAN",
     "CompactionError",
     "Cut",
     "Plan",
@@ -17,4 +18,5 @@ __all__ = [
     "macs_by_weight",
     "make_plan",
     "replay_",
+    "shapes_after",
 ]

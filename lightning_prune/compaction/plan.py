@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.widths import widths
 from lightning_prune.shares import along
+from lightning_prune.states import mapping, of, record, row, sequence, shown, text, where, whole
 from lightning_prune.units import UnitGroup
 
 Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
@@ -55,15 +57,73 @@ class Plan:
             },
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Plan:
-        """The plan that :meth:`to_state` wrote."""
-        cuts = (Cut(name, dim, size, tuple(kept)) for name, dim, size, kept in state["cuts"])
-        attributes = {
-            name: {key: (before, after) for key, (before, after) in changes.items()}
-            for name, changes in state["attributes"].items()
-        }
-        return cls(tuple(cuts), attributes)
+
+_CUT = where(
+    lambda value: Cut(*row(text, whole(), whole(1), sequence(whole()))(value)),
+    lambda cut: all(one < other for one, other in pairwise((-1, *cut.kept, cut.size))) and len(cut.kept) > 0,
+    "at least one of the places below its size, in ascending order",
+    "[3]",
+)
+_VALUE = of(int, "a whole number, True or False")
+_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(row(_VALUE, _VALUE)))})
+PLAN = where(  # as Plan.to_state writes it
+    lambda value: Plan(**_ENTRIES(value)),
+    lambda plan: len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts),
+    "each dimension of a tensor once",
+    ".cuts",
+)
+
+
+def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[int, torch.Size]:
+    """Identity of each parameter and buffer to the shape that it has once plans are carried out.
+
+    Args:
+        model: As it is before.
+        plans: In their order.
+
+    Raises:
+        ValueError: If a tensor is missing or of another size.
+    """
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
+    for plan in plans:
+        for cut in plan.cuts:
+            shape = shapes[id(tensors[cut.name])] if cut.name in tensors else None
+            if shape is None or len(shape) <= cut.dim or shape[cut.dim] != cut.size:
+                found = "is missing" if shape is None else f"has shape {tuple(shape)}"
+                raise ValueError(
+                    f"the plan cuts {cut.name!r}, of size {cut.size} along dimension {cut.dim}, but in this"
+                    f" model it {found}: it was made for another architecture."
+                )
+            shape[cut.dim] = len(cut.kept)
+    return {tensor: torch.Size(shape) for tensor, shape in shapes.items()}
+
+
+def check_attributes(model: nn.Module, plan: Plan) -> None:
+    """Makes sure that a plan changes attributes as it changes tensors, and nothing beside them.
+
+    Raises:
+        ValueError: If it does not, or a module is missing.
+    """
+    modules = dict(model.named_modules())
+    due = _widths(model, shapes_after(model, [plan]))
+    for name, changes in plan.attributes.items():
+        if name not in modules:
+            raise ValueError(f"the plan changes {name!r}, which this model does not have.")
+        for key, (before, after) in changes.items():
+            present = getattr(modules[name], key, None)
+            # what is no size of a tensor is a count of units, such as heads
+            own = key in due[name] or (type(present) is type(after) is int and 0 < after <= before)
+            if present != before or not own:
+                raise ValueError(
+                    f"the plan changes {name}.{key} from {before} to {after}, but in this model it is"
+                    f" {shown(present)}: it was made for another architecture."
+                )
+    for name, sizes in due.items():
+        for key, size in sizes.items():
+            _, after = plan.attributes.get(name, {}).get(key, (None, getattr(modules[name], key)))
+            if after != size:
+                raise ValueError(f"the plan leaves {name}.{key} at {after}, but its tensors at {size}.")
 
 
 def make_plan(model: nn.Module, kept: Kept) -> Plan:
@@ -85,7 +145,7 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
         Cut(name, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
         for (name, dim), stays in places.items()
     )
-    attributes = _attributes(model, cuts)
+    attributes = _attributes(model, shapes_after(model, [Plan(cuts)]))
     for group, units in kept:
         for name, key in group.attributes:
             before = getattr(model.get_submodule(name), key)
@@ -95,24 +155,23 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
     return Plan(cuts, attributes)
 
 
-def _attributes(model: nn.Module, cuts: tuple[Cut, ...]) -> dict[str, dict[str, tuple[Any, Any]]]:
+def _attributes(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, tuple[Any, Any]]]:
     """What modules say of their own sizes, where that changes."""
-    shapes: dict[int, torch.Size] = {}
-    tensors = dict((*model.named_parameters(), *model.named_buffers()))
-    for cut in cuts:
-        tensor = tensors[cut.name]
-        sizes = list(shapes.get(id(tensor), tensor.shape))
-        sizes[cut.dim] = len(cut.kept)
-        shapes[id(tensor)] = torch.Size(sizes)
     found = {}
-    for name, module in model.named_modules():
-        own = {
-            leaf: shapes.get(id(tensor), tensor.shape)
-            for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
-        }
-        changes = {key: (getattr(module, key), value) for key, value in widths(module, own).items()}
+    for name, sizes in _widths(model, shapes).items():
+        module = model.get_submodule(name)
+        changes = {key: (getattr(module, key), size) for key, size in sizes.items()}
         changes = {key: change for key, change in changes.items() if change[0] != change[1]}
         if changes:
             found[name] = changes
+    return found
+
+
+def _widths(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, Any]]:
+    """Module name to what it will say of its own sizes."""
+    found = {}
+    for name, module in model.named_modules():
+        tensors = (*module._parameters.items(), *module._buffers.items())
+        own = {leaf: shapes[id(tensor)] for leaf, tensor in tensors if tensor is not None}
+        found[name] = widths(module, own)
     return found

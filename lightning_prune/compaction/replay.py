@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.compaction.attention import settle_class_
-from lightning_prune.compaction.plan import Cut, Plan
+from lightning_prune.compaction.plan import Cut, Plan, check_attributes
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         ValueError: If a tensor or module is missing or of another size; nothing has changed then.
     """
     tensors = _tensors(model)
-    _check(model, plan)
+    check_attributes(model, plan)
     cuts = {name: [cut for cut in plan.cuts if cut.name == name] for name in {cut.name for cut in plan.cuts}}
     for name, own in cuts.items():
         tensor = tensors[name]
@@ -74,21 +74,6 @@ def _in_layout(tensor: Tensor, like: Tensor) -> Tensor:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict((*model.named_parameters(), *model.named_buffers()))
-
-
-def _check(model: nn.Module, plan: Plan) -> None:
-    tensors, modules = _tensors(model), dict(model.named_modules())
-    for cut in plan.cuts:
-        tensor = tensors.get(cut.name)
-        if tensor is None or tensor.ndim <= cut.dim or tensor.shape[cut.dim] != cut.size:
-            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-            raise ValueError(
-                f"the plan cuts {cut.name!r}, of size {cut.size} along dimension {cut.dim}, but in this model"
-                f" it {found}: it was made for another architecture."
-            )
-    for name in plan.attributes:
-        if name not in modules:
-            raise ValueError(f"the plan changes {name!r}, which this model does not have.")
 
 
 def _set(model: nn.Module, plan: Plan, *, after: bool) -> None:
