@@ -20,21 +20,21 @@ from lightning_prune.collect import ExampleCapture
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
 from lightning_prune.guard import Guard
-from lightning_prune.history import HISTORY, History
-from lightning_prune.loading import PRUNING_STATE, LoadHook, state_of
+from lightning_prune.history import History
+from lightning_prune.loading import LoadHook, state_of
 from lightning_prune.measuring import measure
 from lightning_prune.parts import check_part
 from lightning_prune.probe import Probe, is_compiled, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
-from lightning_prune.rounds import BEFORE_ROUNDS, ROUNDS, Rounds
+from lightning_prune.rounds import Rounds
 from lightning_prune.sandbox import example_of, probe_of
+from lightning_prune.saved import STATE_VERSION, changes, read_saved
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
-from lightning_prune.states import anything, mapping, read, record, shown, text, whole
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.subject import SUBJECT, Subject
+from lightning_prune.subject import Subject
 from lightning_prune.trainers import (
     check_own_process,
     check_strategy,
@@ -42,19 +42,6 @@ from lightning_prune.trainers import (
     monitored,
     training_of,
     write_report,
-)
-
-_STATE_VERSION = 1
-_VERSIONED = record({"version": anything}, before={"version": None}, others=True)
-_STATE = record(
-    {
-        "version": whole(_STATE_VERSION),
-        "settings": mapping(text),
-        "pruner": SUBJECT,
-        **ROUNDS,
-        **HISTORY,
-    },
-    before=BEFORE_ROUNDS,
 )
 
 
@@ -167,7 +154,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If it is no state, or not of this model, or a later version of lightning_prune wrote it.
         """
-        saved = _read(state)
+        saved = read_saved(state)
         subject = Subject()
         subject.bind_saved(model, saved["pruner"])
         history, rounds = History(), self._new_rounds()
@@ -260,7 +247,7 @@ class PruningCallback(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
         if self._loaded is not None:
-            self._rounds.check_state(_read(self._loaded), training_of(trainer, pl_module))
+            self._rounds.check_state(read_saved(self._loaded), training_of(trainer, pl_module))
         self.bind(pl_module, self._probe)
         self._check_neighbours(trainer)
         self._rounds.check(pl_module)
@@ -299,7 +286,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
         """
-        saved = None if self._loaded is None else _read(self._loaded)
+        saved = None if self._loaded is None else read_saved(self._loaded)
         known = self._subject.bound_to(model)
         if saved is not None and saved["pruner"]["plan"] is not None:
             self._subject.bind_saved(model, saved["pruner"])
@@ -513,7 +500,7 @@ class PruningCallback(Callback):
         if self._subject.store is None:
             return {}
         return {
-            "version": _STATE_VERSION,
+            "version": STATE_VERSION,
             "settings": self._settings(),
             "pruner": self._subject.state_dict(),
             **self._rounds.state_dict(),
@@ -526,7 +513,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If it is none, or a later version of lightning_prune wrote it.
         """
-        _read(state_dict)
+        read_saved(state_dict)
         self._loaded = state_dict
         if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
             self.bind(cast(nn.Module, self._subject.model), self._probe)
@@ -544,17 +531,13 @@ class PruningCallback(Callback):
     ) -> AbstractContextManager[None]:
         state = state_of(checkpoint, self.state_key)
         if state is not None:
-            _read(state)  # before anything changes
+            read_saved(state)  # before anything changes
         return self._subject.loading(model, averages_of(trainer, model), checkpoint, self.state_key)
 
     def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
         self._rounds.load_state_dict(state)
         self._history.load_state_dict(state)
-        for name, now in self._settings().items():
-            before = state["settings"].get(name, repr(None))  # as in earlier versions, which had fewer parts
-            if before != now:
-                notes.append(f"{name} was {before}, is now {now}")
-        for note in notes:
+        for note in [*notes, *changes(state["settings"], self._settings())]:
             rank_zero_info(f"Pruning resumes with a change: {note}.")
 
     def _settings(self) -> dict[str, str]:
@@ -565,13 +548,3 @@ class PruningCallback(Callback):
 def _told(report: Report, history: History, rounds: Rounds) -> Report:
     """A report with what happened on the way."""
     return replace(report, monitor=history.monitor, history=tuple(history.entries), decisions=rounds.decisions)
-
-
-def _read(state: Mapping[str, Any]) -> dict[str, Any]:
-    version = read(state, _VERSIONED, PRUNING_STATE)["version"]
-    if not isinstance(version, int) or version != _STATE_VERSION:
-        raise ValueError(
-            f"the checkpoint's pruning state has version {shown(version)}, this lightning_prune reads"
-            f" {_STATE_VERSION}: install the version that wrote it."
-        )
-    return read(state, _STATE, PRUNING_STATE)

@@ -52,3 +52,10 @@ def test_the_readme_names_every_part() -> None:
     text = (ROOT / "README.md").read_text()
     bases = {"Criterion", "LocalCriterion", "Report", "Schedule", "Selector", "Structure", "measure"}
     assert [name for name in lightning_prune.__all__ if name not in text and name not in bases] == []
+
+
+def test_every_guarantee_has_its_test() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/guarantees.md").read_text()))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 40
+    assert named - set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) == set()
