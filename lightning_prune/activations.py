@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -50,6 +50,7 @@ class InputWatch:
         left_out: Is counted up where something is inf or nan.
         scale: What gradients are multiples of: that of the loss.
         add_up: Gives the sum of a tensor over all processes, which look at the same time.
+        sound: Is asked at the end whether the batch counts; if not, that is as if something were nan.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class InputWatch:
         left_out: Tensor,
         scale: float,
         add_up: AddUp,
+        sound: Callable[[], bool],
     ) -> None:
         self._criterion = criterion
         self._groups = groups
@@ -67,6 +69,7 @@ class InputWatch:
         self._left_out = left_out
         self._scale = scale
         self._add_up = add_up
+        self._sound = sound
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, Statistics] = {}
 
@@ -95,7 +98,7 @@ class InputWatch:
     def _commit(self) -> None:
         names = list(self._seen)
         found = [self._seen[name].features.to(self._left_out.device) for name in names]
-        features = self._add_up(torch.cat(found))
+        features = self._add_up(torch.cat(found) + (0 if self._sound() else torch.nan))
         counts = self._add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
         valid = bool(features.isfinite().all())  # where one process has inf or nan, all have
         self._left_out.add_(not valid)

@@ -14,7 +14,7 @@ from lightning_prune.collect import GradientCopies, OptimizerWatch, gradients, p
 from lightning_prune.criteria import Needs
 from lightning_prune.masks import MaskStore
 from lightning_prune.pruner import Pruner
-from lightning_prune.trainers import loss_scale
+from lightning_prune.trainers import loss_scale, will_step
 
 
 class Gathering:
@@ -46,7 +46,8 @@ class Gathering:
         """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
         if (pruner := self._observer(Needs.ACTIVATION)) is not None:
             add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-            self._looking.enter_context(pruner.watch(batch, loss_scale(trainer), add_up))
+            sound = partial(will_step, trainer)
+            self._looking.enter_context(pruner.watch(batch, loss_scale(trainer), add_up, sound))
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -58,12 +58,14 @@ class Observations:
         """Whether some group can be scored, as soon as there are losses to look at."""
         return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
 
-    def watch(self, batch: int, scale: float, add_up: AddUp) -> AbstractContextManager[object]:
+    def watch(
+        self, batch: int, scale: float, add_up: AddUp, sound: Callable[[], bool]
+    ) -> AbstractContextManager[object]:
         """Looks at the activations of one batch, if the criterion needs them and samples it."""
         criterion = self._criterion
         if not isinstance(criterion, ActivationCriterion) or (batch % criterion.every and self.ready):
             return nullcontext()
-        return InputWatch(criterion, self._layers, self.statistics, self._skipped, scale, add_up)
+        return InputWatch(criterion, self._layers, self.statistics, self._skipped, scale, add_up, sound)
 
     @torch.no_grad()
     def add(self, grads: Mapping[str, Tensor] | None) -> None:

@@ -209,7 +209,11 @@ class Pruner:
         return self._seen.ready
 
     def watch(
-        self, batch: int = 0, scale: float = 1.0, add_up: AddUp = lambda tensor: tensor
+        self,
+        batch: int = 0,
+        scale: float = 1.0,
+        add_up: AddUp = lambda tensor: tensor,
+        sound: Callable[[], bool] = lambda: True,
     ) -> AbstractContextManager[object]:
         """A ``with`` block for one forward and backward pass, in which criteria that need them see activations.
 
@@ -222,8 +226,9 @@ class Pruner:
             scale: What gradients are multiples of: that of the loss.
             add_up: Gives the sum of a tensor over all processes, where there are several; all of them look at
                 the same batches.
+            sound: Is asked at the end of the block whether the batch counts; one that does not is left out.
         """
-        return self._seen.watch(batch, scale, add_up)
+        return self._seen.watch(batch, scale, add_up, sound)
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:

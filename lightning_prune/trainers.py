@@ -58,6 +58,14 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def will_step(trainer: Trainer) -> bool:
+    """Whether a loss scaler finds no inf or nan in gradients, where there is one: it skips the step otherwise."""
+    if getattr(trainer.precision_plugin, "scaler", None) is None:
+        return True
+    grads = (parameter.grad for parameter in trainer.lightning_module.parameters())
+    return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+
+
 def training_of(trainer: Trainer, module: LightningModule) -> Training:
     """What the fit changes."""
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]

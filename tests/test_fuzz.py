@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lit import Lit, digits, same, seeded, trainer
+from lit import Lit, digits, hooks, same, seeded, trainer
 from test_contract import TARGETS, shipped
-from test_invariants import hooks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
