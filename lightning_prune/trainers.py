@@ -59,7 +59,7 @@ def loss_scale(trainer: Trainer) -> float:
 
 
 def will_step(trainer: Trainer) -> bool:
-    """Whether a loss scaler finds no inf or nan in gradients, where there is one: it skips the step otherwise."""
+    """Whether gradients are finite, as far as a loss scaler looks at them: it skips the step otherwise."""
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         return True
     grads = (parameter.grad for parameter in trainer.lightning_module.parameters())
