@@ -165,10 +165,13 @@ class PruningCallback(Callback):
     @property
     def _example(self) -> Any:
         """An example for ``forward``, if one is known."""
-        example = getattr(self._subject.model, "example_input_array", None)
+        model = self._subject.model
+        example = getattr(model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
-        return example
+        if model is None or example is None:
+            return None
+        return transfer(example, next(model.parameters()).device)  # which changes in the course of a fit
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """A dry run: what would go at the end, what stays and why. The model stays as it is.
@@ -328,7 +331,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        if self._capture is None:
+        if self._gathering is None or (self._capture is None and not self._subject.divided):
             self._catch_up(trainer, pl_module)
         if self._gathering is None:
             return
@@ -344,7 +347,8 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
-        if self._gathering is None and self._loaded is not None and trainer.train_dataloader is not None:
+        resumed = self._loaded is not None or self._subject.plan is not None
+        if self._gathering is None and resumed and trainer.train_dataloader is not None:
             # Lightning had nothing to do, and has called no hook of training
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
@@ -355,10 +359,9 @@ class PruningCallback(Callback):
             return
         subject = self._subject
         if subject.pruner is not None and self._probe is not None and subject.pruner.sparsity > 0:
-            example = None if self._example is None else transfer(self._example, pl_module.device)
             probe = self._probe.to(pl_module.device)
             averages = averages_of(trainer, pl_module)
-            subject.compact_(probe, example, trainer.optimizers, averages, self.report)
+            subject.compact_(probe, self._example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:

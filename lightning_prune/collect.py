@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -95,17 +95,18 @@ class ExampleCapture:
 
     def __init__(self, module: nn.Module) -> None:
         self.example: tuple[Any, ...] | dict[str, Any] | None = None
-        self._forward = module.forward
+        self._forward: Callable[..., Any] | None = module.forward
         self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
 
     def release(self) -> None:
-        """Takes the hook away."""
+        """Takes the hook away, and lets go of the module."""
         self._handle.remove()
+        self._forward = None
 
     def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.forward != self._forward:
             return  # DDP sends a whole step through it: the call that matters comes within
-        given = dict(zip(signature(self._forward).parameters, args, strict=False)) | kwargs if kwargs else args
+        given = dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs if kwargs else args
         self.example = tree_map(_first, given)
         self.release()
 

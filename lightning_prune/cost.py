@@ -36,7 +36,7 @@ class Cost:
 
 
 LATENCY = mapping(real("a number above 0", lambda value: value > 0), key=whole(1))
-COST = instance(Cost, params=whole(1), bytes=whole(1), macs=optional(whole(1)), latency=LATENCY)
+COST = instance(Cost, params=whole(1), bytes=whole(1), macs=optional(whole()), latency=LATENCY)
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:

@@ -61,13 +61,14 @@ class HeldBatches:
         for place, each in enumerate(self._batches[:tried]):
             try:
                 gives = _gives_loss(trainer, module, each[trainer.global_rank % len(each)])
+                problem = None if gives else "gives no loss"
             except Exception as error:  # a user's training_step may raise anything
+                problem = f"fails with {error!r}"
+            # all processes stop if one does
+            problems = [found for found in from_all(trainer, problem) if found is not None]
+            if problems:
                 raise ValueError(
-                    f"training_step fails for held[{place}] of the checkpoint's pruning state: {error!r}"
-                ) from error
-            if not gives:
-                raise ValueError(
-                    f"training_step gives no loss for held[{place}] of the checkpoint's pruning state."
+                    f"held[{place}] of the checkpoint's pruning state: training_step {problems[0]} for it."
                 )
 
     def losses(self, trainer: Trainer) -> Losses | None:

@@ -67,7 +67,7 @@ def _(present: Tensor) -> Reader[Any]:
 def _(present: Sequence[Any]) -> Reader[Any]:
     items = sequence(anything)
     return lambda value: tuple(
-        within(f"[{place}]", like(now), each)
+        within(f"[{place}]", optional(like(now)), each)  # LBFGS fills a list of None as it goes
         for place, (each, now) in enumerate(zip(items(value), present, strict=False))
     )
 

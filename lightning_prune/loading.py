@@ -14,7 +14,7 @@ from lightning_prune.compaction import PLAN, Plan, replay_, shapes_after
 from lightning_prune.files import read as read_file
 from lightning_prune.likeness import like
 from lightning_prune.masks import MASKS, unpack
-from lightning_prune.probe import lean_copy
+from lightning_prune.probe import lean_copy, twin_of
 from lightning_prune.states import anything, mapping, optional, read, record
 
 PRUNING_STATE = "the checkpoint's pruning state"
@@ -64,17 +64,18 @@ def fill_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[Plan]) -
 
 
 def rehearse(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan], strict: bool = True) -> None:
-    """Tries plans and weights on a copy of a model, which takes no memory for parameters.
+    """Tries plans and weights on a copy of a model, which takes no memory for parameters as a rule.
 
     Raises:
         ValueError: If they do not belong to it.
     """
-    twin = lean_copy(model)
+    own = type(model).load_state_dict is not nn.Module.load_state_dict  # which may not know of assign
+    twin = twin_of(model) if own else lean_copy(model)
     for plan in plans:
         replay_(twin, plan)
     read(weights, like(twin.state_dict()), "the weights")
     try:
-        twin.load_state_dict(weights, strict, assign=True)
+        twin.load_state_dict(weights, strict, **({} if own else {"assign": True}))
     except Exception as error:  # modules may load what is theirs in ways of their own
         raise ValueError(f"the weights do not belong to this {type(model).__name__}: {error}") from error
 
@@ -85,7 +86,8 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If there is none.
     """
-    found: dict[str, Any] = read(checkpoint, _WEIGHTS, "checkpoint")["state_dict"]
+    read(checkpoint, _WEIGHTS, "checkpoint")
+    found: dict[str, Any] = checkpoint["state_dict"]  # itself: modules look at its _metadata
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.shards import Shards, Whole, divided_like, local
+from lightning_prune.shards import Shards, Whole, divided_like, is_divided, local
 from lightning_prune.states import dense_tensor, mapping, record, sequence, whole
 from lightning_prune.units import row_ranges
 
@@ -114,10 +114,11 @@ class MaskStore:
 
         Where processes divide them, they come together in the first, one at a time; the others have no bits.
         """
-        return {
-            name: {"bits": pack(self._shards.gather(local(mask), mask.shape)), "shape": list(mask.shape)}
-            for name, mask in self._masks.items()
-        }
+        state = {}
+        for name, mask in self._masks.items():
+            whole = self._shards.gather(local(mask), mask.shape) if is_divided(mask) else mask
+            state[name] = {"bits": pack(whole), "shape": list(mask.shape)}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over saved masks, also of parameters that had none.
@@ -146,7 +147,8 @@ class MaskStore:
                 raise ValueError(
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
-            found[name] = self._shards.own(unpack(entry["bits"], shape))
+            mask = unpack(entry["bits"], shape)
+            found[name] = self._shards.own(mask) if is_divided(parameter) else mask
         return found
 
 

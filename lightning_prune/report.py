@@ -196,7 +196,7 @@ class Report:
 
     def _compacted(self, dense: Cost) -> list[str]:
         pairs = [("parameters", dense.params, self.params), ("bytes", dense.bytes, self.bytes)]
-        if dense.macs is not None and self.macs is not None:
+        if dense.macs and self.macs:
             pairs.insert(0, ("multiply-adds", dense.macs, self.macs))
         lines = [
             f"{name}: dense {before:,}, compacted {after:,}: {before / after:.2f} times fewer"
@@ -206,7 +206,7 @@ class Report:
             lines.append(self._packed())
         return lines + [
             f"latency of a batch of {size}: dense {1000 * dense.latency[size]:.3g} ms, compacted"
-            f" {1000 * after:.3g} ms: {dense.latency[size] / after:.2f} times faster"
+            f" {1000 * after:.3g} ms: {_speed(dense.latency[size] / after)}"
             for size, after in self.latency.items()
         ]
 
@@ -269,7 +269,7 @@ REPORT = where(
         params=whole(1),
         bytes=whole(1),
         bytes_packed=whole(),
-        macs=optional(whole(1)),
+        macs=optional(whole()),
         macs_kept=optional(whole()),
         latency=LATENCY,
         dense=optional(COST),
@@ -284,3 +284,7 @@ REPORT = where(
     "no more batch sizes than those of the dense network",
     ".latency",
 )
+
+
+def _speed(ratio: float) -> str:
+    return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"

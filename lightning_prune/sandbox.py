@@ -218,6 +218,7 @@ def example_of(trainer: Trainer, module: LightningModule, batch: Any) -> Example
             TrainingStep(trainer, batch)(twin)
     except Exception as error:  # a user's step may raise anything
         rank_zero_info(f"training_step fails outside the loop with {error!r}.")
+    capture.release()
     return capture
 
 

@@ -159,6 +159,11 @@ class Divided(Shards):
             module.reshard()
 
 
+def is_divided(tensor: Tensor) -> bool:
+    """Whether other processes hold other rows of it."""
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, not a copy: its rows, or all of it where it is not divided."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

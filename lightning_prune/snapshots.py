@@ -257,10 +257,11 @@ def _each(reader: Callable[[Any], Reader[Any]], present: Sequence[Any]) -> Reade
 
 
 def _like_optimizer(present: Mapping[str, Any]) -> Reader[Any]:
-    own = [tuple(group["params"]) for group in present["param_groups"]]
+    own = [group["params"] for group in present["param_groups"]]
 
     def fits(value: Mapping[str, Any]) -> bool:
         then = [group.get("params") for group in value.get("param_groups", ())]
         return then == own[: len(then)]
 
-    return where(like(present), fits, "the same parameters in each group", ".param_groups")
+    groups = where(anything, fits, "the same parameters in each group", ".param_groups")
+    return lambda value: like(present)(groups(value))

@@ -154,10 +154,16 @@ def fitting_batch(trainer: Trainer, module: LightningModule) -> Any:
     """A batch of the present fit, as a training step would get it; ``None`` if there is none."""
     if trainer.train_dataloader is None:
         return None
+    loaders = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
+    stateful = [each for each in loaders.flattened if hasattr(each, "state_dict")]
+    places = [each.state_dict() for each in stateful]
     with isolate_rng():  # loaders draw their order
-        batch, *_ = next(iter(CombinedLoader(trainer.train_dataloader, "max_size_cycle")), (None,))
+        batch, *_ = next(iter(loaders), (None,))
+    for each, place in zip(stateful, places, strict=True):
+        each.load_state_dict(place)
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
-    return trainer.strategy.batch_to_device(batch)
+    # when a fit has ended, a strategy may have brought the module back to the CPU
+    return trainer.strategy.batch_to_device(batch, module.device)
 
 
 def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:

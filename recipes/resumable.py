@@ -75,6 +75,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on there."""
+        self._done = state["done"]
         self._order.first = state["done"] * (self.batch_size or 1)
 
 
@@ -85,7 +86,9 @@ class RandomState(Callback):
         self._state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Tensors and plain values; those loaded, where a fit had nothing left to do."""
+        if self._state is not None:
+            return self._state
         numpy = np.random.get_state(legacy=False)
         return {
             "python": random.getstate(),
@@ -102,8 +105,11 @@ class RandomState(Callback):
         """Restores what was loaded."""
         if self._state is None:
             return
+        if trainer.world_size > 1:
+            raise ValueError("RandomState is for one process: a checkpoint holds the state of the first alone.")
         random.setstate(self._state["python"])
         np.random.set_state(self._state["numpy"])
         torch.set_rng_state(self._state["torch"].cpu())
-        torch.cuda.set_rng_state_all([each.cpu() for each in self._state["cuda"]])
+        for device, each in enumerate(self._state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(each.cpu(), device)
         self._state = None

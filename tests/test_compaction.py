@@ -366,6 +366,31 @@ def test_every_checkpoint_loads_into_a_fresh_model(tmp_path: Path, kind: str) ->
     assert torch.equal(outputs(load_compact(torch.load(path, weights_only=True), Lit())), expected)
 
 
+class Renamed(Lit):
+    """Loads weights in its own way, as older code does."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        return super().load_state_dict(state_dict, strict)
+
+
+class Migrating(Lit):
+    """Looks at the version that wrote its weights."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        assert metadata["version"] == 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+@pytest.mark.parametrize("make", [Renamed, Migrating])
+def test_a_module_that_loads_in_its_own_way_is_asked(tmp_path: Path, make: type[Lit]) -> None:
+    model = seeded(make)
+    run = fit(tmp_path, model, pruning(compact=True), max_epochs=2)
+    run.save_checkpoint(path := tmp_path / "small.ckpt")
+    assert torch.equal(outputs(load_compact(path, make())), outputs(model))
+
+
 def test_a_new_process_gives_the_same_outputs(tmp_path: Path) -> None:
     path, expected, _ = saved(tmp_path, "compacted")
     script = (

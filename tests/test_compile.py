@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,18 @@ def test_a_compiled_module_gets_the_masks_of_the_plain_one_and_is_not_compiled_a
     assert len([entry for entry in pruning.report.history if entry.metric is None]) == 7
     assert same(dict(pruning.masks), dict(plain.masks))
     assert found == graphs() > 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_copy_of_a_compiled_module_stays_alive(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    fit(tmp_path, compiled_module(Compiler()), pruning := PARTS["weights"](), limit_val_batches=0)
+    assert pruning.report.macs is not None
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alive = [each for each in gc.get_objects() if type(each) is Lit]
+    assert len(alive) <= 1
 
 
 def test_a_smaller_network_is_compiled_once_more(tmp_path: Path) -> None:

@@ -286,12 +286,18 @@ ELSEWHERE: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
         r"snapshot: optimizers\[0\]\['param_groups'\]\[0\]\['lr'\] is 'high', expected a number",
     ),
     "schedule": ("rewind", ("snapshot", "schedules"), [], r"snapshot: schedules is \(\), expected 1 of them"),
+    "group": (
+        "rewind",
+        ("snapshot", "optimizers", 0, "param_groups", 0, "params"),
+        [*range(99)],
+        r"optimizers\[0\]\.param_groups should be the same parameters in each group",
+    ),
     "good": ("guard", ("judge", "good", "weights", WEIGHT), torch.zeros(3), r"judge\.good: weights\["),
     "held": (
         "held",
         ("held", 1, 0),
         "no batch",
-        r"training_step fails for held\[1\] of the checkpoint's pruning",
+        r"held\[1\] of the checkpoint's pruning state: training_step fails",
     ),
 }
 

@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lit import same
-from runs import BATCHES, EPOCHS, PARTS, EveryEpoch, EveryStep, resumable, run
+import torch
+from lit import digits, same, seeded, trainer
+from resumable import RandomState, ResumableLoader
+from runs import BATCHES, EPOCHS, PARTS, EveryEpoch, EveryStep, Noisy, resumable, run
+
+from lightning_prune import OneShot, PruningCallback, Taylor
 
 SHARE = 3  # each kind is resumed from one of so many checkpoints
 
@@ -20,6 +25,21 @@ def test_without_pruning_lightning_resumes_exactly_but_for_one_place(tmp_path: P
     assert len(exact) == EPOCHS * BATCHES
     for path in tmp_path.glob("*.ckpt"):
         assert same(run("no pruning", tmp_path, ckpt_path=path), whole) == (path in exact), path.name
+
+
+def test_looking_at_a_batch_when_all_is_done_leaves_the_loader_where_it_was(tmp_path: Path) -> None:
+    """Stopped in mid-epoch, and resumed there with nothing left to do."""
+
+    def place(ckpt_path: Path | None) -> Any:
+        pruning = PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("2st"))
+        fit = trainer(tmp_path, pruning, RandomState(), max_epochs=-1, max_steps=7)
+        fit.fit(seeded(Noisy), ResumableLoader(digits().dataset, 64), ckpt_path=ckpt_path)
+        assert pruning.report.macs is not None
+        fit.save_checkpoint(tmp_path / "last.ckpt")
+        return torch.load(tmp_path / "last.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
+
+    assert place(None) == place(tmp_path / "last.ckpt")
+    assert place(tmp_path / "last.ckpt")["combined_loader"] == [{"done": 2}]
 
 
 @pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")

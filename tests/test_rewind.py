@@ -371,6 +371,22 @@ def test_a_snapshot_holds_nothing_but_tensors_and_plain_values(tmp_path: Path) -
     assert states[1]["snapshot"] is None
 
 
+class Closure(Lit):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2, history_size=4)
+
+
+def test_a_memory_that_is_filled_on_the_way_can_be_brought_back(tmp_path: Path) -> None:
+    def callback() -> PruningCallback:
+        return PruningCallback(0.8, schedule=OneShot("3ep"), rewind=Rewind("1st"))
+
+    whole, pruning = seeded(Closure), callback()
+    fit(tmp_path, whole, pruning, Keep(tmp_path), max_epochs=5, enable_checkpointing=True)
+    resumed = seeded(Closure)
+    fit(tmp_path, resumed, callback(), ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=5)
+    assert same(take(Training(resumed)), take(Training(whole)))
+
+
 def test_a_checkpoint_without_a_snapshot_cannot_be_resumed_past_the_point(tmp_path: Path) -> None:
     fit(tmp_path, Lit(), Keep(tmp_path), max_epochs=2, enable_checkpointing=True)
     late = PruningCallback(0.5, schedule=OneShot("3ep"), rewind=Rewind("1ep"))

@@ -178,7 +178,7 @@ def test_global_removes_what_a_sort_would(
 ) -> None:
     scores = [[value for row in weight for value in row] for weight in weights]
     total = sum(map(len, scores))
-    assume(round(target * total) > 0)
+    assume(round(target * total) > 0 and total > len(weights))
     pruner = Pruner(linears(*weights), target, selector=Global(), schedule=None)
     stays = [[True] * len(layer) for layer in scores]
     for fraction in [*fractions, 1.0]:
@@ -200,7 +200,8 @@ def test_global_removes_what_a_sort_would(
 @given(networks(), st.floats(0.01, 0.99))
 def test_per_layer_removes_what_a_sort_would(weights: list[list[list[float]]], target: float) -> None:
     scores = [[value for row in weight for value in row] for weight in weights]
-    assume(round(target * sum(map(len, scores))) > 0)
+    total = sum(map(len, scores))
+    assume(round(target * total) > 0 and total > len(weights))
     pruner = pruned(linears(*weights), target, PerLayer())
     assert removed(pruner) == [min(round(target * len(layer)), len(layer) - 1) for layer in scores]
     assert kept(pruner) == [lowest([layer], round(target * len(layer)))[0] for layer in scores]

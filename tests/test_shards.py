@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lit import same
-from torch import Tensor
+from torch import Tensor, nn
 from two_plain import PLAIN
 from two_shards import FITS, REFUSED, pruning, run
 
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
 from lightning_prune.loading import masks_of
+from lightning_prune.masks import MaskStore, pack
 from lightning_prune.radix import boundary, bracket
 from lightning_prune.selection import remove_lowest, remove_up_to
 from lightning_prune.shards import Shards
@@ -131,6 +132,21 @@ def together(count: int, work: Callable[[Shards], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, range(count)))
+
+
+def test_what_is_not_divided_keeps_its_whole_mask() -> None:
+    """Beside parameters that are divided."""
+    model, mask = nn.Linear(3, 2), torch.tensor([[True, False, True], [False, True, True]])
+    state = {"weight": {"bits": pack(mask), "shape": [2, 3]}}
+
+    def loaded(shards: Shards) -> tuple[Tensor, Any]:
+        store = MaskStore(model, ["weight"], shards)
+        store.load_state_dict(state)
+        return store.masks["weight"], store.state_dict()
+
+    for found, again in together(2, loaded):
+        assert torch.equal(found, mask)
+        assert torch.equal(again["weight"]["bits"], state["weight"]["bits"])
 
 
 VALUES = st.lists(st.integers(-3, 3) | st.sampled_from([0.0, -0.0, 0.5]), min_size=1, max_size=30)
