@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -514,3 +516,27 @@ def test_magnitude_needs_no_gradient_to_prune_frozen_layers(tmp_path: Path) -> N
     pruning = PruningCallback(0.5, criterion=Magnitude(), schedule=OneShot("1ep"))
     fit(tmp_path, model, pruning, max_epochs=2)
     assert pruning.report.removed == round(0.5 * pruning.report.size)
+
+
+class Tensors(Callback):
+    """Counts live tensors in the middle between two events."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % 20 == 10:
+            gc.collect()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.counts.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
+def test_nothing_piles_up_over_many_events(tmp_path: Path, structure: Any) -> None:
+    pruning = PruningCallback(
+        0.5, criterion=Taylor(), structure=structure, schedule=Cubic("20st", "280st", every="20st")
+    )
+    fit(tmp_path, Lit(), pruning, tensors := Tensors(), max_epochs=60, limit_val_batches=0)
+    assert len([entry for entry in pruning.report.history if entry.metric is None]) == 14
+    assert len(set(tensors.counts[1:14])) == 1, tensors.counts

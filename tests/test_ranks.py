@@ -12,8 +12,6 @@ import torch
 from lit import same
 from ranks import JOINT, run
 
-pytestmark = pytest.mark.xdist_group("ranks")  # which share their fits
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
