@@ -216,7 +216,7 @@ def test_per_layer_removes_what_a_sort_would(weights: list[list[list[float]]], t
 def test_counts_are_exact_whatever_the_shapes(shapes: list[tuple[int, int]], target: float, seed: int) -> None:
     model = tie_free_(nn.Sequential(*(nn.Linear(a, b) for a, b in shapes)), seed)
     sizes = [a * b for a, b in shapes]
-    assume(round(target * sum(sizes)) > 0)
+    assume(round(target * sum(sizes)) > 0 and sum(sizes) > len(sizes))
     everywhere = pruned(copy.deepcopy(model), target, Global())
     assert sum(removed(everywhere)) == min(round(target * sum(sizes)), sum(sizes) - len(sizes))
     each = pruned(copy.deepcopy(model), target, PerLayer())

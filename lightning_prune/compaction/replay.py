@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         tensor.data = shorten(tensor.data, own)
         tensor.grad = None
     _set(model, plan, after=True)
+    _put_again(model)
 
 
 @torch.no_grad()
@@ -50,6 +52,17 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         tensor.data = _in_layout(whole, tensor)
         tensor.grad = None
     _set(model, plan, after=False)
+    _put_again(model)
+
+
+def _put_again(model: nn.Module) -> None:
+    """Puts tensors where they are: torch 2.6 compiles again if a dict has changed, not if a shape in it has."""
+    for module in model.modules():
+        held: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in held:
+            for name, tensor in list(tensors.items()):
+                tensors[name] = None
+                tensors[name] = tensor
 
 
 def shorten(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:

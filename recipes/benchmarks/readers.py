@@ -58,15 +58,22 @@ class WithReaders(Channels):
 STRUCTURES = {"makers": Channels(), "makers and readers": WithReaders()}
 
 
-def accuracy(arm: str, structure: str, target: float, data: Images, batches: Batches, weights: str) -> float:
+def accuracy(
+    criterion: Criterion,
+    selector: Global,
+    structure: Channels,
+    target: float,
+    data: Images,
+    batches: Batches,
+    weights: str,
+) -> float:
     """Of one pruned network."""
-    criterion, selector = ARMS[arm]
     net = Classifier(init_from=weights).net.train()
     pruner = Pruner(
         net,
         target,
         criterion=criterion,
-        structure=STRUCTURES[structure],
+        structure=structure,
         selector=selector,
         schedule=None,
         example=EXAMPLE,
@@ -87,6 +94,16 @@ def accuracy(arm: str, structure: str, target: float, data: Images, batches: Bat
     return float(metric.compute())
 
 
+def images(root: str | None) -> tuple[Images, Batches]:
+    """All images, and the training batches to look at."""
+    torch.manual_seed(0)
+    data = ImageFolder(root=root) if root else Digits()
+    data.prepare_data()
+    data.setup("fit")
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), 20)]
+    return data, batches
+
+
 def main() -> None:
     """Prints a row for each criterion and structure as it comes, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,22 +112,19 @@ def main() -> None:
     parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
     parser.add_argument("--out", type=Path, default=Path("readers.json"))
     options = parser.parse_args()
-    torch.manual_seed(0)
-    data = ImageFolder(root=options.root) if options.root else Digits()
-    data.prepare_data()
-    data.setup("fit")
-    batches = [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), 20)]
+    data, batches = images(options.root)
     heads = " | ".join(f"{100 * target:.0f} %" for target in options.targets)
     print(f"| criterion | counted | {heads} |\n|{' --- |' * (2 + len(options.targets))}")
     rows = []
-    for arm in ARMS:
-        for structure in STRUCTURES:
+    for arm, (criterion, selector) in ARMS.items():
+        for counted, structure in STRUCTURES.items():
             found = [
-                accuracy(arm, structure, target, data, batches, options.init_from) for target in options.targets
+                accuracy(criterion, selector, structure, target, data, batches, options.init_from)
+                for target in options.targets
             ]
-            rows.append({"criterion": arm, "counted": structure, "accuracy": found})
+            rows.append({"criterion": arm, "counted": counted, "accuracy": found})
             shown = " | ".join(f"{100 * each:.2f}" for each in found)
-            print(f"| {arm} | {structure} | {shown} |", flush=True)
+            print(f"| {arm} | {counted} | {shown} |", flush=True)
             options.out.write_text(json.dumps(rows, indent=2))
 
 

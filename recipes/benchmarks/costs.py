@@ -1,0 +1,52 @@
+"""How what a channel costs should enter: its score over the cost, or less a multiple of the cost.
+
+    python recipes/benchmarks/costs.py --init-from resnet20.pt --root DIR --out FILE.json
+
+As in readers.py, a trained ResNet-20 is pruned at once, by Taylor scores, until a share of its multiply-adds is
+gone; validation accuracy without any retraining.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from readers import accuracy, images
+
+from lightning_prune import Channels, Global, Taylor
+
+SELECTORS = [
+    Global(budget="macs"),
+    *(Global(budget="macs", cost_weight=weight) for weight in (1e-3, 1e-2, 1e-1, 1.0)),
+    Global(budget="macs", normalize="l2"),
+    *(Global(budget="macs", normalize="l2", cost_weight=weight) for weight in (1.0, 10.0, 100.0, 1000.0)),
+    Global(budget="macs", normalize="cost"),
+]
+
+
+def main() -> None:
+    """Prints a row for each selector as it comes, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", type=float, default=[0.3, 0.5])
+    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
+    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+    parser.add_argument("--out", type=Path, default=Path("costs.json"))
+    options = parser.parse_args()
+    data, batches = images(options.root)
+    print(f"| normalize | cost_weight |{''.join(f' {100 * each:.0f} % |' for each in options.targets)}")
+    print(f"|{' --- |' * (2 + len(options.targets))}")
+    rows = []
+    for selector in SELECTORS:
+        found = [
+            accuracy(Taylor(), selector, Channels(), target, data, batches, options.init_from)
+            for target in options.targets
+        ]
+        rows.append({"normalize": selector.normalize, "cost_weight": selector.cost_weight, "accuracy": found})
+        shown = "".join(f" {100 * each:.2f} |" for each in found)
+        print(f"| {selector.normalize} | {selector.cost_weight:g} |{shown}", flush=True)
+        options.out.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
