@@ -358,7 +358,7 @@ class PruningCallback(Callback):
         if not self.compact:
             return
         subject = self._subject
-        if subject.pruner is not None and self._probe is not None and subject.pruner.sparsity > 0:
+        if subject.pruner is not None and self._probe is not None and subject.sparsity > 0:
             probe = self._probe.to(pl_module.device)
             averages = averages_of(trainer, pl_module)
             subject.compact_(probe, self._example, trainer.optimizers, averages, self.report)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_prune.loading import PRUNING_STATE
 from lightning_prune.losses import Losses
 from lightning_prune.probe import evaluating, twin_of
 from lightning_prune.pruner import Pruner
@@ -67,9 +68,7 @@ class HeldBatches:
             # all processes stop if one does
             problems = [found for found in from_all(trainer, problem) if found is not None]
             if problems:
-                raise ValueError(
-                    f"held[{place}] of the checkpoint's pruning state: training_step {problems[0]} for it."
-                )
+                raise ValueError(f"{PRUNING_STATE}: training_step {problems[0]} for held[{place}].")
 
     def losses(self, trainer: Trainer) -> Losses | None:
         """What can be asked for now."""

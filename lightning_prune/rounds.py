@@ -14,6 +14,7 @@ from lightning_prune.guard import Guard
 from lightning_prune.held import HELD, HeldBatches
 from lightning_prune.history import History
 from lightning_prune.judge import JUDGE, Judge, check_good
+from lightning_prune.loading import PRUNING_STATE
 from lightning_prune.moments import Unit
 from lightning_prune.pruner import Pruner
 from lightning_prune.rewind import Rewind
@@ -319,11 +320,10 @@ class Rounds:
         Raises:
             ValueError: If not.
         """
-        what = "the checkpoint's pruning state"
         if (snapshot := self._usable(state)) is not None:
-            check_saved(snapshot, training, f"{what}, snapshot")
+            check_saved(snapshot, training, f"{PRUNING_STATE}, snapshot")
         if self._guard is not None and (good := state["judge"]["good"]) is not None:
-            check_good(good, training, f"{what}, judge.good")
+            check_good(good, training, f"{PRUNING_STATE}, judge.good")
 
     def _usable(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The snapshot of a saved state; another rewind would go back to another point."""

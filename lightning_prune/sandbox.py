@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +17,7 @@ from lightning_prune.collect import ExampleCapture
 from lightning_prune.losses import LossOf
 from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer, twin_of
 
+_Watch = TypeVar("_Watch")
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
 
 
@@ -140,13 +141,9 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     example, failures = module.example_input_array, []
     for few in trials:
         step = TrainingStep(trainer, few())
-        twin = twin_of(module)
-        capture = _Capture(twin)
-        try:
-            with evaluating(twin):
-                step(twin)
-        except Exception as error:  # a user's step may raise anything
-            failures.append(error)
+        capture, failure = _watched(step, module, _Capture)
+        if failure is not None:
+            failures.append(failure)
             continue
         forward = capture.probe if example is None else _own(module, example)
         return step if forward is None else forward.with_others(step)
@@ -187,15 +184,9 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
     Raises:
         ValueError: If the step does not run outside the loop, or does not call ``forward``.
     """
-    twin = twin_of(module)
-    capture = _Capture(twin)
-    why = "it does not call forward"
-    try:
-        with evaluating(twin):
-            TrainingStep(trainer, batch)(twin)
-    except Exception as error:  # a user's step may raise anything, also after its call of forward
-        why = repr(error)
-    if capture.probe is None:
+    capture, failure = _watched(TrainingStep(trainer, batch), module, _Capture)
+    if capture.probe is None:  # a step may also fail after its call of forward
+        why = "it does not call forward" if failure is None else repr(failure)
         raise ValueError(
             f"{type(module).__name__}.training_step does not show what forward is called with ({why}): give the"
             " module an example_input_array."
@@ -211,15 +202,25 @@ def example_of(trainer: Trainer, module: LightningModule, batch: Any) -> Example
         module: Stays as it is.
         batch: As ``training_step`` gets it.
     """
-    twin = twin_of(module)
-    capture = ExampleCapture(twin)
-    try:
-        with evaluating(twin):
-            TrainingStep(trainer, batch)(twin)
-    except Exception as error:  # a user's step may raise anything
-        rank_zero_info(f"training_step fails outside the loop with {error!r}.")
+    capture, failure = _watched(TrainingStep(trainer, batch), module, ExampleCapture)
+    if failure is not None:
+        rank_zero_info(f"training_step fails outside the loop with {failure!r}.")
     capture.release()
     return capture
+
+
+def _watched(
+    step: TrainingStep, module: LightningModule, watch: Callable[[LightningModule], _Watch]
+) -> tuple[_Watch, Exception | None]:
+    """Runs a step on a copy of a module that something watches; a user's step may raise anything."""
+    twin = twin_of(module)
+    watching = watch(twin)
+    try:
+        with evaluating(twin):
+            step(twin)
+    except Exception as error:
+        return watching, error
+    return watching, None
 
 
 def _own(module: LightningModule, example: Any) -> ForwardProbe:

@@ -161,6 +161,8 @@ def fitting_batch(trainer: Trainer, module: LightningModule) -> Any:
         batch, *_ = next(iter(loaders), (None,))
     for each, place in zip(stateful, places, strict=True):
         each.load_state_dict(place)
+    if batch is None:
+        return None
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
     # when a fit has ended, a strategy may have brought the module back to the CPU
     return trainer.strategy.batch_to_device(batch, module.device)

@@ -297,7 +297,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
         "held",
         ("held", 1, 0),
         "no batch",
-        r"held\[1\] of the checkpoint's pruning state: training_step fails",
+        r"the checkpoint's pruning state: training_step fails with .* for held\[1\]",
     ),
 }
 
