@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lit import Lit, digits, seeded, trainer
+from resumable import ResumableLoader
+from runs import EveryStep
 from torch import Tensor, nn
 from torch.distributed import get_rank
 from torch.utils.data import DataLoader, Subset
@@ -52,6 +54,13 @@ class Plain(Lit):
         return DataLoader(Subset(digits().dataset, mine), self.batch_size)
 
 
+class Stoppable(Plain):
+    """Its loader goes on where a fit was stopped."""
+
+    def train_dataloader(self) -> Any:
+        return ResumableLoader(super().train_dataloader().dataset, self.batch_size)
+
+
 class Branches(Plain):
     """Takes another way in each process, and one way in none."""
 
@@ -89,17 +98,31 @@ def run(
     batch_size: int = 32,
     strategy: str = "ddp",
     devices: int = 2,
+    callbacks: Sequence[Callback] = (),
+    ckpt_path: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Trains in double precision.
+    """Trains in double precision, by default.
 
     Returns:
         Weights and masks.
     """
     model = seeded(lambda: make(batch_size))
-    exact = {"max_epochs": 3, "precision": "64-true", "use_distributed_sampler": False}
-    trainer(folder, callback, strategy=strategy, devices=devices, **exact, **options).fit(model)
+    options = {"max_epochs": 3, "precision": "64-true", "use_distributed_sampler": False} | options
+    fit = trainer(folder, callback, *callbacks, strategy=strategy, devices=devices, **options)
+    fit.fit(model, ckpt_path=ckpt_path)
     return {"weights": model.state_dict(), "masks": dict(callback.masks)}
+
+
+def stopped(folder: Path, make: Callable[[], PruningCallback]) -> dict[str, Any]:
+    """A fit, and what it is when resumed: before the first event, between two, and after the last."""
+    single = {"precision": "32-true"}  # Lightning loads a checkpoint before it doubles the precision
+    saving = {"callbacks": [EveryStep(folder)], "enable_checkpointing": True}
+    whole = run(folder, make(), Stoppable, **saving, **single)
+    return {"whole": whole} | {
+        f"from step {step}": run(folder, make(), Stoppable, ckpt_path=folder / f"step={step}.ckpt", **single)
+        for step in (2, 7, 12)
+    }
 
 
 def main(folder: Path) -> None:
@@ -109,6 +132,7 @@ def main(folder: Path) -> None:
     found["uneven"] = run(folder, JOINT["activations"](), Uneven)
     unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)
     found["unused"] = run(folder, unused, Branches, strategy="ddp_find_unused_parameters_true")
+    found["stopped"] = {name: stopped(folder / name, make) for name, make in JOINT.items()}
     try:
         run(folder, PruningCallback(0.5, criterion=Partial(), schedule=OneShot("3st")))
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process has after all fits."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
-    done = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=paths, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -39,6 +41,16 @@ def test_all_processes_hold_the_same(ranks: list[dict[str, Any]], name: str) -> 
     first, second = (rank[name] for rank in ranks)
     assert same(first, second)
     assert sum(int((~mask).sum()) for mask in first["masks"].values()) > 0
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_a_resumed_run_of_two_processes_is_the_run_that_was_not_stopped(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    for rank in ranks:
+        whole, *again = rank["stopped"][name].values()
+        assert [same(each, whole) for each in again] == [True] * 3
+        assert sum(int((~mask).sum()) for mask in whole["masks"].values()) > 0
 
 
 def test_a_branch_that_no_process_takes_is_left_alone(ranks: list[dict[str, Any]]) -> None:
