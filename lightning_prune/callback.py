@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.averages import averages_of
-from lightning_prune.collect import ExampleCapture
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
 from lightning_prune.guard import Guard
@@ -24,15 +23,14 @@ from lightning_prune.history import History
 from lightning_prune.loading import LoadHook, state_of
 from lightning_prune.measuring import measure
 from lightning_prune.parts import check_part
-from lightning_prune.probe import Probe, is_compiled, transfer
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
 from lightning_prune.rounds import Rounds
-from lightning_prune.sandbox import example_of, probe_of
 from lightning_prune.saved import STATE_VERSION, changes, read_saved
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
+from lightning_prune.sight import Sight
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
 from lightning_prune.trainers import (
@@ -97,10 +95,9 @@ class PruningCallback(Callback):
         self.compact = compact
         self.name = name
         self._subject = Subject()
-        self._probe: Probe | None = None
+        self._sight = Sight()
         self._load_hook: LoadHook | None = None
         self._gathering: Gathering | None = None
-        self._capture: ExampleCapture | None = None
         self._rounds = self._new_rounds()
         self._global_step = 0
         self._history = History()
@@ -166,12 +163,7 @@ class PruningCallback(Callback):
     def _example(self) -> Any:
         """An example for ``forward``, if one is known."""
         model = self._subject.model
-        example = getattr(model, "example_input_array", None)
-        if example is None and self._capture is not None:
-            example = self._capture.example
-        if model is None or example is None:
-            return None
-        return transfer(example, next(model.parameters()).device)  # which changes in the course of a fit
+        return None if model is None else self._sight.example(model)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """A dry run: what would go at the end, what stays and why. The model stays as it is.
@@ -228,30 +220,24 @@ class PruningCallback(Callback):
         self._rounds.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._shown = None
-        self._probe = None
-        self._capture = None
+        self._sight = Sight()
         if not self._needs_example:
             self._begin(trainer, pl_module)
 
-    def _learn(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        """Takes from a first batch what only one can tell."""
-        if self._probe is None and (self.compact or self._needs_example):
-            self._probe = probe_of(trainer, pl_module, batch)
+    def _learn(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *, aside: bool = False) -> None:
+        """Takes from a first batch what only one can tell; aside if no step is to come."""
+        if self.compact or self._needs_example:
+            self._sight.find_probe(trainer, pl_module, batch)
         if self._gathering is None:
             self._begin(trainer, pl_module)
-
-    def _look_at_forward(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *, aside: bool
-    ) -> None:
-        """Captures what ``forward`` is given: in the pass to come, or in one of a copy, aside."""
         if not self._subject.divided:  # it would take all processes to run it for a report
-            self._capture = example_of(trainer, pl_module, batch) if aside else ExampleCapture(pl_module)
+            self._sight.see_forward(trainer, pl_module, batch, aside=aside)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
         if self._loaded is not None:
             self._rounds.check_state(read_saved(self._loaded), training_of(trainer, pl_module))
-        self.bind(pl_module, self._probe)
+        self.bind(pl_module, self._sight.probe)
         self._check_neighbours(trainer)
         self._rounds.check(pl_module)
         subject, agenda = self._subject, self._rounds.agenda
@@ -331,7 +317,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        if self._gathering is None or (self._capture is None and not self._subject.divided):
+        if self._gathering is None or not (self._sight.forward_seen or self._subject.divided):
             self._catch_up(trainer, pl_module)
         if self._gathering is None:
             return
@@ -358,8 +344,9 @@ class PruningCallback(Callback):
         if not self.compact:
             return
         subject = self._subject
-        if subject.pruner is not None and self._probe is not None and subject.sparsity > 0:
-            probe = self._probe.to(pl_module.device)
+        probe = self._sight.probe
+        if subject.pruner is not None and probe is not None and subject.sparsity > 0:
+            probe = probe.to(pl_module.device)
             averages = averages_of(trainer, pl_module)
             subject.compact_(probe, self._example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
@@ -368,8 +355,7 @@ class PruningCallback(Callback):
         """Learns from a batch what a fit that was resumed after its last step has not."""
         batch = fitting_batch(trainer, pl_module)
         if batch is not None:
-            self._look_at_forward(trainer, pl_module, batch, aside=True)
-            self._learn(trainer, pl_module, batch)
+            self._learn(trainer, pl_module, batch, aside=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C, be it in the middle of an event."""
@@ -382,13 +368,11 @@ class PruningCallback(Callback):
         self._release()
 
     def _release(self) -> None:
-        self._probe = None
+        self._sight.release()
         if self._load_hook is not None:
             self._load_hook.release()
         if self._gathering is not None:
             self._gathering.release()
-        if self._capture is not None:
-            self._capture.release()
 
     # --- events
 
@@ -406,8 +390,6 @@ class PruningCallback(Callback):
     ) -> None:
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
         self._learn(trainer, pl_module, batch)
-        if self._capture is None:  # a hook would have a compiled module compiled again
-            self._look_at_forward(trainer, pl_module, batch, aside=is_compiled(pl_module))
         if (pruner := self._subject.pruner) is not None:
             self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)
@@ -519,7 +501,7 @@ class PruningCallback(Callback):
         read_saved(state_dict)
         self._loaded = state_dict
         if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
-            self.bind(cast(nn.Module, self._subject.model), self._probe)
+            self.bind(cast(nn.Module, self._subject.model), self._sight.probe)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""

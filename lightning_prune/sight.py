@@ -1,0 +1,69 @@
+"""What a fit's first batch tells of its module: how to run it, and what its ``forward`` is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_prune.collect import ExampleCapture
+from lightning_prune.probe import Probe, is_compiled, transfer
+from lightning_prune.sandbox import example_of, probe_of
+
+
+class Sight:
+    """Looks at a first batch, and keeps what it tells.
+
+    Attributes:
+        probe: Runs the module; ``None`` unless it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.probe: Probe | None = None
+        self._capture: ExampleCapture | None = None
+
+    @property
+    def forward_seen(self) -> bool:
+        """Whether ``forward`` was looked at, or will be in the pass to come."""
+        return self._capture is not None
+
+    def find_probe(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Tells how the module is run, unless it is known.
+
+        Raises:
+            ValueError: If it cannot be told.
+        """
+        if self.probe is None:
+            self.probe = probe_of(trainer, module, batch)
+
+    def see_forward(
+        self, trainer: Trainer, module: LightningModule, batch: Any, *, aside: bool = False
+    ) -> None:
+        """Looks at what ``forward`` is given, unless it was looked at.
+
+        Args:
+            trainer: In a fit.
+            module: Of that fit.
+            batch: As ``training_step`` gets it.
+            aside: Whether to look at a pass of a copy, as none of the module is to come. With a compiled module
+                it is one of a copy anyhow: a hook would have it compiled again.
+        """
+        if self._capture is None:
+            aside = aside or is_compiled(module)
+            self._capture = example_of(trainer, module, batch) if aside else ExampleCapture(module)
+
+    def example(self, model: nn.Module) -> Any:
+        """An example for ``forward``, the module's own before one that was seen; ``None`` if there is none."""
+        example = getattr(model, "example_input_array", None)
+        if example is None and self._capture is not None:
+            example = self._capture.example
+        if example is None:
+            return None
+        return transfer(example, next(model.parameters()).device)  # which changes in the course of a fit
+
+    def release(self) -> None:
+        """Takes the hook away and lets go of the probe; what ``forward`` was given stays known."""
+        self.probe = None
+        if self._capture is not None:
+            self._capture.release()

@@ -1,0 +1,55 @@
+"""Are every 10 batches enough for activations? Spearman's correlation with scores of all batches.
+
+    python recipes/benchmarks/sampling.py --init-from resnet20.pt --root DIR --batches 90
+
+Scores of channels of a trained ResNet-20, from every k-th of so many training batches of 128 images, against those
+from all of them: within each group of channels (the mean over groups), and over the whole network. Passes are in
+training mode, without a step of the optimizer, so that a batch that is not looked at need not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import islice
+from pathlib import Path
+
+from lightning.pytorch import seed_everything
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data import Digits, ImageFolder
+from ranking import row, scores_of
+
+from lightning_prune import ActivationNorm, ActivationTaylor, APoZ, Wanda
+
+EVERY = (3, 10, 30)
+
+
+def main() -> None:
+    """Prints a row for each criterion."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
+    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+    parser.add_argument("--batches", type=int, default=90, help="training batches between two events")
+    options = parser.parse_args()
+    seed_everything(0, verbose=False)
+    data = ImageFolder(root=options.root) if options.root else Digits()
+    data.prepare_data()
+    data.setup("fit")
+    loader = islice(data.train_dataloader(), options.batches)
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    print(f"| criterion | {' | '.join(f'every {step}, groups / network' for step in EVERY)} |")
+    print(f"| --- |{' --- |' * len(EVERY)}")
+    for criterion in (ActivationTaylor(1), ActivationNorm(1), APoZ(1), Wanda(1)):
+        full, _ = scores_of(criterion, options.init_from, batches)
+        found = []
+        for step in EVERY:
+            some, seconds = scores_of(criterion, options.init_from, batches[::step])
+            agreement = row(repr(criterion), some, full, seconds)
+            found.append(f"{agreement['within']:.3f} / {agreement['raw']:.3f}")
+        print(f"| {type(criterion).__name__} | {' | '.join(found)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
