@@ -1,7 +1,7 @@
 """Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
 
+from lightning_prune.best import PrunedCheckpoint, PrunedEarlyStopping
 from lightning_prune.callback import PruningCallback
-from lightning_prune.checkpoints import PrunedCheckpoint
 from lightning_prune.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     FPGM,
@@ -66,6 +66,7 @@ __all__ = [
     "ParticleFilter",
     "PerLayer",
     "PrunedCheckpoint",
+    "PrunedEarlyStopping",
     "Pruner",
     "PruningCallback",
     "Random",

@@ -326,7 +326,8 @@ class PruningCallback(Callback):
         if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
             self._note(trainer)
         if pruner is not None and not self._rounds.agenda.over:
-            rank_zero_warn("The fit ended before the last pruning event: the target is not reached.")
+            hint = " PrunedEarlyStopping waits for it." if trainer.early_stopping_callbacks else ""
+            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not self.compact:
             write_report(trainer, self.report, self._folder, self.name)

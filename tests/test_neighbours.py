@@ -17,7 +17,16 @@ from lightning.pytorch.tuner import Tuner
 from lit import Lit, digits, hooks, same, seeded, trainer
 from torch.optim import SGD
 
-from lightning_prune import Channels, Linear, OneShot, PruningCallback, Rewind, Steps, Taylor
+from lightning_prune import (
+    Channels,
+    Linear,
+    OneShot,
+    PrunedEarlyStopping,
+    PruningCallback,
+    Rewind,
+    Steps,
+    Taylor,
+)
 
 EVENTS = Linear("1ep", "3ep", every="1ep")
 
@@ -299,16 +308,34 @@ def test_a_fit_without_time_warns_and_prunes_nothing(tmp_path: Path) -> None:
     assert hooks(model, run) == 0
 
 
+DIP = Steps({"2ep": 0.98, "4ep": 1.0})
+
+
 def test_early_stopping_may_stop_in_the_dip_after_an_event_and_that_is_said(tmp_path: Path) -> None:
-    """It compares with the dense network: its patience must cover the time that retraining needs."""
-    for patience, epochs in ((1, 3), (9, 6)):
-        pruning = PruningCallback(0.95, schedule=Steps({"2ep": 0.98, "4ep": 1.0}))
-        stop = EarlyStopping("acc", mode="max", patience=patience)
-        run = trainer(tmp_path, pruning, stop, max_epochs=6)
-        if epochs < 6:
-            with pytest.warns(UserWarning, match="ended before the last pruning event"):
-                run.fit(seeded(Tunable))
-        else:
-            run.fit(seeded(Tunable))
-        assert run.current_epoch == epochs
-        assert pruning.settled == (epochs == 6)
+    """It compares with the dense network."""
+    pruning = PruningCallback(0.95, schedule=DIP)
+    run = trainer(tmp_path, pruning, EarlyStopping("acc", mode="max", patience=1), max_epochs=6)
+    with pytest.warns(UserWarning, match="before the last pruning event.* PrunedEarlyStopping waits for it"):
+        run.fit(seeded(Tunable))
+    assert run.current_epoch == 3
+    assert not pruning.settled
+
+
+@pytest.mark.parametrize("at_epoch_end", [True, False])
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 6), (2, 7)])
+def test_stopping_early_waits_for_the_last_event(
+    tmp_path: Path, patience: int, epochs: int, at_epoch_end: bool
+) -> None:
+    """With a metric that only falls, the first at the final sparsity is the best."""
+
+    class Falling(Tunable):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("acc", -float(self.current_epoch))
+
+    pruning = PruningCallback(0.95, schedule=DIP)
+    stop = PrunedEarlyStopping("acc", mode="max", patience=patience, check_on_train_epoch_end=at_epoch_end)
+    run = trainer(tmp_path, pruning, stop, max_epochs=9)
+    run.fit(seeded(Falling))
+    assert pruning.settled
+    assert float(stop.best_score) == -4
+    assert run.current_epoch == epochs

@@ -2,9 +2,9 @@
 
     python recipes/benchmarks/sampling.py --init-from resnet20.pt --root DIR --batches 90
 
-Scores of channels of a trained ResNet-20, from every k-th of so many training batches of 128 images, against those
-from all of them: within each group of channels (the mean over groups), and over the whole network. Passes are in
-training mode, without a step of the optimizer, so that a batch that is not looked at need not run.
+Scores of channels of a trained ResNet-20, from every k-th of so many training batches of 128 images, against
+those from all of them: within each group of channels (the mean over groups), and over the whole network. Passes
+are in training mode, without a step of the optimizer, so that a batch that is not looked at need not run.
 """
 
 from __future__ import annotations
