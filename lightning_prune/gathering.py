@@ -47,7 +47,9 @@ class Gathering:
         if (pruner := self._observer(Needs.ACTIVATION)) is not None:
             add_up = partial(trainer.strategy.reduce, reduce_op="sum")
             sound = partial(will_step, trainer)
-            self._looking.enter_context(pruner.watch(batch, loss_scale(trainer), add_up, sound))
+            # the loss that is trained on is the mean over processes, of which each goes back through its own
+            scale = loss_scale(trainer) * trainer.world_size
+            self._looking.enter_context(pruner.watch(batch, scale, add_up, sound))
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""

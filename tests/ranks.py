@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lit import Lit, digits, seeded, trainer
 from resumable import ResumableLoader
 from runs import EveryStep
@@ -18,6 +18,7 @@ from torch.distributed import get_rank
 from torch.utils.data import DataLoader, Subset
 
 from lightning_prune import (
+    ActivationTaylor,
     Channels,
     Cubic,
     Gradient,
@@ -37,6 +38,24 @@ JOINT: dict[str, Callable[[], PruningCallback]] = {
     "pattern": lambda: PruningCallback(criterion=Gradient(), selector=NofM(2, 4), schedule=SCHEDULE),
     "activations": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=SCHEDULE),
 }
+LATER = OneShot("14st")
+GATHERED: dict[str, Callable[[], PruningCallback]] = {  # and not used yet when the fit ends
+    "gradients": lambda: PruningCallback(0.8, criterion=Taylor(), schedule=LATER),
+    "gradients of channels": lambda: PruningCallback(
+        0.4, criterion=Taylor(), structure=Channels(), schedule=LATER
+    ),
+    "inputs": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=LATER),
+    "inputs and gradients": lambda: PruningCallback(
+        0.4, criterion=ActivationTaylor(every=1), structure=Channels(), schedule=LATER
+    ),
+}
+
+
+class Stop(Callback):
+    """Ends the fit after seven steps."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 7
 
 
 class Plain(Lit):
@@ -105,13 +124,14 @@ def run(
     """Trains in double precision, by default.
 
     Returns:
-        Weights and masks.
+        Weights, masks and statistics.
     """
     model = seeded(lambda: make(batch_size))
     options = {"max_epochs": 3, "precision": "64-true", "use_distributed_sampler": False} | options
     fit = trainer(folder, callback, *callbacks, strategy=strategy, devices=devices, **options)
     fit.fit(model, ckpt_path=ckpt_path)
-    return {"weights": model.state_dict(), "masks": dict(callback.masks)}
+    statistics = callback.state_dict()["pruner"]["statistics"]
+    return {"weights": model.state_dict(), "masks": dict(callback.masks), "statistics": statistics}
 
 
 def stopped(folder: Path, make: Callable[[], PruningCallback]) -> dict[str, Any]:
@@ -128,6 +148,7 @@ def stopped(folder: Path, make: Callable[[], PruningCallback]) -> dict[str, Any]
 def main(folder: Path) -> None:
     """Every fit."""
     found = {name: run(folder, make()) for name, make in JOINT.items()}
+    found |= {name: run(folder, make(), callbacks=[Stop()]) for name, make in GATHERED.items()}
     found["accumulated"] = run(folder, JOINT["weights"](), batch_size=16, accumulate_grad_batches=2)
     found["uneven"] = run(folder, JOINT["activations"](), Uneven)
     unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lit import same
-from ranks import JOINT, run
+from ranks import GATHERED, JOINT, Stop, run
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,20 @@ def test_two_processes_prune_as_one_does_on_the_joint_batch(
     for rank in ranks:
         assert same(rank[name]["masks"], one["masks"])
         torch.testing.assert_close(rank[name]["weights"], one["weights"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The fit ended before the last pruning event:UserWarning")
+@pytest.mark.parametrize("name", GATHERED)
+def test_two_processes_gather_what_one_does_on_the_joint_batch(
+    tmp_path: Path, ranks: list[dict[str, Any]], name: str
+) -> None:
+    alone = {"batch_size": 64, "strategy": "auto", "devices": 1}
+    one = run(tmp_path, GATHERED[name](), callbacks=[Stop()], **alone)
+    assert one["statistics"]
+    for statistics in one["statistics"].values():
+        assert any(bool(found.any()) for found in (*statistics["sums"].values(), statistics["features"]))
+    for rank in ranks:
+        torch.testing.assert_close(rank[name]["statistics"], one["statistics"], rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", [*JOINT, "accumulated", "uneven", "unused"])
