@@ -1,4 +1,4 @@
-"""Are every 10 batches enough for activations? Spearman's correlation with scores of all batches.
+"""Is every tenth batch enough for activations? Spearman's correlation with scores of all batches.
 
     python recipes/benchmarks/sampling.py --init-from resnet20.pt --root DIR --batches 90
 
