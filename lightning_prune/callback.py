@@ -42,6 +42,8 @@ from lightning_prune.trainers import (
     write_report,
 )
 
+_WHAT_GOES = {"target", "structure", "selector"}  # settings that decide what is gone in the end
+
 
 class PruningCallback(Callback):
     """Prunes a LightningModule while it trains.
@@ -523,7 +525,14 @@ class PruningCallback(Callback):
     def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
         self._rounds.load_state_dict(state)
         self._history.load_state_dict(state)
-        for note in [*notes, *changes(state["settings"], self._settings())]:
+        changed = changes(state["settings"], self._settings())
+        notes = [*notes, *changed.values()]
+        if changed.keys() & _WHAT_GOES:
+            if self._subject.plan is None:
+                self._rounds.reopen()
+            else:
+                notes.append("but the network is compacted, and nothing more of it is pruned")
+        for note in notes:
             rank_zero_info(f"Pruning resumes with a change: {note}.")
 
     def _settings(self) -> dict[str, str]:

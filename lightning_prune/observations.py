@@ -122,27 +122,34 @@ class Observations:
             for group in self._groups
         }
         return {
+            "criterion": repr(self._criterion),
             "statistics": {name: each.state_dict() for name, each in gathered.items()},
             "left_out": self.left_out,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Takes over saved sums, as a pruner's ``PRUNED`` reads them.
+        """Takes over saved sums, as a pruner's ``PRUNED`` reads them: all or none, as scores are compared.
 
         Returns:
-            What could not be taken over, in words: statistics that another criterion gathered.
+            What could not be taken over, in words: statistics of another criterion, or of other groups.
         """
         self._skipped.fill_(state["left_out"])
-        dropped = []
+        try:
+            self._load(state)
+        except ValueError as error:
+            self.reset_()
+            return [f"statistics start anew: {error}".rstrip(".")] if self._criterion.needs else []
+        return []
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state["criterion"] != repr(self._criterion):
+            raise ValueError(f"those of the state are of {state['criterion'] or 'an unknown criterion'}.")
         for name, statistics in self.statistics.items():
-            if name in state["statistics"]:
-                saved = state["statistics"][name]
-                sums = {key: self._shards.own(each) for key, each in saved["sums"].items()}
-                try:
-                    statistics.load_state_dict({**saved, "sums": sums})
-                except ValueError as error:
-                    dropped.append(f"statistics of {name!r} start anew: {error}")
-        return dropped
+            if name not in state["statistics"]:
+                raise ValueError(f"the state has none of {name!r}.")
+            saved = state["statistics"][name]
+            sums = {key: self._shards.own(each) for key, each in saved["sums"].items()}
+            statistics.load_state_dict({**saved, "sums": sums})
 
 
 def _empty(criterion: Criterion, group: UnitGroup, watched: bool) -> Statistics:

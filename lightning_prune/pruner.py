@@ -35,9 +35,10 @@ PRUNED = record(
         "frozen": mapping(text),
         "protected": sequence(text),
         "left_out": whole(),
+        "criterion": text,
         "statistics": mapping(STATISTICS),
     },
-    before={"frozen": {}},  # which a report alone looks at
+    before={"frozen": {}, "criterion": ""},  # the first is for a report alone; the other one is not known
 )
 
 
@@ -423,7 +424,7 @@ class Pruner:
         """Takes over a saved state, and enforces its masks.
 
         Returns:
-            What could not be taken over, in words: statistics that another criterion gathered.
+            What could not be taken over, in words: statistics of another criterion, or of other groups.
 
         Raises:
             ValueError: If it is none, or its masks are not those of this model; nothing has changed then.

@@ -176,7 +176,7 @@ class Rounds:
         fraction = self._allowed(event, trainer, training, pruner, history)
         if fraction is not None:
             pruner.prune(fraction, *training.optimizers, losses=losses)
-            self.agenda.handle(epoch)
+            self.agenda.handle(epoch, event)
             self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
         if self.agenda.over:
@@ -307,12 +307,18 @@ class Rounds:
         self.agenda.load_state_dict(state["agenda"])
         self._held.load_state_dict(state)
         self._judge.load_state_dict(state["judge"])
-        if self._guard is None:  # and none to stop for
+        if state["settings"].get("guard") != repr(self._guard):
+            self.agenda.stopped = False  # by another rule, if it was
+        if self._guard is None:
             self._judge.end()
-            self.agenda.stopped = False
         elif state["monitor"] != self._guard.monitor:
             self._judge.forget_metric()
         self._snapshot = self._usable(state)
+
+    def reopen(self) -> None:
+        """The latest event comes once more: what is to go has changed."""
+        self.agenda.reopen()
+        self._judge.reached = 0.0
 
     def check_state(self, state: Mapping[str, Any], training: Training) -> None:
         """Makes sure that what a saved state would bring back is of this training.

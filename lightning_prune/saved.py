@@ -40,7 +40,11 @@ def read_saved(state: Mapping[str, Any]) -> dict[str, Any]:
     return read(state, _STATE, PRUNING_STATE)
 
 
-def changes(saved: Mapping[str, str], settings: Mapping[str, str]) -> list[str]:
+def changes(saved: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """What is set otherwise than it was, in words; earlier versions had fewer parts, which were off."""
     before = {name: saved.get(name, repr(None)) for name in settings}
-    return [f"{name} was {before[name]}, is now {now}" for name, now in settings.items() if before[name] != now]
+    return {
+        name: f"{name} was {before[name]}, is now {now}"
+        for name, now in settings.items()
+        if before[name] != now
+    }

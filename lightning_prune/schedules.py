@@ -39,9 +39,9 @@ class Timetable:
     events: tuple[Event, ...]
     marks: tuple[int, ...] = ()
 
-    def due(self, handled: int, now: int) -> Event | None:
-        """The latest event after position ``handled`` and not after ``now``."""
-        passed = [event for event in self.events if handled < event.position <= now]
+    def due(self, now: int) -> Event | None:
+        """The latest event up to a position."""
+        passed = [event for event in self.events if event.position <= now]
         return passed[-1] if passed else None
 
 

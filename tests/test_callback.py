@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import KINDS
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -144,8 +145,55 @@ def test_a_resume_with_other_settings_says_what_changed(
         fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
     assert "target was 0.5, is now 0.8" in caplog.text
     assert "criterion was Magnitude(p=1.0), is now Taylor()" in caplog.text
-    assert "statistics of 'net.4.weight' start anew" in caplog.text
+    assert "statistics start anew: those of the state are of Magnitude(p=1.0)" in caplog.text
     assert again.report.removed == round(0.8 * SIZE)
+
+
+SHARES = Cubic("20%", "60%", every="20%")
+FINISHED = {  # whether masks are what was asked for
+    "weights": lambda masks: sum(int((~mask).sum()) for mask in masks.values()) >= round(0.5 * SIZE),
+    "channels": lambda masks: (
+        sum(int((~masks[f"net.{at}.weight"].flatten(1).any(1)).sum()) for at in (0, 4)) >= 12
+    ),
+    "2:4": lambda masks: bool((masks["net.4.weight"].unflatten(1, (-1, 4)).sum(-1) <= 2).all()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:A pruning event waits:UserWarning")
+@pytest.mark.parametrize(("epoch", "epochs"), [(0, 5), (2, 4), (3, 5), (3, 8)])
+@pytest.mark.parametrize("now", KINDS)
+@pytest.mark.parametrize("before", KINDS)
+def test_a_resume_with_another_structure_or_length_ends_with_what_is_asked_for_now(
+    tmp_path: Path, before: str, now: str, epoch: int, epochs: int
+) -> None:
+    """Before the first event; after it, into a fit that should be done; after the last; into a longer fit."""
+    saved = KINDS[before](criterion=Taylor(), schedule=SHARES)
+    run_to_the_end(tmp_path, saved, 5)
+    path = tmp_path / f"epoch={epoch}.ckpt"
+    state = torch.load(path, weights_only=True)["state_dict"]
+    again = KINDS[now](criterion=Taylor(), schedule=SHARES)
+    fit(tmp_path, model := Lit(), again, ckpt_path=path, max_epochs=epochs)
+    assert FINISHED[now](again.masks)
+    assert again.settled
+    assert again.report.history[-1].sparsity == pytest.approx(again.report.sparsity)
+    if epoch > 0:
+        gone = {name for name in again.masks if name in saved.masks and (state[name] == 0).any()}
+        assert len(gone) > 1
+        for name in gone:
+            assert not again.masks[name][state[name] == 0].any()  # nothing comes back
+            assert not model.state_dict()[name][~again.masks[name]].any()
+
+
+@pytest.mark.filterwarnings("ignore:A pruning event waits:UserWarning")
+def test_a_higher_target_after_the_last_event_is_reached_at_once(tmp_path: Path) -> None:
+    run_to_the_end(tmp_path, PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("1ep")), 4)
+    again = PruningCallback(0.8, criterion=Taylor(), schedule=OneShot("1ep"))
+    fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=4)
+    assert again.report.removed == round(0.8 * SIZE)
+    assert [entry.sparsity for entry in again.report.history] == pytest.approx([0.5, 0.8], abs=1e-4)
+    late = PruningCallback(0.9, schedule=OneShot("1ep"))
+    with pytest.warns(UserWarning, match="the target is not reached"):
+        fit(tmp_path, Lit(), late, ckpt_path=tmp_path / "epoch=3.ckpt", max_epochs=4)
 
 
 def test_a_lower_target_brings_nothing_back(tmp_path: Path) -> None:

@@ -530,7 +530,13 @@ def test_a_resumed_run_with_a_mistyped_metric_stops(tmp_path: Path) -> None:
         fit(tmp_path, scripted([0.9] * 5), wrong, ckpt_path=path, max_epochs=5)
 
 
-def test_a_run_resumed_without_its_guard_goes_on_and_forgets_the_good_network(tmp_path: Path) -> None:
+LOOSER = Guard("score", max_drop=0.95)
+
+
+@pytest.mark.parametrize("guard", [None, LOOSER])
+def test_a_run_that_was_stopped_goes_on_without_its_guard_or_with_a_looser_one(
+    tmp_path: Path, guard: Guard | None
+) -> None:
     every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     stopped = PruningCallback(0.5, schedule=FOUR, guard=GUARD)
     with pytest.warns(UserWarning, match="no further pruning"):
@@ -543,7 +549,12 @@ def test_a_run_resumed_without_its_guard_goes_on_and_forgets_the_good_network(tm
             enable_checkpointing=True,
         )
     assert stopped.report.removed == 0
-    pruning = PruningCallback(0.5, schedule=FOUR)
-    fit(tmp_path, scripted([0.9] * 5), pruning, ckpt_path=tmp_path / "epoch=2.ckpt", max_epochs=5)
+    path = tmp_path / "epoch=2.ckpt"
+    fit(
+        tmp_path, scripted([0.9] * 5), again := PruningCallback(0.5, schedule=FOUR, guard=GUARD), ckpt_path=path
+    )
+    assert again.report.removed == 0
+    pruning = PruningCallback(0.5, schedule=FOUR, guard=guard)
+    fit(tmp_path, scripted([0.1] * 5), pruning, ckpt_path=path, max_epochs=5)
     assert pruning.report.removed == SIZE // 2
     assert pruning.state_dict()["judge"]["good"] is None

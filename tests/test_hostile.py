@@ -226,7 +226,12 @@ BROKEN: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
         r"agenda\.steps is 'x', expected a whole number of at least 0",
     ),
     "huge": ("statistics", ("pruner", "left_out"), 10**30, r"pruner\.left_out is 1000.*000, expected a whole"),
-    "more": ("statistics", ("agenda", "odd"), 1, "agenda has an entry 'odd', expected steps, stopped, handled"),
+    "more": (
+        "statistics",
+        ("agenda", "odd"),
+        1,
+        "agenda has an entry 'odd', expected steps, stopped, handled, share",
+    ),
     "list": ("statistics", ("pruner", "masks"), [], r"pruner\.masks is \[\], expected a dict"),
     "name": ("statistics", ("pruner", "masks", 3), {}, r"pruner\.masks's key is 3, expected text"),
     "bits": (

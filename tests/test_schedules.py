@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import Cubic, Exponential, Linear, OneShot, Schedule, Steps
+from lightning_prune.agenda import Agenda
 from lightning_prune.moments import Grid, Horizon, Moment, Unit
 from lightning_prune.schedules import Event, Timetable
 
@@ -178,21 +179,60 @@ def test_moments_that_fall_together_are_one_event() -> None:
     assert events(Steps({"10%": 0.2, "12%": 0.4, "50%": 1.0}), fit(10)) == [(1, 0.4), (5, 1.0)]
 
 
-def test_due_gives_the_latest_event_that_passed_once() -> None:
-    first, second, third = Event(2, 0.25), Event(4, 0.5), Event(6, 1.0)
-    table = Timetable(Unit.EPOCH, (first, second, third))
-    assert table.due(-1, 1) is None
-    assert table.due(-1, 2) is first
-    assert table.due(2, 2) is None
-    assert table.due(2, 3) is None
-    assert table.due(1, 5) is second
-    assert table.due(-1, 100) is third
-    assert table.due(6, 100) is None
+EVENTS = Event(2, 0.25), Event(4, 0.5), Event(6, 1.0)
+
+
+def agenda(*events: Event) -> Agenda:
+    """At its beginning."""
+    found = Agenda()
+    found.timetable = Timetable(Unit.EPOCH, events)
+    return found
+
+
+def test_the_latest_event_that_passed_is_due_once() -> None:
+    first, second, third = EVENTS
+    own = agenda(*EVENTS)
+    assert own.due(1) is None
+    assert own.due(2) is first
+    assert own.due(5) is second
+    assert own.due(100) is third
+    own.handle(2, first)
+    assert own.due(3) is None
+    assert own.due(5) is second
+    own.handle(5, second)
+    assert own.due(5) is None
+    assert not own.over
+    own.handle(6, third)
+    assert own.due(100) is None
+    assert own.over
+
+
+def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
+    own = agenda(*EVENTS)
+    own.handle(4, EVENTS[1])
+    own.timetable = Timetable(Unit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
+    assert own.due(4) == Event(3, 1.0)
+    own.handle(4, Event(3, 1.0))
+    assert own.over
+    own.timetable = Timetable(Unit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
+    assert own.due(7) is None
+    assert own.due(8) == Event(8, 0.5)
+
+
+def test_what_was_handled_comes_once_more_if_what_is_to_go_has_changed() -> None:
+    own = agenda(*EVENTS)
+    own.handle(6, EVENTS[2])
+    own.reopen()
+    assert not own.over
+    assert own.due(7) is EVENTS[2]
+    own.stopped = True
+    assert own.due(7) is None
 
 
 def test_an_event_before_the_first_batch_is_due_at_once() -> None:
     (event,) = OneShot(0).timetable(fit(3)).events
-    assert OneShot(0).timetable(fit(3)).due(-1, 0) == event == Event(0, 1.0)
+    assert agenda(event).due(0) is event
+    assert event == Event(0, 1.0)
 
 
 percent = st.integers(0, 100)
