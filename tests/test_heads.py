@@ -208,6 +208,33 @@ def test_a_transformer_encoder_is_cut_and_trained_on() -> None:
     assert all(parameter.grad is not None for parameter in smaller.parameters())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_embedding_that_shrinks_as_its_heads_do_leaves_plain_attention(
+    batch_first: bool, bias: bool
+) -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Linear(8, 32), nn.Linear(32, 10)
+            self.attention = nn.MultiheadAttention(32, 8, bias=bias, batch_first=batch_first)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            embedded = self.embedding(tokens)
+            return self.head((embedded + self.attention(embedded, embedded, embedded)[0]).mean(1))
+
+    torch.manual_seed(0)
+    model, tokens = Embedded().eval(), torch.randn(4, 6, 8)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=tokens)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, tokens)
+    assert smaller.attention.in_proj_weight.shape == (48, 16)
+    assert type(smaller.attention) is nn.MultiheadAttention
+    torch.testing.assert_close(smaller(tokens), model(tokens))
+    with torch.inference_mode():
+        torch.testing.assert_close(smaller(tokens), model(tokens))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "per head"])

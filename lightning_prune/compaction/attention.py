@@ -73,6 +73,8 @@ def settle_class_(module: nn.Module) -> None:
     if type(module) not in (nn.MultiheadAttention, NarrowAttention):
         return
     assert isinstance(module, nn.MultiheadAttention)
+    narrow = module.out_proj.in_features != module.embed_dim
+    # layers around it take shortcuts past its forward where this is True
+    module._qkv_same_embed_dim = module.in_proj_weight is not None and not narrow
     if module.bias_k is None and not module.add_zero_attn:
-        narrow = module.out_proj.in_features != module.embed_dim
         module.__class__ = NarrowAttention if narrow else nn.MultiheadAttention

@@ -86,27 +86,30 @@ class Trial:
         except Exception:  # a user's forward may raise anything where a type is fixed in it
             self._dtype, self._probe = torch.float32, rough
 
-    def failing(self, kept: Kept) -> dict[str, str]:
-        """Group name to reason, for those that cannot be cut.
+    def failing(self, kept: Kept, beside: Kept = ()) -> dict[str, str]:
+        """Group name to reason, for those that cannot be cut; the others can, all together.
 
-        All groups are cut at once; where that fails, halves are, down to those at fault. In single precision
-        that shows what is wrong, but not what is right.
+        All groups are cut at once; where that fails, one half is, and then the other beside what is right of
+        the first, down to those at fault. In single precision that shows what is wrong, but not what is right.
 
         Args:
             kept: Groups, each with a bool a unit, False where it goes.
+            beside: The same of groups that are cut along with them, and can be.
 
         Raises:
             ValueError: If the deadline is past.
         """
         if not kept:
             return {}
-        why = self._fails(kept)
+        why = self._fails([*beside, *kept])
         if why is None:
             return {}
         if len(kept) == 1:
             return {kept[0][0].name: why}
         middle = len(kept) // 2
-        return self.failing(kept[:middle]) | self.failing(kept[middle:])
+        faults = self.failing(kept[:middle], beside)
+        right = [each for each in kept[:middle] if each[0].name not in faults]
+        return faults | self.failing(kept[middle:], [*beside, *right])
 
     def _fails(self, kept: Kept) -> str | None:
         if self._deadline is not None:

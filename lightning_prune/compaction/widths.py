@@ -80,11 +80,7 @@ def _(module: nn.GroupNorm, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
 def _(module: nn.MultiheadAttention, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     packed = "in_proj_weight" in shapes
     inner = shapes["in_proj_weight"][0] // 3 if packed else shapes["q_proj_weight"][0]
-    # layers around it take shortcuts past its forward where this is True
-    return {
-        "num_heads": inner // module.head_dim,
-        "_qkv_same_embed_dim": packed and inner == module.embed_dim,
-    }
+    return {"num_heads": inner // module.head_dim}
 
 
 @_widths.register
