@@ -157,7 +157,8 @@ def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Pla
             raise ValueError(
                 f"{name!r} has shape {tuple(saved.shape)} in the checkpoint and {tuple(shape)} in this model."
                 " A compacted network is loaded with load_compact(checkpoint, model), or by a Trainer that has"
-                " its PruningCallback, from a checkpoint that was saved with the callback in the Trainer."
+                " its PruningCallback, into a model as it was made, from a checkpoint that was saved with the"
+                " callback in the Trainer, and not with weights_only: what was cut is in the callback's state."
             )
 
 

@@ -32,8 +32,9 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     Args:
         model: The network; left as it was.
         masks: Parameter name to bool mask, True where kept, for what pruning covers.
-        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds on. Where processes
-            divide the parameters among them nothing is run, and all of them have to ask.
+        example: A tensor, or a tuple of ``forward``'s arguments: multiply-adds are counted on the first
+            example of the batch, latency is that of all of it. Where processes divide the parameters among
+            them nothing is run, and all of them have to ask.
 
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
@@ -70,7 +71,7 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
     total = kept = None
     seconds = {}
     if example is not None:
-        counts = macs(model, example)
+        counts = macs(model, of_size(example, 1))
         total = counts[""]
         gone = sum(
             counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)

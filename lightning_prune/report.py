@@ -172,7 +172,7 @@ class Report:
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
         if self.macs is None:
             lines.append(
-                "multiply-adds not counted: no example of forward's input was seen, or processes divide the"
+                "multiply-adds not counted: no example that forward runs on was seen, or processes divide the"
                 " parameters"
             )
         lines += self.decisions

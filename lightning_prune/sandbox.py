@@ -135,7 +135,7 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
             ``example_input_array`` if it has one, otherwise what the step gives to ``forward``.
 
     Raises:
-        ValueError: If neither runs.
+        ValueError: If neither runs, or not on the module's own example.
     """
     trials: list[Callable[[], Any]] = [lambda: tree_map(_few, batch), lambda: batch]
     example, failures = module.example_input_array, []
@@ -224,7 +224,18 @@ def _watched(
 
 
 def _own(module: LightningModule, example: Any) -> ForwardProbe:
-    return ForwardProbe(example).to(module.device)
+    """A pass on the module's ``example_input_array``, once it has been tried."""
+    probe = ForwardProbe(example).to(module.device)
+    twin = twin_of(module)
+    try:
+        with evaluating(twin):
+            probe(twin)
+    except Exception as error:  # a user's forward may raise anything
+        raise ValueError(
+            f"{type(module).__name__} cannot run on its example_input_array ({error!r}): give it one that"
+            " forward takes, or none, and an example of a training batch is taken."
+        ) from error
+    return probe
 
 
 class _Capture:

@@ -141,12 +141,8 @@ class Subject:
         assert self.store is not None
         if self.divided:
             example = None  # a pass would need all processes
-        try:
-            with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a report
-                report = measure_layers(self.model, self.layers, example)
-        except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
-            rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
-            report = measure_layers(self.model, self.layers)
+        model = self.model
+        report = _measured(lambda shown: measure_layers(model, self.layers, shown), example)
         remarks = self._saved if self.pruner is None else self.pruner.remarks
         return replace(
             report,
@@ -181,12 +177,11 @@ class Subject:
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
         for copy in copies:
             replay_(copy, self.plan)
-        with torch.compiler.set_stance("force_eager"):  # as the copy runs
-            self.record = measure_compacted(report, dense, model, masks, example)
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
         self.pruner = None
+        self.record = _measured(lambda shown: measure_compacted(report, dense, model, masks, shown), example)
 
     @contextmanager
     def loading(
@@ -239,6 +234,16 @@ class Subject:
             "plan": self.plan.to_state(),
             "report": self.record.to_state(),
         }
+
+
+def _measured(measure: Callable[[Any], Report], example: Any) -> Report:
+    """A report with what runs on an example, or without: a user's forward may raise anything."""
+    try:
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a report
+            return measure(example)
+    except Exception as error:  # which must not end a fit
+        rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
+        return measure(None)
 
 
 def _change(

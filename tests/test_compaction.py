@@ -21,6 +21,7 @@ from lightning_prune import (
     Channels,
     CompactionError,
     Magnitude,
+    OneShot,
     Pruner,
     PruningCallback,
     Steps,
@@ -257,6 +258,81 @@ class Own(Lit):
     def __init__(self) -> None:
         super().__init__()
         self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_multiply_adds_are_those_of_one_example(tmp_path: Path, compact: bool) -> None:
+    found = []
+    for batch in (1, 3, 64):
+        model = seeded(Lit)
+        model.example_input_array = torch.zeros(batch, 1, 8, 8)
+        callback = pruning(compact=compact)
+        fit(tmp_path, model, callback, max_epochs=2)
+        found.append((callback.report.macs, callback.report.dense and callback.report.dense.macs))
+        assert callback.plan(seeded(Lit), torch.zeros(batch, 1, 8, 8)).macs == 72 * 36 + 4608 + 160
+    assert len(set(found)) == 1
+    assert found[0][compact] == 72 * 36 + 4608 + 160
+
+
+class Picky(Lit):
+    """Cannot run on its own example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(2, 3, 5, 5)
+
+
+def test_an_example_that_does_not_run_stops_the_fit_before_its_first_step(tmp_path: Path) -> None:
+    model = seeded(Picky)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"Picky cannot run on its example_input_array .* or none"):
+        fit(tmp_path, model, PruningCallback(0.5, schedule=OneShot("1ep"), compact=True), max_epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.warns(UserWarning, match="The report goes without multiply-adds"):
+        fit(tmp_path, model, PruningCallback(0.5, schedule=OneShot("1ep")), max_epochs=2)
+
+
+class Together(Lit):
+    """Each of its layers may shrink, but not both."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.net[0].out_channels < 8 and self.net[4].out_features < 16:
+            raise RuntimeError("too small")
+        return super().forward(images)
+
+
+def test_cuts_that_work_alone_and_not_together_are_not_made_together() -> None:
+    model, images = seeded(Together).eval(), torch.randn(2, 1, 8, 8)
+    units = Channels().units(model, images)
+    assert len(units.groups) == 1
+    assert any("too small" in reason for reason in units.frozen.values())
+    masks = {
+        name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+        for name in ("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias", "net.4.weight", "net.4.bias")
+    }
+    for mask in masks.values():
+        mask[:2] = False
+    smaller = compact(model, masks, images)
+    assert (smaller.net[0].out_channels < 8) != (smaller.net[4].out_features < 16)
+    for name, mask in masks.items():
+        model.get_parameter(name).data[~mask] = 0
+    torch.testing.assert_close(smaller(images), model(images))
+
+
+def test_what_is_measured_last_does_not_undo_a_compaction(tmp_path: Path) -> None:
+    class Small(Lit):
+        """Runs on few examples only, when it is no longer trained."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) == 1 and self.net[0].out_channels < 8:
+                raise RuntimeError("one example")
+            return super().forward(images)
+
+    model, callback = seeded(Small), pruning(compact=True)
+    with pytest.warns(UserWarning, match="The report goes without multiply-adds"):
+        fit(tmp_path, model, callback, max_epochs=2)
+    assert shapes(model) != DENSE
+    assert callback.report.params == sum(each.numel() for each in model.parameters())
 
 
 def test_a_dry_run_takes_the_modules_own_example() -> None:
