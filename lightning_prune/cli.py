@@ -42,14 +42,14 @@ class PruningTrainer(Trainer):
 
         Args:
             model: What would be pruned.
-            datamodule: Not used.
+            datamodule: Where a batch is needed, of a module without an example_input_array.
             ckpt_path: A checkpoint to start from.
             weights_only: Not used: nothing but tensors and plain values is read.
         """
         if ckpt_path is not None:
             load_compact(read(ckpt_path, "ckpt_path"), model)
         for callback in self._pruning():
-            print(callback.plan(model, model.example_input_array).table())
+            print(callback.plan(model, self._example_if(callback.needs_example, model, datamodule)).table())
 
     def report(
         self,
@@ -152,7 +152,8 @@ class PruningTrainer(Trainer):
             logged = {name: value for result in results for name, value in result.items()}
             if wanted not in logged:
                 raise ValueError(
-                    f"metric={wanted!r} must be one that validation logs: {', '.join(logged) or 'none'}."
+                    f"metric={wanted!r} must be one that validation logs: {', '.join(logged) or 'none'}. Give"
+                    " it as --metric, unless a checkpoint callback of the configuration monitors it."
                 )
             return float(logged[wanted])
 
@@ -163,7 +164,7 @@ class PruningTrainer(Trainer):
                 ratios=ratios,
                 criterion=Magnitude() if pruning.criterion.needs else pruning.criterion,
                 structure=pruning.structure,
-                example=self._example(model, datamodule) if pruning.structure.needs_example else None,
+                example=self._example_if(pruning.structure.needs_example, model, datamodule),
                 metric=wanted,
             )
             if self.is_global_zero:
@@ -174,6 +175,9 @@ class PruningTrainer(Trainer):
                     found.plot(f"{stem}.png")
                 except ImportError as error:
                     print(f"No plot: {error}")
+
+    def _example_if(self, needed: bool, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
+        return self._example(model, datamodule) if needed else model.example_input_array
 
     def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
         if model.example_input_array is not None:

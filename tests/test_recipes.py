@@ -63,6 +63,12 @@ def test_flags_change_everything(tmp_path: Path) -> None:
     assert repr(run.trainer.callbacks[0].criterion) == "Taylor()"
 
 
+@pytest.mark.parametrize("recipe", ["li2017.yaml", "taylor_channels.yaml"])
+def test_a_plan_of_channels_takes_a_batch_of_data(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli("plan", "--config", str(RECIPES / recipe), "--data", "Digits", "--model.network", "cifar_cnn")
+    assert "stays dense: is the network's output" in capsys.readouterr().out
+
+
 def test_plan_and_report_print_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = str(RECIPES / "digits.yaml")
     cli("plan", "--config", digits)
