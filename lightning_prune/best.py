@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lightning_prune.callback import PruningCallback
 
 
-class PrunedCheckpoint(ModelCheckpoint):
+class _Renewed(Callback, ABC):
+    """Forgets what was the best once the sparsity is another, be it that of an earlier fit."""
+
+    _sparsity: list[float] | None = None
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Nothing is the best."""
+
+    def _renew(self, trainer: Trainer) -> None:
+        sparsity = [each.sparsity for each in _pruning(trainer)]
+        if sparsity != self._sparsity:
+            self._sparsity = sparsity
+            self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the sparsity of the best."""
+        return {**super().state_dict(), "sparsity": self._sparsity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it over."""
+        super().load_state_dict(state_dict)
+        self._sparsity = state_dict.get("sparsity")
+
+
+class PrunedCheckpoint(_Renewed, ModelCheckpoint):
     """A ModelCheckpoint whose best is the best at the final sparsity.
 
     With ``monitor``, nothing counts as best while a PruningCallback of the Trainer has an event left or, with a
-    guard, while its present round is not good; ``save_last`` saves all the same. Where a guard undoes the last
-    round when the fit ends, what came back is saved then, and is the best. Takes the arguments of
-    ``ModelCheckpoint``.
+    guard, while its present round is not good, nor what was the best before the last event, be it in an earlier
+    fit; ``save_last`` saves all the same. Where a guard undoes the last round when the fit ends, what came back
+    is saved then, and is the best. Takes the arguments of ``ModelCheckpoint``.
     """
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether the present network is among the best."""
+        self._renew(trainer)
         if _settled(trainer):
             return super().check_monitor_top_k(trainer, current)
         if self.save_last:
@@ -31,36 +63,68 @@ class PrunedCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if any(each.undone for each in _pruning(trainer)):
             candidates = self._monitor_candidates(trainer)
-            self.best_k_models.clear()  # they hold what was given up
+            self._forget()  # what was given up
             self.best_model_path = self.format_checkpoint_name(candidates)
-            self.best_model_score = self.current_score = None
+            self.current_score = None
             trainer.save_checkpoint(self.best_model_path, self.save_weights_only)
             self._save_last_checkpoint(trainer, candidates)
 
+    def _forget(self) -> None:
+        self.best_k_models.clear()
+        self.best_model_path = self.kth_best_model_path = ""
+        self.best_model_score = None
 
-class PrunedEarlyStopping(EarlyStopping):
+
+class PrunedEarlyStopping(_Renewed, EarlyStopping):
     """An EarlyStopping that does not stop in the dip after a pruning event.
 
-    While a PruningCallback of the Trainer has an event left or, with a guard, while its present round is not
-    good, it takes no notice of the metric; then the first one counts as the best so far. Takes the arguments
-    of ``EarlyStopping``.
+    While a PruningCallback of the Trainer has an event left, only a metric that is missing or, with
+    ``check_finite``, not finite matters; the first one after the last event is the best so far. With a guard,
+    metrics of a round that is not good do not count. Takes the arguments of ``EarlyStopping``.
+
+    Raises:
+        ValueError: Before training, if a guarded PruningCallback comes after it in ``callbacks``.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes sure that a guard has judged before this looks."""
+        super().setup(trainer, pl_module, stage)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        later = callbacks[callbacks.index(self) :]
+        if any(isinstance(each, PruningCallback) and each.guard is not None for each in later):
+            raise ValueError("callbacks: PrunedEarlyStopping must come after a PruningCallback with a guard.")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at a metric of training steps."""
-        if _settled(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+        self._look(super().on_train_epoch_end, trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at a metric of validation."""
+        self._look(super().on_validation_end, trainer, pl_module)
+
+    def _look(
+        self, look: Callable[[Trainer, LightningModule], None], trainer: Trainer, module: LightningModule
+    ) -> None:
+        self._renew(trainer)
         if _settled(trainer):
-            super().on_validation_end(trainer, pl_module)
+            look(trainer, module)
+        elif any(each.events_left for each in _pruning(trainer)):
+            thresholds = self.stopping_threshold, self.divergence_threshold
+            self.stopping_threshold = self.divergence_threshold = None
+            self._forget()
+            look(trainer, module)
+            self._forget()
+            self.stopping_threshold, self.divergence_threshold = thresholds
+
+    def _forget(self) -> None:
+        self.wait_count = 0
+        self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
 
 
 def _settled(trainer: Trainer) -> bool:
-    """Whether no more will be pruned, in any process: the metric of a guard may be another one in each."""
-    settled = all(each.settled for each in _pruning(trainer))
-    return trainer.strategy.reduce_boolean_decision(settled, all=True)
+    """Whether no more will be pruned: in all processes what the first one says, as in a guard."""
+    settled: bool = trainer.strategy.broadcast(all(each.settled for each in _pruning(trainer)))
+    return settled
 
 
 def _pruning(trainer: Trainer) -> list[PruningCallback]:

@@ -315,7 +315,7 @@ def test_early_stopping_may_stop_in_the_dip_after_an_event_and_that_is_said(tmp_
     """It compares with the dense network."""
     pruning = PruningCallback(0.95, schedule=DIP)
     run = trainer(tmp_path, pruning, EarlyStopping("acc", mode="max", patience=1), max_epochs=6)
-    with pytest.warns(UserWarning, match="before the last pruning event.* PrunedEarlyStopping waits for it"):
+    with pytest.warns(UserWarning, match="before the last pruning event.* PrunedEarlyStopping waits"):
         run.fit(seeded(Tunable))
     assert run.current_epoch == 3
     assert not pruning.settled

@@ -1,0 +1,101 @@
+"""What judges a network only once it is pruned in full, across resumes and beside a guard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lit import Lit, fit, seeded
+
+from lightning_prune import Guard, OneShot, PrunedCheckpoint, PrunedEarlyStopping, PruningCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+SCHEDULE = OneShot("1ep")
+SIZE = 72 + 4608 + 160
+
+
+def scripted(values: list[float]) -> Lit:
+    """Logs these values, one an epoch."""
+
+    class Scripted(Lit):
+        def on_validation_epoch_end(self) -> None:
+            self.log("score", values[self.current_epoch])
+
+    return seeded(Scripted)
+
+
+def stopping(patience: int = 1, **options: Any) -> PrunedEarlyStopping:
+    return PrunedEarlyStopping("score", mode="max", patience=patience, **options)
+
+
+def keeping(folder: Path) -> PrunedCheckpoint:
+    return PrunedCheckpoint(folder, filename="best-{epoch}", monitor="score", mode="max")
+
+
+def test_the_best_of_an_earlier_fit_at_a_lower_sparsity_does_not_count(tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    first = PruningCallback(0.5, schedule=SCHEDULE), stopping(), keeping(tmp_path), every
+    fit(tmp_path, scripted([0.9, 0.9]), *first, max_epochs=2, enable_checkpointing=True)
+    stop, keep = stopping(), keeping(tmp_path)
+    values = [0.9, 0.9, 0.5, 0.6, 0.7, 0.6]
+    pruning = PruningCallback(0.9, schedule=SCHEDULE)
+    path = tmp_path / "epoch=1.ckpt"
+    run = fit(
+        tmp_path, scripted(values), pruning, stop, keep, ckpt_path=path, max_epochs=6, enable_checkpointing=True
+    )
+    assert run.current_epoch == 6  # not in the dip
+    assert (float(stop.best_score), float(keep.best_model_score)) == pytest.approx((0.7, 0.7))
+    saved = torch.load(keep.best_model_path, weights_only=True)["state_dict"]
+    assert sum(int((saved[name] == 0).sum()) for name in pruning.masks) == round(0.9 * SIZE)
+
+
+def test_the_best_at_the_same_sparsity_counts_after_a_resume(tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    first = PruningCallback(0.5, schedule=SCHEDULE), stopping(), keeping(tmp_path), every
+    fit(tmp_path, scripted([0.5, 0.9, 0.8]), *first, max_epochs=3, enable_checkpointing=True)
+    stop, keep = stopping(patience=2), keeping(tmp_path)
+    pruning = PruningCallback(0.5, schedule=SCHEDULE)
+    path = tmp_path / "epoch=2.ckpt"
+    values = [0.5, 0.9, 0.8, 0.7, 0.7]
+    run = fit(
+        tmp_path, scripted(values), pruning, stop, keep, ckpt_path=path, max_epochs=5, enable_checkpointing=True
+    )
+    assert run.current_epoch == 4
+    assert Path(keep.best_model_path).stem == "best-epoch=1"
+
+
+def test_before_the_last_event_only_what_is_missing_or_not_finite_matters(tmp_path: Path) -> None:
+    last = OneShot("4ep")
+    goal = stopping(stopping_threshold=0.1, divergence_threshold=0.05)
+    run = fit(
+        tmp_path,
+        scripted([0.9, 0.01, 0.01, 0.01, 0.08, 0.9]),
+        PruningCallback(0.5, schedule=last),
+        goal,
+        max_epochs=6,
+    )
+    assert run.current_epoch == 6
+    with pytest.warns(UserWarning, match="the target is not reached. EarlyStopping ended it"):
+        run = fit(
+            tmp_path,
+            scripted([0.9, float("nan"), 0.9]),
+            PruningCallback(0.5, schedule=last),
+            stopping(),
+            max_epochs=6,
+        )
+    assert run.current_epoch == 2
+    typo = PrunedEarlyStopping("scor", mode="max")
+    with pytest.raises(RuntimeError, match="metric `scor` which is not available"):
+        fit(tmp_path, scripted([0.9] * 6), PruningCallback(0.5, schedule=last), typo, max_epochs=6)
+
+
+def test_a_guard_judges_before_the_fit_is_stopped(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=SCHEDULE, guard=Guard("score", max_drop=0.25, patience=3))
+    with pytest.raises(ValueError, match="must come after a PruningCallback with a guard"):
+        fit(tmp_path, scripted([0.9] * 4), stopping(), pruning)
+    stop = stopping(patience=9)
+    fit(tmp_path, scripted([0.9, 0.1, 0.8, 0.75]), pruning, stop)  # the first one is no good
+    assert float(stop.best_score) == pytest.approx(0.8)
