@@ -1,4 +1,4 @@
-"""Where a fit stands among its pruning events. No torch."""
+"""Where a fit stands among its pruning events."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from lightning_prune.states import flag, record, share, whole
 
 _SCALES = (Unit.EPOCH.value, Unit.STEP.value)
 AGENDA = record(
-    {"steps": whole(), "stopped": flag, "handled": record(dict.fromkeys(_SCALES, whole(-1))), "share": share},
-    before={"stopped": False, "share": 1.0},  # nothing was called off, and what was handled was enough
+    {"steps": whole(), "stopped": flag, "handled": record(dict.fromkeys(_SCALES, whole(-1))), "asked": share},
+    before={"stopped": False, "asked": 1.0},  # nothing was called off, and what was handled was enough
 )
 
 
 class Agenda:
     """The events of one fit, and which of them are behind it.
 
-    One is behind if one at its position was handled, and one that wanted as much: a fit that is resumed with
-    another length has other events.
+    An event is behind if the fit has handled one at its position or later. The last one also must not ask
+    for more than was ever asked for: a fit that is resumed with a higher target, or made shorter, may lack
+    something.
+
+    Args:
+        target: Share of all that the whole schedule asks for.
 
     Attributes:
         timetable: The events; of the present fit only, so no part of the state.
@@ -28,19 +32,20 @@ class Agenda:
         stopped: Whether the events that are left are called off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, target: float) -> None:
+        self._target = target
         self.timetable = Timetable(Unit.EPOCH, ())
         self.steps = 0
         self.stopped = False
         self._handled = dict.fromkeys(_SCALES, -1)
-        self._share = 0.0
+        self._asked = 0.0
 
     def restart(self, steps: int = 0) -> None:
         """A fit begins with no event behind it, after this many steps without pruning."""
         self.steps = steps
         self.stopped = False
         self._handled = dict.fromkeys(self._handled, -1)
-        self._share = 0.0
+        self._asked = 0.0
 
     def due(self, epoch: int) -> Event | None:
         """The latest event that should have happened by now and has not."""
@@ -54,11 +59,22 @@ class Agenda:
     def handle(self, epoch: int, event: Event) -> None:
         """An event was done, and all before it are behind the fit, too."""
         self._handled = self._now(epoch)
-        self._share = max(self._share, event.fraction)  # a longer fit's events may want less
+        self._asked = max(self._asked, event.fraction * self._target)  # a longer fit's events may ask for less
 
-    def reopen(self) -> None:
-        """The latest event comes once more: what is to go has changed."""
-        self._share = 0.0
+    def call_off(self, share: float) -> None:
+        """No event follows: this share of the target is what was good."""
+        self.stopped = True
+        self._asked = share * self._target
+
+    def resume(self, *, anew: bool) -> None:
+        """Nothing is called off any more.
+
+        Args:
+            anew: Whether what was asked for so far counts for nothing, as other units are to go.
+        """
+        self.stopped = False
+        if anew:
+            self._asked = 0.0
 
     @property
     def over(self) -> bool:
@@ -67,8 +83,8 @@ class Agenda:
         return self.stopped or not events or self._behind(events[-1])
 
     def _behind(self, event: Event) -> bool:
-        handled = self._handled[self.timetable.unit.value]
-        return event.position <= handled and event.fraction <= self._share
+        lacking = event == self.timetable.events[-1] and event.fraction * self._target > self._asked
+        return event.position <= self._handled[self.timetable.unit.value] and not lacking
 
     def _now(self, epoch: int) -> dict[str, int]:
         return {Unit.EPOCH.value: epoch, Unit.STEP.value: self.steps}
@@ -79,7 +95,7 @@ class Agenda:
             "steps": self.steps,
             "handled": dict(self._handled),
             "stopped": self.stopped,
-            "share": self._share,
+            "asked": self._asked,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -87,4 +103,4 @@ class Agenda:
         self.steps = state["steps"]
         self.stopped = state["stopped"]
         self._handled = state["handled"]
-        self._share = state["share"]
+        self._asked = state["asked"]

@@ -22,7 +22,7 @@ from lightning_prune.guard import Guard
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook, state_of
 from lightning_prune.measuring import measure
-from lightning_prune.parts import check_part
+from lightning_prune.parts import check_part, described
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
@@ -87,6 +87,8 @@ class PruningCallback(Callback):
         check_part(schedule, Schedule, "schedule")
         check_part(rewind, Rewind, "rewind", optional=True)
         check_part(guard, Guard, "guard", optional=True)
+        if not isinstance(compact, bool):
+            raise ValueError(f"compact={compact!r} must be True or False.")
         self.target = target
         self.criterion = criterion
         self.structure = structure
@@ -124,7 +126,17 @@ class PruningCallback(Callback):
     @property
     def settled(self) -> bool:
         """Whether no pruning event is left in this fit and, with a guard, the present round is good."""
-        return self._subject.plan is not None or self._rounds.settled(self._history)
+        return not self.events_left and (self._subject.plan is not None or self._rounds.good(self._history))
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the elements that the structure covers, after the last event."""
+        return self._history.sparsity
+
+    @property
+    def events_left(self) -> bool:
+        """Whether a pruning event is left in this fit."""
+        return self._subject.plan is None and not self._rounds.agenda.over
 
     @property
     def undone(self) -> bool:
@@ -193,7 +205,7 @@ class PruningCallback(Callback):
         return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))
 
     def _new_rounds(self) -> Rounds:
-        return Rounds(self.criterion, self.selector, self.schedule, self.rewind, self.guard)
+        return Rounds(self.target, self.criterion, self.selector, self.schedule, self.rewind, self.guard)
 
     def _new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
         return Pruner(
@@ -223,12 +235,12 @@ class PruningCallback(Callback):
         self._global_step = trainer.global_step
         self._shown = None
         self._sight = Sight()
-        if not self._needs_example:
+        if not self.needs_example:
             self._begin(trainer, pl_module)
 
     def _learn(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *, aside: bool = False) -> None:
         """Takes from a first batch what only one can tell; aside if no step is to come."""
-        if self.compact or self._needs_example:
+        if self.compact or self.needs_example:
             self._sight.find_probe(trainer, pl_module, batch)
         if self._gathering is None:
             self._begin(trainer, pl_module)
@@ -253,7 +265,8 @@ class PruningCallback(Callback):
         return self._rounds.agenda.steps
 
     @property
-    def _needs_example(self) -> bool:
+    def needs_example(self) -> bool:
+        """Whether pruning asks for an example of ``forward``'s input: :meth:`plan` then needs one, too."""
         return self.structure.needs_example or self.selector.needs_example
 
     @property
@@ -261,7 +274,7 @@ class PruningCallback(Callback):
         """What asks for parameters that are whole in each process."""
         wanted = {
             "compact=True": self.compact,
-            f"{self.structure!r} with {self.selector!r}": self._needs_example,
+            f"{self.structure!r} with {self.selector!r}": self.needs_example,
             repr(self.rewind): self.rewind is not None,
             repr(self.guard): self.guard is not None,
         }
@@ -328,7 +341,8 @@ class PruningCallback(Callback):
         if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
             self._note(trainer)
         if pruner is not None and not self._rounds.agenda.over:
-            hint = " PrunedEarlyStopping waits for it." if trainer.early_stopping_callbacks else ""
+            stopped = any(each.stopped_epoch for each in trainer.early_stopping_callbacks)
+            hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not self.compact:
@@ -529,15 +543,16 @@ class PruningCallback(Callback):
         notes = [*notes, *changed.values()]
         if changed.keys() & _WHAT_GOES:
             if self._subject.plan is None:
-                self._rounds.reopen()
+                self._rounds.resume(anew=changed.keys() & _WHAT_GOES != {"target"})
             else:
-                notes.append("but the network is compacted, and nothing more of it is pruned")
+                rank_zero_warn("The checkpoint's network is compacted, and nothing more of it is pruned.")
         for note in notes:
             rank_zero_info(f"Pruning resumes with a change: {note}.")
 
     def _settings(self) -> dict[str, str]:
-        parts = ("target", "criterion", "structure", "selector", "schedule", "rewind", "guard")
-        return {name: repr(getattr(self, name)) for name in parts}
+        parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
+        settings = {name: described(getattr(self, name)) for name in parts}
+        return {"target": repr(self.selector.resolve(self.target)), **settings}
 
 
 def _told(report: Report, history: History, rounds: Rounds) -> Report:

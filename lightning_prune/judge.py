@@ -138,7 +138,7 @@ class Judge:
         restore_weights_(training.model, self._good["weights"])
         for optimizer, memory in zip(training.optimizers, self._good["optimizers"], strict=True):
             restore_optimizer_(optimizer, memory)
-        pruner.store.load_state_dict(self._good["masks"])
+        pruner.store.go_back_(self._good["masks"])
         pruner.protected = set(self._good["protected"])
         self.reached = self._good["reached"]
         self.end()

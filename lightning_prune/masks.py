@@ -131,6 +131,16 @@ class MaskStore:
                 self._masks[name] = self._fresh(name)
             local(self._masks[name]).copy_(mask)
 
+    def go_back_(self, state: Mapping[str, Any]) -> None:
+        """Puts saved masks in the place of the present ones; parameters that had none are kept whole.
+
+        Raises:
+            ValueError: As :meth:`load_state_dict`; nothing has changed then.
+        """
+        self.load_state_dict(state)
+        for name in self._masks.keys() - state.keys():
+            local(self._masks[name]).fill_(True)
+
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Saved masks by parameter name, on the CPU, as far as they are held here; those in force stay.
 

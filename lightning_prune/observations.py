@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_prune.activations import InputWatch, Reading
 from lightning_prune.criteria import ActivationCriterion, Criterion, Needs
 from lightning_prune.losses import AddUp, Trial
+from lightning_prune.parts import described
 from lightning_prune.shards import Shards, Whole, local
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
@@ -57,6 +58,17 @@ class Observations:
     def ready(self) -> bool:
         """Whether some group can be scored, as soon as there are losses to look at."""
         return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Names of groups that train, and of which nothing was seen."""
+        if Needs.LOSS in self._criterion.needs:
+            return []
+        return [
+            group.name
+            for group in self._groups
+            if not self.seen(group) and any(part.weight.requires_grad for part in group.slices)
+        ]
 
     def watch(
         self, batch: int, scale: float, add_up: AddUp, sound: Callable[[], bool]
@@ -122,7 +134,7 @@ class Observations:
             for group in self._groups
         }
         return {
-            "criterion": repr(self._criterion),
+            "criterion": described(self._criterion),
             "statistics": {name: each.state_dict() for name, each in gathered.items()},
             "left_out": self.left_out,
         }
@@ -142,7 +154,7 @@ class Observations:
         return []
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        if state["criterion"] != repr(self._criterion):
+        if state["criterion"] != described(self._criterion):
             raise ValueError(f"those of the state are of {state['criterion'] or 'an unknown criterion'}.")
         for name, statistics in self.statistics.items():
             if name not in state["statistics"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 
 class Part:
@@ -11,6 +12,15 @@ class Part:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({arguments})"
+
+
+def described(part: Part | None) -> str:
+    """How a part is set, to compare with how it was set in another process, where addresses are others.
+
+    >>> described(Part())
+    'Part()'
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
 def check_part(value: object, base: type[Part], argument: str, optional: bool = False) -> None:

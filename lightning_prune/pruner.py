@@ -209,6 +209,11 @@ class Pruner:
         """Whether some group can be scored: criteria of gradients must have seen a step."""
         return self._seen.ready
 
+    @property
+    def unseen(self) -> list[str]:
+        """Names of groups that train, and that the next event leaves as they are: nothing was seen of them."""
+        return self._seen.unseen
+
     def watch(
         self,
         batch: int = 0,

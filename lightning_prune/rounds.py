@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -16,6 +16,7 @@ from lightning_prune.history import History
 from lightning_prune.judge import JUDGE, Judge, check_good
 from lightning_prune.loading import PRUNING_STATE
 from lightning_prune.moments import Unit
+from lightning_prune.parts import described
 from lightning_prune.pruner import Pruner
 from lightning_prune.rewind import Rewind
 from lightning_prune.schedules import Event, Schedule, Timetable
@@ -41,6 +42,7 @@ class Rounds:
     """Prunes when that is due; rewinds and judges, if that is wanted.
 
     Args:
+        target: Share of all units that is to be gone at the end.
         criterion: How much a unit matters.
         selector: Which units go.
         schedule: How much, and when.
@@ -54,6 +56,7 @@ class Rounds:
 
     def __init__(
         self,
+        target: float | None,
         criterion: Criterion,
         selector: Selector,
         schedule: Schedule,
@@ -66,7 +69,7 @@ class Rounds:
         self._schedule = schedule
         self._rewind = rewind
         self._guard = guard
-        self.agenda = Agenda()
+        self.agenda = Agenda(selector.resolve(target))
         self.undone = False
         self._judge = Judge()
         self._snapshot: Mapping[str, Any] | None = None
@@ -170,6 +173,7 @@ class Rounds:
         if event is None:
             return False
         losses = self._held.losses(trainer)
+        unseen = pruner.unseen
         if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
             self._warn_once(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.")
             return False
@@ -179,6 +183,12 @@ class Rounds:
             self.agenda.handle(epoch, event)
             self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
+            if unseen and fraction > 0:
+                self._warn_once(
+                    trainer,
+                    f"A pruning event left {', '.join(unseen)} alone: {self._parts} has seen no finite step of"
+                    " what trains there since the last one.",
+                )
         if self.agenda.over:
             self._held.clear()
         check_alike(trainer, pruner.store)
@@ -253,7 +263,7 @@ class Rounds:
         lost = wanted is None and not self._judge.running
         say(self._judge.decisions[-1] + (_LOST if lost else ""))
         if not self._judge.running:
-            self.agenda.stopped = True
+            self.agenda.call_off(self._judge.reached)
             self._snapshot = None
         return fraction
 
@@ -279,12 +289,11 @@ class Rounds:
         self.undone = self.agenda.stopped
         return self.undone
 
-    def settled(self, history: History) -> bool:
-        """Whether no event is left and, with a guard, the present round is good."""
-        watched = self._guard is not None and self._judge.running
-        return self.agenda.over and not (
-            watched and not self._judge.good(cast(Guard, self._guard), history.measured)
-        )
+    def good(self, history: History) -> bool:
+        """Whether the present round is, by the guard, if it is judged at all."""
+        if self._guard is None or not self._judge.running:
+            return True
+        return self._judge.good(self._guard, history.measured)
 
     # --- state
 
@@ -307,17 +316,21 @@ class Rounds:
         self.agenda.load_state_dict(state["agenda"])
         self._held.load_state_dict(state)
         self._judge.load_state_dict(state["judge"])
-        if state["settings"].get("guard") != repr(self._guard):
-            self.agenda.stopped = False  # by another rule, if it was
+        if state["settings"].get("guard") != described(self._guard):
+            self.agenda.resume(anew=False)  # another rule has called it off, if one did
         if self._guard is None:
             self._judge.end()
         elif state["monitor"] != self._guard.monitor:
             self._judge.forget_metric()
         self._snapshot = self._usable(state)
 
-    def reopen(self) -> None:
-        """The latest event comes once more: what is to go has changed."""
-        self.agenda.reopen()
+    def resume(self, *, anew: bool) -> None:
+        """What is to go has changed: nothing is called off, and no share of it is reached.
+
+        Args:
+            anew: Whether other units are to go, so that the last event comes once more if it is behind.
+        """
+        self.agenda.resume(anew=anew)
         self._judge.reached = 0.0
 
     def check_state(self, state: Mapping[str, Any], training: Training) -> None:
@@ -334,7 +347,7 @@ class Rounds:
     def _usable(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The snapshot of a saved state; another rewind would go back to another point."""
         snapshot: Mapping[str, Any] | None = state["snapshot"]
-        return snapshot if state["settings"].get("rewind") == repr(self._rewind) else None
+        return snapshot if state["settings"].get("rewind") == described(self._rewind) else None
 
 
 def _names(metrics: Mapping[str, Any]) -> str:

@@ -22,11 +22,14 @@ from lightning_prune import (
     Channels,
     Cubic,
     Gradient,
+    Guard,
     LocalCriterion,
     NofM,
     OneShot,
+    OptimalBrainDamage,
     PerLayer,
     PruningCallback,
+    Rewind,
     Taylor,
     Wanda,
 )
@@ -37,6 +40,15 @@ JOINT: dict[str, Callable[[], PruningCallback]] = {
     "channels": lambda: PruningCallback(0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE),
     "pattern": lambda: PruningCallback(criterion=Gradient(), selector=NofM(2, 4), schedule=SCHEDULE),
     "activations": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=SCHEDULE),
+}
+RESUMED = JOINT | {
+    "losses": lambda: PruningCallback(
+        0.4, criterion=OptimalBrainDamage(batches=2), structure=Channels(), schedule=SCHEDULE
+    ),
+    "rewind": lambda: PruningCallback(0.8, criterion=Taylor(), schedule=SCHEDULE, rewind=Rewind("1st")),
+    "guard": lambda: PruningCallback(
+        0.8, schedule=Cubic("1ep", "2ep"), guard=Guard("loss", "min", max_drop=0.5, patience=1)
+    ),
 }
 LATER = OneShot("14st")
 GATHERED: dict[str, Callable[[], PruningCallback]] = {  # and not used yet when the fit ends
@@ -153,7 +165,7 @@ def main(folder: Path) -> None:
     found["uneven"] = run(folder, JOINT["activations"](), Uneven)
     unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)
     found["unused"] = run(folder, unused, Branches, strategy="ddp_find_unused_parameters_true")
-    found["stopped"] = {name: stopped(folder / name, make) for name, make in JOINT.items()}
+    found["stopped"] = {name: stopped(folder / name, make) for name, make in RESUMED.items()}
     try:
         run(folder, PruningCallback(0.5, criterion=Partial(), schedule=OneShot("3st")))
     except RuntimeError as error:

@@ -32,6 +32,7 @@ from lightning_prune import (
     NofM,
     OneShot,
     PerLayer,
+    Pruner,
     PruningCallback,
     Random,
     Steps,
@@ -194,6 +195,92 @@ def test_a_higher_target_after_the_last_event_is_reached_at_once(tmp_path: Path)
     late = PruningCallback(0.9, schedule=OneShot("1ep"))
     with pytest.warns(UserWarning, match="the target is not reached"):
         fit(tmp_path, Lit(), late, ckpt_path=tmp_path / "epoch=3.ckpt", max_epochs=4)
+
+
+def test_statistics_are_taken_over_all_or_none() -> None:
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def seen(pruner: Pruner) -> list[int]:
+        return [int(each["count"]) for each in pruner.state_dict()["statistics"].values()]
+
+    model = layers()
+    some = Pruner(model, 0.5, criterion=Taylor(), structure=Unstructured(include=["0"]))
+    model(torch.randn(4, 8)).sum().backward()
+    some.observe()
+    again = Pruner(layers(), 0.5, criterion=Taylor(), structure=Unstructured(include=("0",)))
+    assert again.load_state_dict(some.state_dict()) == []
+    assert seen(again) == [1]
+    more = Pruner(layers(), 0.5, criterion=Taylor())
+    assert more.load_state_dict(some.state_dict()) == [
+        "statistics start anew: the state has none of '2.weight'"
+    ]
+    assert seen(more) == [0, 0]
+    other = Pruner(layers(), 0.5, criterion=Gradient(), structure=Unstructured(include="0"))
+    assert other.load_state_dict(some.state_dict()) == [
+        "statistics start anew: those of the state are of Taylor()"
+    ]
+    assert seen(other) == [0]
+
+
+@pytest.mark.parametrize(("one", "other"), [(["net.4"], ("net.4",)), ("net.4", ["net.4"])])
+def test_patterns_are_the_same_however_they_are_written(one: Any, other: Any) -> None:
+    for structure in (Unstructured, Channels):
+        assert structure(include=one) == structure(include=other)
+        assert repr(structure(exclude=one)) == repr(structure(exclude=other))
+
+
+@pytest.mark.parametrize("target", [0.5, None])
+def test_a_resume_with_the_same_settings_written_otherwise_changes_nothing(
+    tmp_path: Path, target: float | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+
+    class Own(Taylor):
+        """What it is made of has an address, another one in each process."""
+
+        def __init__(self) -> None:
+            vars(self)["weigh"] = lambda number: number
+
+    schedule = OneShot("1ep")
+    run_to_the_end(tmp_path, PruningCallback(criterion=Own(), selector=NofM(2, 4), schedule=schedule), 3)
+    again = PruningCallback(target, criterion=Own(), selector=NofM(2, 4), schedule=schedule)
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=3)
+    assert "resumes with a change" not in caplog.text
+    assert len([entry for entry in again.report.history if entry.metric is None]) == 1
+
+
+class Turns(Manual):
+    """The second optimizer steps at the last of five batches alone."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        optimizer = second if batch_idx == 4 else first
+        optimizer.zero_grad()
+        self.toggle_optimizer(optimizer)
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
+
+
+def test_layers_of_which_no_step_was_seen_are_named(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("3st"))
+    with pytest.warns(
+        UserWarning, match=r"left net\.4\.weight, net\.6\.weight alone: Taylor\(\) .* no finite step"
+    ):
+        fit(tmp_path, Turns(), pruning, max_epochs=2)
+    assert pruning.report.removed == 36
+
+
+@pytest.mark.parametrize("later", [{"target": 0.7}, {"structure": Unstructured()}])
+def test_a_compacted_network_that_is_to_lose_more_warns(tmp_path: Path, later: Any) -> None:
+    settings = {"target": 0.5, "structure": Channels(), "schedule": OneShot("1ep"), "compact": True}
+    run = fit(tmp_path, Lit(), PruningCallback(**settings), max_epochs=2)
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    again = PruningCallback(**settings | later)
+    with pytest.warns(UserWarning, match="network is compacted, and nothing more of it is pruned"):
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / "small.ckpt", max_epochs=3)
 
 
 def test_a_lower_target_brings_nothing_back(tmp_path: Path) -> None:
@@ -712,6 +799,7 @@ def test_a_threshold_that_removes_nothing_is_an_error(tmp_path: Path) -> None:
         ({"target": 0.5, "structure": Global()}, r"structure=Global\(.*Unstructured"),
         ({"target": 0.5, "selector": None}, r"selector=None.*PerLayer"),
         ({"target": 0.5, "schedule": 0.3}, r"schedule=0.3.*OneShot"),
+        ({"target": 0.5, "compact": "no"}, r"compact='no' must be True or False"),
     ],
 )
 def test_bad_arguments_are_named_at_construction(arguments: dict[str, Any], message: str) -> None:

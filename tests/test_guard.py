@@ -23,6 +23,7 @@ from lightning_prune import (
     Rewind,
     Steps,
     Taylor,
+    Unstructured,
 )
 from lightning_prune.report import REPORT
 from lightning_prune.snapshots import Training, copy_of, memory_of, take
@@ -528,6 +529,55 @@ def test_a_resumed_run_with_a_mistyped_metric_stops(tmp_path: Path) -> None:
     never = r"monitor='scor' is not logged: .*score"
     with pytest.warns(UserWarning, match="cannot be judged"), pytest.raises(ValueError, match=never):
         fit(tmp_path, scripted([0.9] * 5), wrong, ckpt_path=path, max_epochs=5)
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:A pruning event waits:UserWarning")
+def test_a_network_that_comes_back_brings_no_masks_of_layers_that_were_added_since(tmp_path: Path) -> None:
+    schedule = Steps({"1ep": 0.5, "3ep": 1.0})
+
+    def callback(include: str | None) -> PruningCallback:
+        structure, guard = Unstructured(include=include), Guard("score", max_drop=0.25, patience=1)
+        return PruningCallback(0.5, criterion=Taylor(), structure=structure, schedule=schedule, guard=guard)
+
+    steps = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    fit(tmp_path, scripted([0.9] * 4), callback("net.0"), steps, max_epochs=4, enable_checkpointing=True)
+    wider, model = callback(None), scripted([0.9, 0.1, 0.1, 0.1])
+    fit(tmp_path, model, wider, ckpt_path=tmp_path / "step=7.ckpt", max_epochs=4)  # before the round is judged
+    assert wider.report.decisions[-1].endswith("back to 0 % removed, no further pruning")
+    assert all(bool(mask.all()) for mask in wider.masks.values())
+    assert set(wider.masks) == {"net.0.weight", "net.4.weight", "net.6.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.parametrize(
+    ("target", "guard"),
+    [(0.5, None), (0.5, Guard("score", max_drop=0.95)), (0.1, Guard("score", max_drop=0.25))],
+    ids=["no guard", "a looser one", "a lower target"],
+)
+def test_what_was_undone_at_the_end_is_done_again_if_that_is_taken_back(
+    tmp_path: Path, target: float, guard: Guard | None
+) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("1ep"), guard=GUARD)
+    run = fit(tmp_path, scripted([0.9, 0.1, 0.1]), pruning, max_epochs=3)
+    assert pruning.undone
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    again = PruningCallback(target, schedule=OneShot("1ep"), guard=guard)
+    fit(tmp_path, scripted([0.9] * 6), again, ckpt_path=tmp_path / "end.ckpt", max_epochs=6)
+    assert again.report.removed == round(target * SIZE)
+    assert again.settled
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.parametrize("target", [0.5, 0.55, 0.45])
+def test_a_resume_with_another_target_does_not_cut_a_round_short(tmp_path: Path, target: float) -> None:
+    values, schedule = [0.9, 0.5, 0.6, 0.9, 0.7, 0.9], Steps({"1ep": 0.5, "4ep": 1.0})
+    guard = Guard("score", max_drop=0.25)
+    pruning = PruningCallback(0.5, schedule=schedule, guard=guard)
+    fit(tmp_path, scripted(values), pruning, Keep(tmp_path), max_epochs=6, enable_checkpointing=True)
+    again = PruningCallback(target, schedule=schedule, guard=guard)
+    fit(tmp_path, scripted(values), again, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=6)
+    assert again.report.removed == round(target * SIZE)
 
 
 LOOSER = Guard("score", max_drop=0.95)

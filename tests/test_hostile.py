@@ -230,7 +230,7 @@ BROKEN: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
         "statistics",
         ("agenda", "odd"),
         1,
-        "agenda has an entry 'odd', expected steps, stopped, handled, share",
+        "agenda has an entry 'odd', expected steps, stopped, handled, asked",
     ),
     "list": ("statistics", ("pruner", "masks"), [], r"pruner\.masks is \[\], expected a dict"),
     "name": ("statistics", ("pruner", "masks", 3), {}, r"pruner\.masks's key is 3, expected text"),

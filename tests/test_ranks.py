@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lit import same
-from ranks import GATHERED, JOINT, Stop, run
+from ranks import GATHERED, JOINT, RESUMED, Stop, run
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_all_processes_hold_the_same(ranks: list[dict[str, Any]], name: str) -> 
     assert sum(int((~mask).sum()) for mask in first["masks"].values()) > 0
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_of_two_processes_is_the_run_that_was_not_stopped(
     ranks: list[dict[str, Any]], name: str
 ) -> None:

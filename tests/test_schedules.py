@@ -184,7 +184,7 @@ EVENTS = Event(2, 0.25), Event(4, 0.5), Event(6, 1.0)
 
 def agenda(*events: Event) -> Agenda:
     """At its beginning."""
-    found = Agenda()
+    found = Agenda(0.5)
     found.timetable = Timetable(Unit.EPOCH, events)
     return found
 
@@ -217,16 +217,42 @@ def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
     own.timetable = Timetable(Unit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
     assert own.due(7) is None
     assert own.due(8) == Event(8, 0.5)
+    own.handle(8, Event(8, 0.5))
+    own.timetable = Timetable(Unit.EPOCH, (Event(2, 0.5), Event(4, 1.0)))  # nothing more than was asked for
+    assert own.over
 
 
-def test_what_was_handled_comes_once_more_if_what_is_to_go_has_changed() -> None:
+def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
     own = agenda(*EVENTS)
+    own.handle(3, EVENTS[0])
+    own.resume(anew=True)
+    assert own.due(3) is None  # others are to come
     own.handle(6, EVENTS[2])
-    own.reopen()
+    assert own.over
+    own.resume(anew=True)
     assert not own.over
     assert own.due(7) is EVENTS[2]
-    own.stopped = True
+
+
+def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
+    own = agenda(*EVENTS)
+    own.handle(6, EVENTS[2])
+    own.call_off(0.25)
+    assert own.over
     assert own.due(7) is None
+    own.resume(anew=False)
+    assert own.due(7) is EVENTS[2]
+
+
+@pytest.mark.parametrize(("target", "lacking"), [(0.6, True), (0.5, False), (0.4, False)])
+def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacking: bool) -> None:
+    own = agenda(*EVENTS)
+    own.handle(6, EVENTS[2])
+    again = Agenda(target)
+    again.timetable = own.timetable
+    again.load_state_dict(own.state_dict())
+    assert again.over != lacking
+    assert (again.due(7) is EVENTS[2]) == lacking
 
 
 def test_an_event_before_the_first_batch_is_due_at_once() -> None:

@@ -15,7 +15,7 @@ from lightning_prune.compaction import analyse
 from lightning_prune.parts import check_counts
 from lightning_prune.probe import as_probe
 from lightning_prune.structures.base import Structure
-from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
+from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units import UnitGroup, Units
 
 
@@ -44,7 +44,7 @@ class Coupled(Structure):
     max_seconds: float = 600
 
     def __post_init__(self) -> None:
-        check_are_patterns(include=self.include, exclude=self.exclude)
+        set_patterns(self, "include", "exclude")
         check_counts(round_to=self.round_to)
         number = isinstance(self.minimum, int | float) and not isinstance(self.minimum, bool)
         if not number or not (

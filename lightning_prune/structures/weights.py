@@ -18,7 +18,7 @@ from lightning_prune.parts import check_counts
 from lightning_prune.probe import as_probe
 from lightning_prune.shares import Elements, Share, Tiles
 from lightning_prune.structures.base import Structure
-from lightning_prune.structures.patterns import check_are_patterns, check_patterns, matches
+from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units import UnitGroup, Units
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
@@ -42,7 +42,7 @@ class Weights(Structure):
     exclude: str | Sequence[str] | None
 
     def __post_init__(self) -> None:
-        check_are_patterns(include=self.include, exclude=self.exclude)
+        set_patterns(self, "include", "exclude")
 
     @abstractmethod
     def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
