@@ -111,6 +111,12 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
     return tree_map(transferred, data)
 
 
+def at_home(example: Any, model: nn.Module) -> Any:
+    """An example on a model's device, its floating-point tensors of the model's type."""
+    parameter = next(model.parameters())
+    return transfer(transfer(example, parameter.device), parameter.dtype)
+
+
 def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     """A copy that runs its own code: what ``torch.compile`` has put on a module would run the module's.
 

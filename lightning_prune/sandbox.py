@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.collect import ExampleCapture
 from lightning_prune.losses import LossOf
-from lightning_prune.probe import ForwardProbe, Probe, evaluating, transfer, twin_of
+from lightning_prune.probe import ForwardProbe, Probe, at_home, evaluating, transfer, twin_of
 
 _Watch = TypeVar("_Watch")
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
@@ -225,7 +225,7 @@ def _watched(
 
 def _own(module: LightningModule, example: Any) -> ForwardProbe:
     """A pass on the module's ``example_input_array``, once it has been tried."""
-    probe = ForwardProbe(example).to(module.device)
+    probe = ForwardProbe(at_home(example, module))
     twin = twin_of(module)
     try:
         with evaluating(twin):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_prune.collect import ExampleCapture
-from lightning_prune.probe import Probe, is_compiled, transfer
+from lightning_prune.probe import Probe, at_home, is_compiled
 from lightning_prune.sandbox import example_of, probe_of
 
 
@@ -58,9 +58,7 @@ class Sight:
         example = getattr(model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
-        if example is None:
-            return None
-        return transfer(example, next(model.parameters()).device)  # which changes in the course of a fit
+        return None if example is None else at_home(example, model)  # which moves in the course of a fit
 
     def release(self) -> None:
         """Takes the hook away and lets go of the probe; what ``forward`` was given stays known."""

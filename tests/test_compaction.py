@@ -25,6 +25,7 @@ from lightning_prune import (
     Pruner,
     PruningCallback,
     Steps,
+    Structure,
     Taylor,
     Unstructured,
     compact,
@@ -272,6 +273,18 @@ def test_multiply_adds_are_those_of_one_example(tmp_path: Path, compact: bool) -
         assert callback.plan(seeded(Lit), torch.zeros(batch, 1, 8, 8)).macs == 72 * 36 + 4608 + 160
     assert len(set(found)) == 1
     assert found[0][compact] == 72 * 36 + 4608 + 160
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), Channels()])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_an_example_need_not_have_the_precision_of_the_fit(
+    tmp_path: Path, precision: Any, structure: Structure
+) -> None:
+    model = seeded(Own)
+    callback = PruningCallback(0.5, structure=structure, schedule=OneShot("1ep"), compact=True)
+    fit(tmp_path, model, callback, max_epochs=2, precision=precision)
+    assert callback.report.dense is not None
+    assert callback.report.dense.macs == 72 * 36 + 4608 + 160
 
 
 class Picky(Lit):

@@ -409,6 +409,18 @@ def test_another_rewind_does_not_take_over_the_snapshot(tmp_path: Path) -> None:
         fit(tmp_path, Lit(), late, ckpt_path=path)
 
 
+def test_after_the_last_event_there_is_no_way_back_for_a_higher_target(tmp_path: Path) -> None:
+    first = PruningCallback(0.5, schedule=OneShot("2ep"), rewind=Rewind("1ep"))
+    fit(tmp_path, Lit(), first, Keep(tmp_path), enable_checkpointing=True)
+    path = tmp_path / "epoch=2.ckpt"
+    higher = PruningCallback(0.8, schedule=OneShot("2ep"), rewind=Rewind("1ep"))
+    with pytest.raises(ValueError, match=r"cannot go back: .*without a snapshot"):
+        fit(tmp_path, Lit(), higher, ckpt_path=path)
+    lower = PruningCallback(0.3, schedule=OneShot("2ep"), rewind=Rewind("1ep"))
+    fit(tmp_path, Lit(), lower, ckpt_path=path)
+    assert lower.report.removed == first.report.removed == 2420
+
+
 def test_an_epoch_that_has_begun_is_no_longer_its_start(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=8)
     run = trainer(tmp_path, keep, max_epochs=2, enable_checkpointing=True)
