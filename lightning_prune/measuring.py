@@ -32,9 +32,9 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     Args:
         model: The network; left as it was.
         masks: Parameter name to bool mask, True where kept, for what pruning covers.
-        example: A tensor, or a tuple of ``forward``'s arguments: multiply-adds are counted on the first
-            example of the batch, latency is that of all of it. Where processes divide the parameters among
-            them nothing is run, and all of them have to ask.
+        example: A tensor, or a tuple of ``forward``'s arguments: multiply-adds are those of one example, if
+            twice as large a batch takes twice as many, and otherwise of all that is given, as is latency.
+            Where processes divide the parameters among them nothing is run, and all of them have to ask.
 
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
@@ -71,7 +71,7 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
     total = kept = None
     seconds = {}
     if example is not None:
-        counts = macs(model, of_size(example, 1))
+        counts = _macs_of_one(model, example)
         total = counts[""]
         gone = sum(
             counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)
@@ -126,11 +126,23 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
     return [
         replace(
             cost,
-            macs=macs(model, of_size(example, 1))[""],
+            macs=_macs_of_one(model, example)[""],
             latency={size: times[place] for size, times in seconds.items()},
         )
         for place, (model, cost) in enumerate(zip(models, costs, strict=True))
     ]
+
+
+def _macs_of_one(model: nn.Module, example: Any) -> dict[str, int]:
+    """Multiply-adds of one example of a batch, by module; of all that is given, if it is no batch."""
+    found, size = macs(model, example), batch_size(example)
+    if size == 1:
+        return found
+    try:  # not with less: indices would point beyond it
+        twice = macs(model, of_size(example, 2 * size))
+    except Exception:  # a user's forward may raise anything
+        return found
+    return {name: count // size for name, count in found.items()} if twice[""] == 2 * found[""] else found
 
 
 def _kept(layers: Sequence[Layer]) -> dict[str, int]:

@@ -30,6 +30,7 @@ from lightning_prune import (
     Unstructured,
     compact,
     load_compact,
+    measure,
 )
 
 DENSE = {"net.0.weight": (8, 1, 3, 3), "net.4.weight": (16, 288), "net.6.weight": (10, 16)}
@@ -285,6 +286,30 @@ def test_an_example_need_not_have_the_precision_of_the_fit(
     fit(tmp_path, model, callback, max_epochs=2, precision=precision)
     assert callback.report.dense is not None
     assert callback.report.dense.macs == 72 * 36 + 4608 + 160
+
+
+class Graph(nn.Module):
+    """Takes no batch: one example of its first input would leave indices that point nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.mix = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        return self.mix(self.lift(nodes)[edges[0]])
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "multiply_adds"),
+    [
+        (Graph(), (torch.ones(5, 8), torch.tensor([[0, 4, 4], [1, 2, 3]])), 5 * 128 + 3 * 64),
+        (nn.Conv2d(3, 4, 3), torch.ones(3, 8, 8), 4 * 27 * 36),
+        (nn.Linear(8, 4), torch.ones(8), 32),
+        (nn.Linear(8, 4), torch.ones(6, 8), 32),
+    ],
+)
+def test_what_is_no_batch_is_counted_as_a_whole(model: nn.Module, example: Any, multiply_adds: int) -> None:
+    assert measure(model, example=example).macs == multiply_adds
 
 
 class Picky(Lit):
