@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +19,32 @@ from lightning_prune.callback import PruningCallback
 class _Renewed(Callback, ABC):
     """Forgets what was the best once the sparsity is another, be it that of an earlier fit."""
 
+    monitor: Any
     _sparsity: list[float] | None = None
+    _stale: Tensor | None = None
 
     @abstractmethod
     def _forget(self) -> None:
         """Nothing is the best."""
 
-    def _renew(self, trainer: Trainer) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks whether an event has come; what is logged by then is older."""
         sparsity = [each.sparsity for each in _pruning(trainer)]
         if sparsity != self._sparsity:
             self._sparsity = sparsity
+            self._stale = self._logged(trainer)
             self._forget()
+
+    def _counts(self, trainer: Trainer) -> bool:
+        """Whether the metric is one of a network that is pruned in full."""
+        older = self._stale is not None and self._logged(trainer) is self._stale
+        return _settled(trainer) and not older
+
+    def _logged(self, trainer: Trainer) -> Tensor | None:
+        # logging puts a new tensor among the metrics
+        return trainer.callback_metrics.get(self.monitor or "")
 
     def state_dict(self) -> dict[str, Any]:
         """With the sparsity of the best."""
@@ -49,24 +65,41 @@ class PrunedCheckpoint(_Renewed, ModelCheckpoint):
     is saved then, and is the best. Takes the arguments of ``ModelCheckpoint``.
     """
 
+    _ended = False
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether the present network is among the best."""
-        self._renew(trainer)
-        if _settled(trainer):
+        if self._counts(trainer):
             return super().check_monitor_top_k(trainer, current)
         if self.save_last:
             self._last_global_step_saved = trainer.global_step  # it is saved only where another one is
+            self._last_checkpoint_saved = ""  # and there is none to link to
         return False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end is to come."""
+        super().on_fit_start(trainer, pl_module)
+        self._ended = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what a guard has brought back."""
         super().on_train_end(trainer, pl_module)
+        self._ended = True
+        self._save_undone(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does so where Lightning had nothing left to do, and training did not end."""
+        super().on_fit_end(trainer, pl_module)
+        if not self._ended:
+            self._save_undone(trainer)
+
+    def _save_undone(self, trainer: Trainer) -> None:
         if any(each.undone for each in _pruning(trainer)):
             candidates = self._monitor_candidates(trainer)
             self._forget()  # what was given up
             self.best_model_path = self.format_checkpoint_name(candidates)
             self.current_score = None
-            trainer.save_checkpoint(self.best_model_path, self.save_weights_only)
+            self._save_checkpoint(trainer, self.best_model_path)
             self._save_last_checkpoint(trainer, candidates)
 
     def _forget(self) -> None:
@@ -105,16 +138,17 @@ class PrunedEarlyStopping(_Renewed, EarlyStopping):
     def _look(
         self, look: Callable[[Trainer, LightningModule], None], trainer: Trainer, module: LightningModule
     ) -> None:
-        self._renew(trainer)
-        if _settled(trainer):
+        if self._counts(trainer):
             look(trainer, module)
         elif any(each.events_left for each in _pruning(trainer)):
-            thresholds = self.stopping_threshold, self.divergence_threshold
+            limits = self.stopping_threshold, self.divergence_threshold, self.patience
             self.stopping_threshold = self.divergence_threshold = None
-            self._forget()
-            look(trainer, module)
-            self._forget()
-            self.stopping_threshold, self.divergence_threshold = thresholds
+            self.patience = sys.maxsize
+            try:
+                look(trainer, module)
+            finally:
+                self.stopping_threshold, self.divergence_threshold, self.patience = limits
+                self._forget()
 
     def _forget(self) -> None:
         self.wait_count = 0

@@ -78,7 +78,7 @@ def test_before_the_last_event_only_what_is_missing_or_not_finite_matters(tmp_pa
         max_epochs=6,
     )
     assert run.current_epoch == 6
-    with pytest.warns(UserWarning, match="the target is not reached. EarlyStopping ended it"):
+    with pytest.warns(UserWarning, match="the target is not reached"):
         run = fit(
             tmp_path,
             scripted([0.9, float("nan"), 0.9]),
@@ -90,6 +90,51 @@ def test_before_the_last_event_only_what_is_missing_or_not_finite_matters(tmp_pa
     typo = PrunedEarlyStopping("scor", mode="max")
     with pytest.raises(RuntimeError, match="metric `scor` which is not available"):
         fit(tmp_path, scripted([0.9] * 6), PruningCallback(0.5, schedule=last), typo, max_epochs=6)
+
+
+def test_a_metric_from_before_the_last_event_does_not_count(tmp_path: Path) -> None:
+    """Between the event and the first validation after it, the dense network's is still there."""
+    options = {"monitor": "score", "mode": "max", "every_n_train_steps": 2, "save_top_k": 1}
+    keep = PrunedCheckpoint(tmp_path, filename="best-{step}", **options)
+    pruning = PruningCallback(0.5, schedule=OneShot("2ep"))
+    fit(tmp_path, scripted([0.9, 0.9, 0.3, 0.4]), pruning, keep, enable_checkpointing=True)
+    assert float(keep.best_model_score) == pytest.approx(0.3)  # of the last epoch's steps
+
+
+def test_limits_are_as_before_after_a_look_that_fails(tmp_path: Path) -> None:
+    stop = PrunedEarlyStopping("scor", mode="max", stopping_threshold=1.0, divergence_threshold=0.0, patience=2)
+    with pytest.raises(RuntimeError, match="not available"):
+        fit(tmp_path, scripted([0.9] * 4), PruningCallback(0.5, schedule=OneShot("2ep")), stop)
+    assert (stop.stopping_threshold, stop.divergence_threshold, stop.patience) == (1.0, 0.0, 2)
+
+
+def test_nan_before_the_last_event_stops_only_if_that_is_wanted(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("2ep"))
+    stop = stopping(check_finite=False)
+    run = fit(tmp_path, scripted([0.9, float("nan"), 0.5, 0.6]), pruning, stop)
+    assert run.current_epoch == 4
+    assert float(stop.best_score) == pytest.approx(0.6)
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_what_came_back_is_saved_also_if_nothing_is_left_to_train(tmp_path: Path, save_last: Any) -> None:
+    def callbacks() -> tuple[PruningCallback, PrunedCheckpoint]:
+        guard = Guard("score", max_drop=0.25)
+        keep = PrunedCheckpoint(
+            tmp_path, filename="best-{epoch}", monitor="score", mode="max", save_last=save_last
+        )
+        return PruningCallback(0.5, schedule=SCHEDULE, guard=guard), keep
+
+    values = [0.9, 0.9, 0.9, 0.1]
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    for path in (None, tmp_path / "epoch=3.ckpt"):
+        pruning, keep = callbacks()
+        fit(tmp_path, scripted(values), pruning, keep, every, ckpt_path=path, enable_checkpointing=True)
+        assert pruning.undone
+        for saved in (keep.best_model_path, keep.last_model_path):
+            weights = torch.load(saved, weights_only=True)["state_dict"]
+            assert all(bool((weights[name] != 0).all()) for name in pruning.masks)
 
 
 def test_a_guard_judges_before_the_fit_is_stopped(tmp_path: Path) -> None:
