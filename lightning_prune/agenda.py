@@ -11,8 +11,14 @@ from lightning_prune.states import flag, record, share, whole
 
 _SCALES = (Unit.EPOCH.value, Unit.STEP.value)
 AGENDA = record(
-    {"steps": whole(), "stopped": flag, "handled": record(dict.fromkeys(_SCALES, whole(-1))), "asked": share},
-    before={"stopped": False, "asked": 1.0},  # nothing was called off, and what was handled was enough
+    {
+        "steps": whole(),
+        "stopped": flag,
+        "handled": record(dict.fromkeys(_SCALES, whole(-1))),
+        "asked": share,
+        "given": share,
+    },
+    before={"stopped": False, "asked": 1.0, "given": 1.0},  # nothing was called off, and all was enough
 )
 
 
@@ -38,14 +44,14 @@ class Agenda:
         self.steps = 0
         self.stopped = False
         self._handled = dict.fromkeys(_SCALES, -1)
-        self._asked = 0.0
+        self._asked = self._given = 0.0
 
     def restart(self, steps: int = 0) -> None:
         """A fit begins with no event behind it, after this many steps without pruning."""
         self.steps = steps
         self.stopped = False
         self._handled = dict.fromkeys(self._handled, -1)
-        self._asked = 0.0
+        self._asked = self._given = 0.0
 
     def due(self, epoch: int) -> Event | None:
         """The latest event that should have happened by now and has not."""
@@ -56,25 +62,31 @@ class Agenda:
         """Where the fit is, on the scale of the timetable."""
         return self._now(epoch)[self.timetable.unit.value]
 
-    def handle(self, epoch: int, event: Event) -> None:
-        """An event was done, and all before it are behind the fit, too."""
+    def handle(self, epoch: int, event: Event, share: float) -> None:
+        """An event was done, and all before it are behind the fit, too.
+
+        Args:
+            epoch: The present one.
+            event: What the schedule asked for.
+            share: What it was given; a guard may give less.
+        """
         self._handled = self._now(epoch)
         self._asked = max(self._asked, event.fraction * self._target)  # a longer fit's events may ask for less
+        self._given = max(self._given, share * self._target)
 
     def call_off(self, share: float) -> None:
         """No event follows: this share of the target is what was good."""
         self.stopped = True
-        self._asked = share * self._target
+        self._asked = self._given = share * self._target
 
     def resume(self, *, anew: bool) -> None:
-        """Nothing is called off any more.
+        """Nothing is called off any more, and what was asked for and not given is lacking.
 
         Args:
-            anew: Whether what was asked for so far counts for nothing, as other units are to go.
+            anew: Whether what was given counts for nothing, as other units are to go.
         """
         self.stopped = False
-        if anew:
-            self._asked = 0.0
+        self._asked = 0.0 if anew else min(self._asked, self._given)
 
     @property
     def over(self) -> bool:
@@ -96,6 +108,7 @@ class Agenda:
             "handled": dict(self._handled),
             "stopped": self.stopped,
             "asked": self._asked,
+            "given": self._given,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,3 +117,4 @@ class Agenda:
         self.stopped = state["stopped"]
         self._handled = state["handled"]
         self._asked = state["asked"]
+        self._given = state["given"]

@@ -341,7 +341,7 @@ class PruningCallback(Callback):
         if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
             self._note(trainer)
         if pruner is not None and not self._rounds.agenda.over:
-            stopped = any(each.stopped_epoch for each in trainer.early_stopping_callbacks)
+            stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)

@@ -180,7 +180,7 @@ class Rounds:
         fraction = self._allowed(event, trainer, training, pruner, history)
         if fraction is not None:
             pruner.prune(fraction, *training.optimizers, losses=losses)
-            self.agenda.handle(epoch, event)
+            self.agenda.handle(epoch, event, fraction)
             self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
             if unseen and fraction > 0:
@@ -221,7 +221,7 @@ class Rounds:
         pruner.store.apply_()
         for optimizer in training.optimizers:
             pruner.store.apply_to_state_(optimizer)
-        if self.agenda.over:
+        if self._judge.reached == 1:  # a guard may have left something for a longer fit
             self._snapshot = None
 
     def _allowed(

@@ -569,6 +569,28 @@ def test_what_was_undone_at_the_end_is_done_again_if_that_is_taken_back(
 
 
 @pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.parametrize("rewind", [None, Rewind("0ep")])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_what_a_halved_last_step_has_left_goes_in_a_longer_fit(
+    tmp_path: Path, guarded: bool, rewind: Rewind | None
+) -> None:
+    schedule, guard = Steps({"25%": 0.5, "50%": 1.0}), Guard("score", max_drop=0.25, patience=2)
+    half = PruningCallback(0.5, schedule=schedule, guard=guard, rewind=rewind)
+    values = [0.9, 0.1, 0.9, 0.9]
+    fit(tmp_path, scripted(values), half, Keep(tmp_path), max_epochs=4, enable_checkpointing=True)
+    assert half.report.removed == round(0.375 * SIZE)
+    again = PruningCallback(0.5, schedule=schedule, guard=guard if guarded else None, rewind=rewind)
+    fit(
+        tmp_path,
+        scripted([0.9] * 8),
+        again,
+        ckpt_path=tmp_path / "epoch=3.ckpt",
+        max_epochs=8 if guarded else 6,
+    )
+    assert again.report.removed == round(0.5 * SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
 @pytest.mark.parametrize("target", [0.5, 0.55, 0.45])
 def test_a_resume_with_another_target_does_not_cut_a_round_short(tmp_path: Path, target: float) -> None:
     values, schedule = [0.9, 0.5, 0.6, 0.9, 0.7, 0.9], Steps({"1ep": 0.5, "4ep": 1.0})

@@ -487,6 +487,7 @@ def test_no_layer_is_emptied_and_the_report_says_where_that_bound(tmp_path: Path
     assert resumed.report.protected == ("net.6.weight",)
 
 
+@pytest.mark.filterwarnings("ignore:A pruning event left:UserWarning")
 def test_frozen_layers_wait_until_they_train(tmp_path: Path) -> None:
     class Thaw(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

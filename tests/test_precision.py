@@ -240,6 +240,7 @@ class Backbone(Lit):
         return self.optimizer([each for each in self.parameters() if each.requires_grad])
 
 
+@pytest.mark.filterwarnings("ignore:A pruning event left:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_that_thaws_stays_masked(tmp_path: Path, kind: str) -> None:
     frozen: list[Tensor] = []

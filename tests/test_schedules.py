@@ -189,6 +189,11 @@ def agenda(*events: Event) -> Agenda:
     return found
 
 
+def handle(own: Agenda, epoch: int, event: Event) -> None:
+    """All that it asked for was given."""
+    own.handle(epoch, event, event.fraction)
+
+
 def test_the_latest_event_that_passed_is_due_once() -> None:
     first, second, third = EVENTS
     own = agenda(*EVENTS)
@@ -196,38 +201,38 @@ def test_the_latest_event_that_passed_is_due_once() -> None:
     assert own.due(2) is first
     assert own.due(5) is second
     assert own.due(100) is third
-    own.handle(2, first)
+    handle(own, 2, first)
     assert own.due(3) is None
     assert own.due(5) is second
-    own.handle(5, second)
+    handle(own, 5, second)
     assert own.due(5) is None
     assert not own.over
-    own.handle(6, third)
+    handle(own, 6, third)
     assert own.due(100) is None
     assert own.over
 
 
 def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
     own = agenda(*EVENTS)
-    own.handle(4, EVENTS[1])
+    handle(own, 4, EVENTS[1])
     own.timetable = Timetable(Unit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
     assert own.due(4) == Event(3, 1.0)
-    own.handle(4, Event(3, 1.0))
+    handle(own, 4, Event(3, 1.0))
     assert own.over
     own.timetable = Timetable(Unit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
     assert own.due(7) is None
     assert own.due(8) == Event(8, 0.5)
-    own.handle(8, Event(8, 0.5))
+    handle(own, 8, Event(8, 0.5))
     own.timetable = Timetable(Unit.EPOCH, (Event(2, 0.5), Event(4, 1.0)))  # nothing more than was asked for
     assert own.over
 
 
 def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
     own = agenda(*EVENTS)
-    own.handle(3, EVENTS[0])
+    handle(own, 3, EVENTS[0])
     own.resume(anew=True)
     assert own.due(3) is None  # others are to come
-    own.handle(6, EVENTS[2])
+    handle(own, 6, EVENTS[2])
     assert own.over
     own.resume(anew=True)
     assert not own.over
@@ -236,7 +241,7 @@ def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
 
 def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
     own = agenda(*EVENTS)
-    own.handle(6, EVENTS[2])
+    handle(own, 6, EVENTS[2])
     own.call_off(0.25)
     assert own.over
     assert own.due(7) is None
@@ -244,10 +249,18 @@ def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
     assert own.due(7) is EVENTS[2]
 
 
+def test_what_was_not_given_is_lacking_if_that_is_taken_back() -> None:
+    own = agenda(*EVENTS)
+    own.handle(6, EVENTS[2], 0.75)
+    assert own.over
+    own.resume(anew=False)
+    assert own.due(7) is EVENTS[2]
+
+
 @pytest.mark.parametrize(("target", "lacking"), [(0.6, True), (0.5, False), (0.4, False)])
 def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacking: bool) -> None:
     own = agenda(*EVENTS)
-    own.handle(6, EVENTS[2])
+    handle(own, 6, EVENTS[2])
     again = Agenda(target)
     again.timetable = own.timetable
     again.load_state_dict(own.state_dict())
