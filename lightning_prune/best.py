@@ -114,18 +114,17 @@ class PrunedEarlyStopping(_Renewed, EarlyStopping):
     While a PruningCallback of the Trainer has an event left, only a metric that is missing or, with
     ``check_finite``, not finite matters; the first one after the last event is the best so far. With a guard,
     metrics of a round that is not good do not count. Takes the arguments of ``EarlyStopping``.
-
-    Raises:
-        ValueError: Before training, if a guarded PruningCallback comes after it in ``callbacks``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes sure that a guard has judged before this looks."""
+        """Takes its place after what prunes, in the Trainer's callbacks."""
         super().setup(trainer, pl_module, stage)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        later = callbacks[callbacks.index(self) :]
-        if any(isinstance(each, PruningCallback) and each.guard is not None for each in later):
-            raise ValueError("callbacks: PrunedEarlyStopping must come after a PruningCallback with a guard.")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        last = max((callbacks.index(each) for each in _pruning(trainer)), default=0)
+        if callbacks.index(self) < last:
+            others = [each for each in callbacks if each is not self]
+            # another list: Lightning is walking through the present one
+            trainer.callbacks = [*others[:last], self, *others[last:]]  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at a metric of training steps."""

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lit import Lit, fit, seeded
 
-from lightning_prune import Guard, OneShot, PrunedCheckpoint, PrunedEarlyStopping, PruningCallback
+from lightning_prune import Channels, Guard, OneShot, PrunedCheckpoint, PrunedEarlyStopping, PruningCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 SCHEDULE = OneShot("1ep")
@@ -137,10 +137,15 @@ def test_what_came_back_is_saved_also_if_nothing_is_left_to_train(tmp_path: Path
             assert all(bool((weights[name] != 0).all()) for name in pruning.masks)
 
 
-def test_a_guard_judges_before_the_fit_is_stopped(tmp_path: Path) -> None:
-    pruning = PruningCallback(0.5, schedule=SCHEDULE, guard=Guard("score", max_drop=0.25, patience=3))
-    with pytest.raises(ValueError, match="must come after a PruningCallback with a guard"):
-        fit(tmp_path, scripted([0.9] * 4), stopping(), pruning)
-    stop = stopping(patience=9)
-    fit(tmp_path, scripted([0.9, 0.1, 0.8, 0.75]), pruning, stop)  # the first one is no good
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("at_epoch_end", [True, False])
+def test_a_guard_judges_before_the_fit_is_stopped(tmp_path: Path, first: bool, at_epoch_end: bool) -> None:
+    guard = Guard("score", max_drop=0.25, patience=3)
+    pruning = PruningCallback(0.5, structure=Channels(), schedule=SCHEDULE, guard=guard)
+    stop = stopping(patience=9, check_on_train_epoch_end=at_epoch_end)
+    order = (stop, pruning) if first else (pruning, stop)
+    run = fit(tmp_path, scripted([0.9, 0.1, 0.8, 0.75]), *order)  # the second one is no good
     assert float(stop.best_score) == pytest.approx(0.8)
+    assert stop.wait_count == 1
+    assert run.callbacks.index(stop) > run.callbacks.index(pruning)
+    assert len(run.callbacks) == len(set(run.callbacks))
