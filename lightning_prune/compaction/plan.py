@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.widths import widths
 from lightning_prune.shares import along
-from lightning_prune.states import mapping, of, record, row, sequence, shown, text, where, whole
+from lightning_prune.states import mapping, record, row, sequence, shown, text, where, whole
 from lightning_prune.units import UnitGroup
 
 Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
@@ -64,8 +64,7 @@ _CUT = where(
     "at least one of the places below its size, in ascending order",
     "[3]",
 )
-_VALUE = of(int, "a whole number, True or False")
-_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(row(_VALUE, _VALUE)))})
+_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(row(whole(), whole())))})
 PLAN = where(  # as Plan.to_state writes it
     lambda value: Plan(**_ENTRIES(value)),
     lambda plan: len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts),
