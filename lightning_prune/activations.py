@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -39,18 +39,15 @@ def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
 
 
 class InputWatch:
-    """Looks at what layers are given while its ``with`` block lasts, and adds it to statistics at the end.
+    """Looks at what layers are given, and keeps it until it is known whether their training step is taken.
 
-    Passes without gradients, as those of a teacher, are left alone. With inf or nan anywhere nothing is added.
+    Passes without gradients, as those of a teacher, are left alone.
 
     Args:
         criterion: What is looked for.
         groups: Each group with the layers that read it.
         statistics: Group name to what is added to.
-        left_out: Is counted up where something is inf or nan.
-        scale: What gradients are multiples of: that of the loss.
-        add_up: Gives the sum of a tensor over all processes, which look at the same time.
-        sound: Is asked at the end whether the batch counts; if not, that is as if something were nan.
+        left_out: Is counted up for a step that does not count.
     """
 
     def __init__(
@@ -59,26 +56,43 @@ class InputWatch:
         groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
         statistics: Mapping[str, Statistics],
         left_out: Tensor,
-        scale: float,
-        add_up: AddUp,
-        sound: Callable[[], bool],
     ) -> None:
         self._criterion = criterion
         self._groups = groups
         self._statistics = statistics
         self._left_out = left_out
-        self._scale = scale
-        self._add_up = add_up
-        self._sound = sound
+        self._scale = 1.0
         self._handles: list[RemovableHandle] = []
-        self._seen: dict[str, Statistics] = {}
+        self._seen = self._nothing()
+        self._waits = False  # in all processes alike
 
-    def __enter__(self) -> InputWatch:
+    @contextmanager
+    def look(self, batch: int, scale: float) -> Iterator[None]:
+        """Looks while the block lasts: at one forward and backward pass. An error gives the whole step up.
+
+        Args:
+            batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
+                while nothing was seen since the last event.
+            scale: What gradients are multiples of: that of the loss.
+        """
+        if batch % self._criterion.every == 0 or not self._anything_seen:
+            self._hook(scale)
+        try:
+            yield
+        except BaseException:
+            self._unhook()
+            self.forget()
+            raise
+        self._unhook()
+
+    @property
+    def _anything_seen(self) -> bool:
+        return self._waits or any(int(statistics.count) for statistics in self._statistics.values())
+
+    def _hook(self, scale: float) -> None:
+        self._scale = scale
+        self._waits = True
         for group, layers in self._groups:
-            sums = self._statistics[group.name]
-            self._seen[group.name] = Statistics(
-                {}, torch.zeros_like(sums.count), torch.zeros_like(sums.features)
-            )
             for module, reader in layers:
                 if self._criterion.backward:
                     before = partial(self._before, group, reader)
@@ -86,22 +100,34 @@ class InputWatch:
                 else:
                     after = partial(self._after, group, reader)
                     self._handles.append(module.register_forward_hook(after, with_kwargs=True))
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-        if kind is None:
-            self._commit()
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
-    def _commit(self) -> None:
+    def _nothing(self) -> dict[str, Statistics]:
+        return {
+            name: Statistics({}, torch.zeros_like(sums.count), torch.zeros_like(sums.features))
+            for name, sums in self._statistics.items()
+        }
+
+    def end_step(self, taken: bool = True, add_up: AddUp = lambda tensor: tensor) -> None:
+        """Adds what was seen since the last step to the statistics, if all of it is finite.
+
+        Args:
+            taken: Whether the step is; one that is not counts as if something were nan.
+            add_up: Gives the sum of a tensor over all processes, which look at the same time.
+        """
+        if not self._waits:
+            return
         names = list(self._seen)
         found = [self._seen[name].features.to(self._left_out.device) for name in names]
-        features = self._add_up(torch.cat(found) + (0 if self._sound() else torch.nan))
-        counts = self._add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
+        features = add_up(torch.cat(found) + (0 if taken else torch.nan))
+        counts = add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
+        self.forget()
         valid = bool(features.isfinite().all())  # where one process has inf or nan, all have
-        self._left_out.add_(not valid)
+        self._left_out.add_(not valid and bool(counts.any()))
         if valid:
             parts = features.split([len(each) for each in found])
             for name, part, count in zip(names, parts, counts, strict=True):
@@ -109,11 +135,10 @@ class InputWatch:
                 statistics.features.add_(part.to(statistics.features.device))
                 statistics.count.add_(count.to(statistics.count.device))
 
-    def release(self) -> None:
-        """Takes all hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def forget(self) -> None:
+        """Gives up what was seen since the last step."""
+        self._seen = self._nothing()
+        self._waits = bool(self._handles)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(

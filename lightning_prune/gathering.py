@@ -35,6 +35,7 @@ class Gathering:
         self._agenda = agenda
         self._watch = OptimizerWatch(store)
         self._copies = GradientCopies()
+        self._inputs = None if pruner is None else pruner.watch_inputs()
         self._looking = ExitStack()
         self.watch(optimizers)
 
@@ -44,12 +45,10 @@ class Gathering:
 
     def begin_batch(self, trainer: Trainer, batch: int) -> None:
         """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
-        if (pruner := self._observer(Needs.ACTIVATION)) is not None:
-            add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-            sound = partial(will_step, trainer)
+        if self._inputs is not None and not self._agenda.over:
             # the loss that is trained on is the mean over processes, of which each goes back through its own
             scale = loss_scale(trainer) * trainer.world_size
-            self._looking.enter_context(pruner.watch(batch, scale, add_up, sound))
+            self._looking.enter_context(self._inputs.look(batch, scale))
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""
@@ -66,18 +65,25 @@ class Gathering:
         parameters = parameters_of(optimizer)
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = 1.0 if unscaled else loss_scale(trainer)
-        if (pruner := self._observer(Needs.GRADIENT)) is not None and self._watch.first_look(optimizer):
+        first = self._watch.first_look(optimizer)
+        if (pruner := self._observer(Needs.GRADIENT)) is not None and first:
             if module.automatic_optimization:
                 pruner.observe(gradients(self._store, parameters, scale))
             else:
                 stepping = [parameter for parameter in parameters if parameter.grad is not None]
                 pruner.observe(self._copies.take(self._store.named(stepping)))
+        if self._inputs is not None:
+            if first:
+                add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+                self._inputs.end_step(will_step(trainer), add_up)
+            else:
+                self._inputs.forget()  # a closure goes through the batch once more
         if (pruner := self._observer(Needs.NOTHING)) is not None:
             pruner.penalize_(parameters, scale)
         self._store.apply_to_grads_(parameters)
 
     def end_batch(self) -> None:
-        """What was looked at counts."""
+        """Looks at nothing between batches."""
         self._looking.close()
 
     def abandon_batch(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lightning_prune.activations import InputWatch, Reading
 from lightning_prune.criteria import ActivationCriterion, Criterion, Needs
-from lightning_prune.losses import AddUp, Trial
+from lightning_prune.losses import Trial
 from lightning_prune.parts import described
 from lightning_prune.shards import Shards, Whole, local
 from lightning_prune.statistics import Statistics
@@ -70,14 +69,11 @@ class Observations:
             if not self.seen(group) and any(part.weight.requires_grad for part in group.slices)
         ]
 
-    def watch(
-        self, batch: int, scale: float, add_up: AddUp, sound: Callable[[], bool]
-    ) -> AbstractContextManager[object]:
-        """Looks at the activations of one batch, if the criterion needs them and samples it."""
-        criterion = self._criterion
-        if not isinstance(criterion, ActivationCriterion) or (batch % criterion.every and self.ready):
-            return nullcontext()
-        return InputWatch(criterion, self._layers, self.statistics, self._skipped, scale, add_up, sound)
+    def watch_inputs(self) -> InputWatch | None:
+        """What looks at activations for these sums, if the criterion needs them."""
+        if not isinstance(self._criterion, ActivationCriterion):
+            return None
+        return InputWatch(self._criterion, self._layers, self.statistics, self._skipped)
 
     @torch.no_grad()
     def add(self, grads: Mapping[str, Tensor] | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.activations import readings
+from lightning_prune.activations import InputWatch, readings
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion, Magnitude, Needs
-from lightning_prune.losses import AddUp, Losses, Trial
+from lightning_prune.losses import Losses, Trial
 from lightning_prune.masks import MASKS, MaskStore
 from lightning_prune.observations import Observations
 from lightning_prune.parts import check_part
@@ -214,27 +214,27 @@ class Pruner:
         """Names of groups that train, and that the next event leaves as they are: nothing was seen of them."""
         return self._seen.unseen
 
-    def watch(
-        self,
-        batch: int = 0,
-        scale: float = 1.0,
-        add_up: AddUp = lambda tensor: tensor,
-        sound: Callable[[], bool] = lambda: True,
-    ) -> AbstractContextManager[object]:
-        """A ``with`` block for one forward and backward pass, in which criteria that need them see activations.
+    @contextmanager
+    def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
+        """A ``with`` block for the passes of one training step, in which criteria may see activations.
 
-        Hooks are there within the block alone. Micro-batches are blocks of their own. Nothing happens where the
-        criterion needs no activations.
+        Hooks are there within the block alone. With inf or nan anywhere, or after an error, the step is left
+        out. Nothing happens where the criterion needs no activations.
 
         Args:
             batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
                 while nothing was seen since the last event.
             scale: What gradients are multiples of: that of the loss.
-            add_up: Gives the sum of a tensor over all processes, where there are several; all of them look at
-                the same batches.
-            sound: Is asked at the end of the block whether the batch counts; one that does not is left out.
         """
-        return self._seen.watch(batch, scale, add_up, sound)
+        inputs = self.watch_inputs()
+        with nullcontext() if inputs is None else inputs.look(batch, scale):
+            yield
+        if inputs is not None:
+            inputs.end_step()
+
+    def watch_inputs(self) -> InputWatch | None:
+        """The same in parts, for micro-batches and steps that a loss scaler may skip."""
+        return self._seen.watch_inputs()
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:

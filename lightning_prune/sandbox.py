@@ -34,7 +34,7 @@ class NoLossError(ValueError):
 
 
 class _Idle:
-    """An optimizer, a scheduler or a logger that does nothing."""
+    """A scheduler or a logger that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -52,6 +52,13 @@ class _Idle:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
+
+
+class _Still(_Idle):
+    """An optimizer that changes nothing, but lets a closure work out its loss."""
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        return None if closure is None else closure()
 
 
 class _Onlooker:
@@ -104,7 +111,7 @@ class TrainingStep(Probe):
 
     def _detach(self, model: LightningModule) -> None:
         """Takes a copied module out of the loop: whatever it calls there does nothing."""
-        optimizers = [_Idle() for _ in self._trainer.optimizers]
+        optimizers = [_Still() for _ in self._trainer.optimizers]
         for module in model.modules():
             if isinstance(module, LightningModule):
                 vars(module).update(
@@ -112,7 +119,7 @@ class TrainingStep(Probe):
                     log=_Idle(),
                     log_dict=_Idle(),
                     manual_backward=_stop,
-                    optimizers=lambda **_: optimizers[0] if len(optimizers) == 1 else optimizers,
+                    optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
                     lr_schedulers=_Idle(),
                     toggle_optimizer=_Idle(),
                     untoggle_optimizer=_Idle(),

@@ -411,8 +411,25 @@ def test_gradients_are_unscaled(tmp_path: Path) -> None:
     assert float((one * other).sum() / one.square().sum()) == pytest.approx(1, rel=0.02)
 
 
-def test_a_closure_that_runs_many_times_is_one_observation(tmp_path: Path) -> None:
-    model = seeded(lambda: Lit(lambda parameters: torch.optim.LBFGS(parameters, lr=1e-3, max_iter=3)))
+class ByHand(Lit):
+    """Hands its optimizer a closure under manual optimization."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure=closure)
+
+
+@pytest.mark.parametrize("kind", [Lit, ByHand])
+def test_a_closure_that_runs_many_times_is_one_observation(kind: Any, tmp_path: Path) -> None:
+    model = seeded(lambda: kind(lambda parameters: torch.optim.LBFGS(parameters, lr=1e-3, max_iter=3)))
+    model.automatic_optimization = kind is Lit
     seen = fitted(tmp_path, APoZ(every=1), model)
     assert [each["net.0"]["count"] for each in seen] == [320, 640, 0]
 

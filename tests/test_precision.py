@@ -94,24 +94,58 @@ def test_masked_weights_are_zero_in_every_precision(tmp_path: Path, kind: str, p
 
 
 class Skipped(Callback):
-    """Counts the steps of a fit, and those that changed nothing, from the weights themselves."""
+    """Counts steps that changed nothing, from the weights themselves, and the examples of all the others."""
 
-    def __init__(self) -> None:
-        self.steps = self.skipped = 0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.before = pl_module.net[6].bias.detach().clone()
+        self.skipped = self.taken = self.examples = self.waiting = self.seen = 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.steps += 1
-        self.skipped += torch.equal(pl_module.net[6].bias, self.before)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.waiting += len(batch[0])
+        if trainer.global_step == self.seen:
+            return
+        skipped = torch.equal(pl_module.net[6].bias, self.before)
+        self.skipped += skipped
+        self.taken += not skipped
+        self.examples += 0 if skipped else self.waiting
+        self.before.copy_(pl_module.net[6].bias)
+        self.seen, self.waiting = trainer.global_step, 0
 
 
-@pytest.mark.parametrize("fused", [False, True])
+class Forgetting(Manual):
+    """With one optimizer; has no gradients left when a batch ends."""
+
+    def configure_optimizers(self) -> Any:
+        return [SGD(self.parameters(), 0.01)]
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return [super().optimizers(use_pl_optimizer)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+
+
+def stepping(make: Any, **options: Any) -> Any:
+    return lambda: seeded(make), options
+
+
+SKIPPING = {
+    "unscaled first": stepping(partial(Lit, partial(SGD, lr=0.01, fused=False))),
+    "fused": stepping(partial(Lit, partial(SGD, lr=0.01, fused=True))),
+    "accumulated": stepping(partial(Lit, partial(SGD, lr=0.01)), accumulate_grad_batches=2),
+    "manual": stepping(Forgetting),
+}
+
+
+@pytest.mark.parametrize("way", SKIPPING)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("criterion", "each"), [(Taylor(), 1), (ActivationTaylor(every=1), 64)])
+@pytest.mark.parametrize("criterion", [Taylor(), ActivationTaylor(every=1), APoZ(every=1)])
 def test_steps_that_the_loss_scaler_skips_are_left_out_and_counted(
-    tmp_path: Path, criterion: Criterion, each: int, kind: str, fused: bool
+    tmp_path: Path, criterion: Criterion, kind: str, way: str
 ) -> None:
     """Counts, of steps or of examples, and sums are those of the steps that were taken."""
     pruning = KINDS[kind](criterion=criterion, schedule=OneShot("2ep"))
@@ -123,16 +157,17 @@ def test_steps_that_the_loss_scaler_skips_are_left_out_and_counted(
                 state = pruning.state_dict()["pruner"]
                 seen["counts"] = {int(each["count"]) for each in state["statistics"].values()}
                 seen["skipped"] = skipped.skipped
+                seen["expected"] = skipped.taken if isinstance(criterion, Taylor) else skipped.examples
                 sums = [value for each in state["statistics"].values() for value in each["sums"].values()]
                 assert all(bool(value.isfinite().all()) for value in sums)
 
     skipped = Skipped()
-    model = seeded(lambda: Lit(partial(SGD, lr=0.01, fused=fused)))
-    fit(tmp_path, model, pruning, skipped, Keep(), max_epochs=3, **scaled(init_scale=2.0**26))
+    make, options = SKIPPING[way]
+    model = make()
+    fit(tmp_path, model, pruning, skipped, Keep(), max_epochs=3, **options, **scaled(init_scale=2.0**22))
     assert 0 < seen["skipped"] < 10
-    left_out = pruning.report.left_out
-    assert seen["counts"] == {each * (10 - left_out)}
-    assert left_out == seen["skipped"]
+    assert seen["counts"] == {seen["expected"]}
+    assert pruning.report.left_out == seen["skipped"]
     assert loose(pruning, model) == 0
 
 
