@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.averages import averages_of
+from lightning_prune.averages import average_of, averaged_names
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.gathering import Gathering
 from lightning_prune.guard import Guard
@@ -34,6 +34,8 @@ from lightning_prune.sight import Sight
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.subject import Subject
 from lightning_prune.trainers import (
+    averaged_by_callbacks,
+    averages_beside,
     check_own_process,
     check_strategy,
     fitting_batch,
@@ -307,7 +309,9 @@ class PruningCallback(Callback):
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         assert self._subject.model is not None
-        if (self.rewind is not None or self.guard is not None) and averages_of(trainer, self._subject.model):
+        if (self.rewind is not None or self.guard is not None) and averages_beside(
+            trainer, self._subject.model
+        ):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
                 " those that were given up: take one or the other."
@@ -364,7 +368,7 @@ class PruningCallback(Callback):
         probe = self._sight.probe
         if subject.pruner is not None and probe is not None and subject.sparsity > 0:
             probe = probe.to(pl_module.device)
-            averages = averages_of(trainer, pl_module)
+            averages = averages_beside(trainer, pl_module)
             subject.compact_(probe, self._example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
@@ -427,8 +431,16 @@ class PruningCallback(Callback):
         subject = self._subject
         assert subject.model is not None
         assert subject.store is not None
-        for average in averages_of(trainer, subject.model):
-            subject.store.apply_to_copy_(average)
+        held = [*averaged_by_callbacks(trainer), *averaged_names(subject.model).items()]
+        for name, module in held:
+            average = average_of(subject.model, module)
+            if average is None:
+                rank_zero_warn(
+                    f"The average that {name} keeps is not masked: it is of no part of the model, or there"
+                    " are several alike that train."
+                )
+            else:
+                subject.store.apply_to_average_(average)
 
     def _note(self, trainer: Trainer) -> None:
         self._subject.count()
@@ -534,7 +546,7 @@ class PruningCallback(Callback):
         state = state_of(checkpoint, self.state_key)
         if state is not None:
             read_saved(state)  # before anything changes
-        return self._subject.loading(model, averages_of(trainer, model), checkpoint, self.state_key)
+        return self._subject.loading(model, averages_beside(trainer, model), checkpoint, self.state_key)
 
     def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
         self._rounds.load_state_dict(state)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.averages import Average
 from lightning_prune.shards import Shards, Whole, divided_like, is_divided, local
 from lightning_prune.states import dense_tensor, mapping, record, sequence, whole
 from lightning_prune.units import row_ranges
@@ -81,11 +82,11 @@ class MaskStore:
             self._zero_masked_(parameter, name)
 
     @torch.no_grad()
-    def apply_to_copy_(self, copy: nn.Module) -> None:
-        """Sets each masked weight to exactly 0 in a copy of the model, which may be on another device."""
-        for name, parameter in copy.named_parameters():
-            if name in self._masks:
-                self._zero_masked_(parameter, name)
+    def apply_to_average_(self, average: Average) -> None:
+        """Sets each masked weight to exactly 0 in an average, which may be on another device."""
+        parameters = dict(average.module.named_parameters())
+        for name in self._masks.keys() & average.names.keys():
+            self._zero_masked_(parameters[average.names[name]], name)
 
     @torch.no_grad()
     def apply_to_grads_(self, parameters: Iterable[Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.averages import averaged_names
 from lightning_prune.moments import Moment
 from lightning_prune.parts import Part, check_seed
 from lightning_prune.snapshots import Training, not_redrawn, redraw_, restore_, take
@@ -71,8 +72,13 @@ class Rewind(Part):
         """Makes sure that fresh weights can be drawn, where they are wanted.
 
         Raises:
-            ValueError: If no module redraws a parameter.
+            ValueError: If no module redraws a parameter, or there are averages of what is redrawn.
         """
+        if self.random and averaged_names(model):
+            raise ValueError(
+                f"to={self.to!r} draws weights anew, of which {' and '.join(averaged_names(model))} would still"
+                " average earlier ones: take one or the other."
+            )
         left = not_redrawn(model, self.seed) if self.random else []
         if left:
             raise ValueError(

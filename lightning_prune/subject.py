@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_prune.averages import Average
 from lightning_prune.compaction import PLAN, Plan, compact_, expand_, replay_
 from lightning_prune.loading import check_fits, plan_of, plans_of, rehearse, weights_of
 from lightning_prune.masks import MASKS, MaskStore
@@ -156,7 +157,7 @@ class Subject:
         probe: Probe,
         example: Any,
         optimizers: Iterable[Optimizer],
-        copies: Iterable[nn.Module],
+        averages: Iterable[Average],
         report: Report,
     ) -> None:
         """Shrinks the network in place.
@@ -165,7 +166,7 @@ class Subject:
             probe: Runs it.
             example: To measure the dense and the compacted network on, or ``None``.
             optimizers: Of its parameters.
-            copies: Averages of it, which shrink along with it.
+            averages: Of it, and not within it, which shrink along with it.
             report: Of the masked network.
 
         Raises:
@@ -175,8 +176,8 @@ class Subject:
         model = cast(nn.Module, self.model)
         dense = twin_of(model)
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
-        for copy in copies:
-            replay_(copy, self.plan)
+        for average in averages:
+            replay_(average.module, self.plan.renamed(average.names))
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
@@ -185,7 +186,7 @@ class Subject:
 
     @contextmanager
     def loading(
-        self, model: nn.Module, copies: Sequence[nn.Module], checkpoint: Mapping[str, Any], state_key: str
+        self, model: nn.Module, averages: Sequence[Average], checkpoint: Mapping[str, Any], state_key: str
     ) -> Iterator[None]:
         """A ``with`` block before weights are loaded: brings a network to the shapes that a checkpoint has.
 
@@ -193,7 +194,7 @@ class Subject:
 
         Args:
             model: Is to be loaded.
-            copies: Averages of it.
+            averages: Of it, and not within it.
             checkpoint: Has the plan, if any.
             state_key: Of the callback that has made it.
 
@@ -201,8 +202,7 @@ class Subject:
             ValueError: If they do not fit; the network is as it was then.
         """
         before = self.plan if self.model is model else None
-        models = (model, *copies)
-        _change(models, expand_, before)
+        _change(model, averages, expand_, before)
         try:
             yield
             # a strategy that divides the model has loaded its weights already, and left none
@@ -212,9 +212,9 @@ class Subject:
             if plan is not None:
                 rehearse(model, weights, [plan], getattr(model, "strict_loading", True))
         except BaseException:
-            _change(models, replay_, before)
+            _change(model, averages, replay_, before)
             raise
-        _change(models, replay_, plan)
+        _change(model, averages, replay_, plan)
         if before is not None or plan is not None:
             self.forget()
         if plan is not None:
@@ -247,8 +247,13 @@ def _measured(measure: Callable[[Any], Report], example: Any) -> Report:
 
 
 def _change(
-    models: Iterable[nn.Module], change: Callable[[nn.Module, Plan], object], plan: Plan | None
+    model: nn.Module,
+    averages: Iterable[Average],
+    change: Callable[[nn.Module, Plan], object],
+    plan: Plan | None,
 ) -> None:
-    """Does the same to a network and its copies, if there is a plan for it."""
-    for model in models if plan is not None else ():
-        change(model, cast(Plan, plan))
+    """Does the same to a network and its averages, if there is a plan for it."""
+    if plan is not None:
+        change(model, plan)
+        for average in averages:
+            change(average.module, plan.renamed(average.names))

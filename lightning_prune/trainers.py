@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.averages import training_epochs
+from lightning_prune.averages import Average, average_of
 from lightning_prune.masks import MaskStore
 from lightning_prune.moments import Horizon, Unit
 from lightning_prune.report import Report
@@ -34,6 +37,41 @@ def horizon(trainer: Trainer) -> Horizon:
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
         steps_per_epoch=None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches),
     )
+
+
+def training_epochs(trainer: Trainer) -> int | None:
+    """How many epochs train, ``None`` if there is no end: SWA adds one in which batch norms see its average."""
+    if trainer.max_epochs in (None, -1):
+        return None
+    return min([trainer.max_epochs, *(each.swa_end + 1 for each in _swa(trainer))])
+
+
+def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
+    """What callbacks hold as an ``AveragedModel``, or as Lightning's SWA holds it, each with its holder's name.
+
+    Any other copy of a network, such as a teacher, is no average.
+    """
+    held = [
+        (type(callback).__name__, value.module)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for value in vars(callback).values()
+        if isinstance(value, AveragedModel)
+    ]
+    held += [
+        (type(each).__name__, each._average_model) for each in _swa(trainer) if each._average_model is not None
+    ]
+    return held
+
+
+def averages_beside(trainer: Trainer, model: nn.Module) -> list[Average]:
+    """What callbacks average of a network or of a part of it."""
+    found = [average_of(model, module) for _, module in averaged_by_callbacks(trainer)]
+    return [average for average in found if average is not None]
+
+
+def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
 
 
 def first_look(trainer: Trainer, unit: Unit) -> int:

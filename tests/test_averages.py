@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_prune import (
     OneShot,
     PruningCallback,
     Rewind,
+    Unstructured,
     load_compact,
 )
 
@@ -213,6 +215,120 @@ def test_a_compacted_network_trains_on_with_its_average(tmp_path: Path, averagin
     fit(tmp_path, resumed, parts()[0], pruning, ckpt_path=tmp_path / "epoch=1.ckpt")
     assert resumed.net[4].weight.shape == shape
     assert same(dict(resumed.state_dict()), dict(model.state_dict()))
+
+
+# --- averages of a part, and within the module
+
+
+class Kept(Lit):
+    """Keeps an average of its own network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = AveragedModel(self.net, avg_fn=get_ema_avg_fn(0.9))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.mean.update_parameters(self.net)
+
+
+class Beside(Callback):
+    """Keeps an average of a module's network."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.mean = AveragedModel(pl_module.net, avg_fn=get_ema_avg_fn(0.9))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.mean.update_parameters(pl_module.net)
+
+
+def averaged(tmp_path: Path, place: str, pruning: PruningCallback, **options: Any) -> tuple[Lit, Any, Trainer]:
+    """A fit with an average of the network, within the module or beside it."""
+    beside = [Beside()] if place == "beside" else []
+    model = seeded(Kept if place == "within" else Lit)
+    run = fit(tmp_path, model, *beside, pruning, **options)
+    return model, (beside[0] if beside else model).mean.module, run
+
+
+@pytest.mark.parametrize("place", ["within", "beside"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_average_of_a_part_is_masked_and_is_nothing_to_prune(tmp_path: Path, kind: str, place: str) -> None:
+    fit(tmp_path, seeded(Lit), alone := KINDS[kind](schedule=EVENTS))
+    model, mean, _ = averaged(tmp_path, place, pruning := KINDS[kind](schedule=EVENTS))
+    assert masked(pruning) > 0
+    assert same(dict(pruning.masks), dict(alone.masks))
+    weights = {f"net.{name}": value for name, value in mean.named_parameters()}
+    assert all(not weights[name][~mask].any() for name, mask in pruning.masks.items())
+    assert all(weights[name][mask].all() for name, mask in pruning.masks.items() if name.endswith("weight"))
+    frozen = pruning.report.frozen
+    assert all(name in frozen for name in dict(model.named_parameters()) if name == "mean.module.4.weight")
+
+
+@pytest.mark.parametrize("place", ["within", "beside"])
+def test_an_average_of_a_part_shrinks_with_the_network(tmp_path: Path, place: str) -> None:
+    images = next(iter(digits()))[0]
+
+    def pruning(compact: bool) -> PruningCallback:
+        return PruningCallback(0.5, structure=Channels(), schedule=EVENTS, compact=compact)
+
+    _, wide, _ = averaged(tmp_path, place, pruning(compact=False))
+    model, mean, run = averaged(tmp_path, place, pruning(compact=True))
+    assert [each.shape for each in mean.parameters()] == [each.shape for each in model.net.parameters()]
+    assert mean[4].weight.numel() < 4608 / 2
+    torch.testing.assert_close(mean.eval()(images), wide.eval()(images))
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    small = load_compact(read(tmp_path / "small.ckpt"), type(model)())
+    assert same(dict(small.state_dict()), dict(model.state_dict()))
+    again = fit(
+        tmp_path,
+        resumed := type(model)(),
+        pruning(compact=True),
+        ckpt_path=tmp_path / "small.ckpt",
+        max_epochs=5,
+    )
+    assert again.current_epoch == 5
+    assert [each.shape for each in resumed.parameters()] == [each.shape for each in model.parameters()]
+
+
+def test_an_average_that_is_looked_at_in_training_is_nothing_to_prune(tmp_path: Path) -> None:
+    class Teaching(Kept):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            teacher = self.mean(batch[0]).detach()
+            return super().training_step(batch, batch_idx) + (self(batch[0]) - teacher).square().mean()
+
+    pruning = PruningCallback(0.5, structure=Channels(), schedule=EVENTS, compact=True)
+    fit(tmp_path, model := seeded(Teaching), pruning)
+    assert all(name.startswith("net.") for name in pruning.masks)
+    shapes = [each.shape for each in model.mean.parameters()]
+    assert shapes == [each.shape for each in model.net.parameters()]
+    assert shapes[0][0] < 8
+
+
+def test_an_average_of_one_of_two_alike_is_left_alone_and_that_is_said(tmp_path: Path) -> None:
+    class Two(Kept):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = deepcopy(self.net)
+
+        def forward(self, images: Any) -> Any:
+            return self.net(images) + self.other(images)
+
+    pruning = PruningCallback(0.5, schedule=EVENTS)
+    with pytest.warns(UserWarning, match=r"average that mean\.module keeps is not masked: .* several alike"):
+        fit(tmp_path, model := seeded(Two), pruning)
+    assert sorted(name.split(".")[0] for name in pruning.masks) == 3 * ["net"] + 3 * ["other"]
+    assert all(parameter.all() for parameter in model.mean.module.parameters())
+    # a copy that does not train, such as a teacher's, is no doubt
+    model = seeded(Two)
+    model.other.requires_grad_(requires_grad=False)
+    fit(tmp_path, model, PruningCallback(0.5, schedule=EVENTS, structure=Unstructured(exclude="other")))
+    assert not model.mean.module[4].weight.all()
+
+
+def test_weights_are_not_drawn_anew_beside_an_average_within_the_module(tmp_path: Path) -> None:
+    run = trainer(tmp_path, PruningCallback(0.5, schedule=EVENTS, rewind=Rewind("random")))
+    with pytest.raises(ValueError, match=r"to='random' draws weights anew, of which mean\.module would still"):
+        run.fit(Kept(), digits(), digits())
+    assert run.global_step == 0
 
 
 @pytest.mark.parametrize("averaging", SAVED)

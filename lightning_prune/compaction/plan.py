@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.averages import averages_within
 from lightning_prune.compaction.widths import widths
 from lightning_prune.shares import along
 from lightning_prune.states import mapping, record, row, sequence, shown, text, where, whole
@@ -46,6 +47,12 @@ class Plan:
 
     cuts: tuple[Cut, ...] = ()
     attributes: Mapping[str, Mapping[str, tuple[Any, Any]]] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> Plan:
+        """What it does to some modules and tensors, under other names."""
+        cuts = (replace(cut, name=names[cut.name]) for cut in self.cuts if cut.name in names)
+        attributes = {names[name]: each for name, each in self.attributes.items() if name in names}
+        return Plan(tuple(cuts), attributes)
 
     def to_state(self) -> dict[str, Any]:
         """Plain values, for JSON and for checkpoints."""
@@ -126,7 +133,7 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
 
 
 def make_plan(model: nn.Module, kept: Kept) -> Plan:
-    """The plan that takes units out.
+    """The plan that takes units out, of averages within the model, too.
 
     Args:
         model: The module, as it is before.
@@ -144,14 +151,30 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
         Cut(name, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
         for (name, dim), stays in places.items()
     )
-    attributes = _attributes(model, shapes_after(model, [Plan(cuts)]))
+    counts: dict[str, dict[str, tuple[Any, Any]]] = {}
     for group, units in kept:
         for name, key in group.attributes:
             before = getattr(model.get_submodule(name), key)
             after = before * int(units.count_nonzero()) // group.size
             if after != before:
-                attributes.setdefault(name, {})[key] = (before, after)
-    return Plan(cuts, attributes)
+                counts.setdefault(name, {})[key] = (before, after)
+    plan = _with_averages(model, Plan(cuts, counts))
+    attributes = _attributes(model, shapes_after(model, [plan]))
+    for name, changes in plan.attributes.items():
+        attributes.setdefault(name, {}).update(changes)
+    return Plan(plan.cuts, attributes)
+
+
+def _with_averages(model: nn.Module, plan: Plan) -> Plan:
+    """A plan, and the same for averages within the model."""
+    cuts = {(cut.name, cut.dim): cut for cut in plan.cuts}
+    attributes = dict(plan.attributes)
+    for place, average in averages_within(model).items():
+        theirs = {name: f"{place}.{own}".rstrip(".") for name, own in average.names.items()}
+        copied = plan.renamed(theirs)
+        cuts |= {(cut.name, cut.dim): cut for cut in copied.cuts}
+        attributes |= copied.attributes
+    return Plan(tuple(cuts.values()), attributes)
 
 
 def _attributes(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, tuple[Any, Any]]]:

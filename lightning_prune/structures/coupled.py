@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_prune.averages import averaged_names
 from lightning_prune.compaction import analyse
 from lightning_prune.parts import check_counts
 from lightning_prune.probe import as_probe
@@ -75,9 +76,12 @@ class Coupled(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = analyse(model, as_probe(example), self.max_seconds)
-        units = found.without(
-            {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
-        )
+        averages = tuple(averaged_names(model))
+        left_out = {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
+        kept_apart = [
+            group for group in found.groups if all(matches(part.name, averages) for part in group.slices)
+        ]
+        units = found.without(left_out | {group.name: "it is an average" for group in kept_apart})
         if not units.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())

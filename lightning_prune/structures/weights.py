@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_prune.averages import averaged_names
 from lightning_prune.budgets import Budget, Line, Term
 from lightning_prune.compaction import macs_by_weight
 from lightning_prune.parts import check_counts
@@ -66,13 +67,15 @@ class Weights(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         groups, frozen = [], _computed_weights(model)
+        averages = tuple(averaged_names(model))
         for name, parameter in model.named_parameters():
             if not self._wants(parameter, uses[name]):
                 continue
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
             input_dim = _input_dim(uses[name])
-            why = self._stays(parameter, uses[name]) or self.refuses(parameter, input_dim)
+            average = "it is an average" if matches(name, averages) else None
+            why = average or self._stays(parameter, uses[name]) or self.refuses(parameter, input_dim)
             if why is not None:
                 frozen[name] = why
             else:
