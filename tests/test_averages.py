@@ -324,6 +324,23 @@ def test_an_average_of_one_of_two_alike_is_left_alone_and_that_is_said(tmp_path:
     assert not model.mean.module[4].weight.all()
 
 
+def test_an_average_within_the_module_goes_back_with_it(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("3ep"), rewind=Rewind("1ep"))
+    found: dict[str, Any] = {}
+
+    class Compares(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            found[trainer.current_epoch] = {
+                name: value.clone() for name, value in pl_module.mean.named_parameters()
+            }
+
+    fit(tmp_path, seeded(Kept), pruning, Compares())
+    masks = {name.replace("net.", "module."): mask for name, mask in pruning.masks.items()}
+    assert masks
+    for name, value in found[3].items():
+        assert torch.equal(value, found[1][name] * masks.get(name, torch.tensor(1))), name
+
+
 def test_weights_are_not_drawn_anew_beside_an_average_within_the_module(tmp_path: Path) -> None:
     run = trainer(tmp_path, PruningCallback(0.5, schedule=EVENTS, rewind=Rewind("random")))
     with pytest.raises(ValueError, match=r"to='random' draws weights anew, of which mean\.module would still"):
