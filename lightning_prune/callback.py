@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from lightning_prune.guard import Guard
 from lightning_prune.history import History
 from lightning_prune.loading import LoadHook, state_of
 from lightning_prune.measuring import measure
-from lightning_prune.parts import check_part, described
+from lightning_prune.parts import check_flag, check_part, described
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report import Report
 from lightning_prune.rewind import Rewind
@@ -43,7 +44,9 @@ from lightning_prune.trainers import (
     training_of,
     write_report,
 )
+from lightning_prune.view import View
 
+_NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 _WHAT_GOES = {"target", "structure", "selector"}  # settings that decide what is gone in the end
 
 
@@ -64,7 +67,7 @@ class PruningCallback(Callback):
         guard: What an event may cost; anything by default.
         compact: Whether to shrink the module when the fit has ended, in place, once it is shown on a training
             batch that its outputs stay the same. Checkpoints saved from then on hold the smaller network.
-        name: Tells two callbacks in one Trainer apart.
+        name: Tells two callbacks in one Trainer, and their reports, apart.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
@@ -89,8 +92,9 @@ class PruningCallback(Callback):
         check_part(schedule, Schedule, "schedule")
         check_part(rewind, Rewind, "rewind", optional=True)
         check_part(guard, Guard, "guard", optional=True)
-        if not isinstance(compact, bool):
-            raise ValueError(f"compact={compact!r} must be True or False.")
+        check_flag(compact=compact)
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise ValueError(f"name={name!r} must be 1 to 100 characters without slashes: files have it.")
         self.target = target
         self.criterion = criterion
         self.structure = structure
@@ -102,6 +106,7 @@ class PruningCallback(Callback):
         self.name = name
         self._subject = Subject()
         self._sight = Sight()
+        self._module: LightningModule | None = None
         self._load_hook: LoadHook | None = None
         self._gathering: Gathering | None = None
         self._rounds = self._new_rounds()
@@ -109,7 +114,7 @@ class PruningCallback(Callback):
         self._history = History()
         self._loaded: dict[str, Any] | None = None
         self._folder = Path()
-        self._shown: float | None = None
+        self._logged: float | None = None
 
     @property
     def state_key(self) -> str:
@@ -122,7 +127,7 @@ class PruningCallback(Callback):
 
         Divided among processes as the parameter is, if it is: a ``DTensor`` then.
         """
-        store = self._subject.store
+        store = self._shown.subject.store
         return MappingProxyType({}) if store is None else store.masks
 
     @property
@@ -133,7 +138,7 @@ class PruningCallback(Callback):
     @property
     def sparsity(self) -> float:
         """Removed share of the elements that the structure covers, after the last event."""
-        return self._history.sparsity
+        return self._shown.history.sparsity
 
     @property
     def events_left(self) -> bool:
@@ -152,9 +157,9 @@ class PruningCallback(Callback):
         Raises:
             RuntimeError: Before the first fit.
         """
-        if self._subject.store is None:
+        if self._shown.subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        return _told(self._subject.report(self._example), self._history, self._rounds)
+        return self._shown.report(self._example)
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
         """The report of a network out of a checkpoint; what this callback is in charge of does not matter.
@@ -167,18 +172,19 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If it is no state, or not of this model, or a later version of lightning_prune wrote it.
         """
-        saved = read_saved(state)
-        subject = Subject()
-        subject.bind_saved(model, saved["pruner"])
-        history, rounds = History(), self._new_rounds()
-        history.load_state_dict(saved)
-        rounds.load_state_dict(saved)
-        return _told(subject.report(example), history, rounds)
+        return View.of_saved(model, state, self._new_rounds()).report(example)
+
+    @property
+    def _shown(self) -> View:
+        """The network as it is: until a fit takes over what was loaded, that is what it holds."""
+        if self._loaded is None or self._module is None:
+            return View(self._subject, self._history, self._rounds)
+        return View.of_saved(self._module, self._loaded, self._new_rounds())
 
     @property
     def _example(self) -> Any:
         """An example for ``forward``, if one is known."""
-        model = self._subject.model
+        model = self._shown.subject.model
         return None if model is None else self._sight.example(model)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
@@ -235,7 +241,7 @@ class PruningCallback(Callback):
             check_own_process(trainer)
         self._rounds.begin_fit(trainer)
         self._global_step = trainer.global_step
-        self._shown = None
+        self._logged = None
         self._sight = Sight()
         if not self.needs_example:
             self._begin(trainer, pl_module)
@@ -481,9 +487,9 @@ class PruningCallback(Callback):
         self._rounds.agenda.steps += trainer.global_step > self._global_step
         self._global_step = trainer.global_step
         sparsity = self._history.sparsity
-        if batch_idx == 0 or sparsity != self._shown:
+        if batch_idx == 0 or sparsity != self._logged:
             pl_module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
-            self._shown = sparsity
+            self._logged = sparsity
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers the monitored metric, to tell whether this validation measures it."""
@@ -536,6 +542,7 @@ class PruningCallback(Callback):
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
         self._gathering = None
+        self._module = pl_module
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
             self._subject.forget()
         self._load_hook = LoadHook(pl_module, lambda checkpoint: self._loading(trainer, pl_module, checkpoint))
@@ -565,8 +572,3 @@ class PruningCallback(Callback):
         parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
         settings = {name: described(getattr(self, name)) for name in parts}
         return {"target": repr(self.selector.resolve(self.target)), **settings}
-
-
-def _told(report: Report, history: History, rounds: Rounds) -> Report:
-    """A report with what happened on the way."""
-    return replace(report, monitor=history.monitor, history=tuple(history.entries), decisions=rounds.decisions)

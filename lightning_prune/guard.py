@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_prune.parts import Part
+from lightning_prune.parts import Part, is_number, is_whole
 
 _MODES = ("min", "max")
 
@@ -47,9 +47,9 @@ class Guard(Part):
         if self.mode not in _MODES:
             raise ValueError(f"mode={self.mode!r} must be one of {', '.join(map(repr, _MODES))}.")
         drop, patience = self.max_drop, self.patience
-        if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < math.inf:
+        if not is_number(drop) or drop < 0:
             raise ValueError(f"max_drop={drop!r} must be a finite number from 0 on.")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
+        if not is_whole(patience) or patience < 0:
             raise ValueError(f"patience={patience!r} must be an integer from 0 on.")
 
     def allows(self, dense: float, value: float) -> bool:

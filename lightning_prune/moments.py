@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 
+from lightning_prune.parts import is_number
+
 _ALLOWED = 'a share of the fit ("30%" or 0.3), epochs ("5ep") or optimizer steps ("200st")'
-_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|ep|st)\s*")
+_PATTERN = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(%|ep|st)\s*")
 
 
 class Unit(Enum):
@@ -57,7 +58,7 @@ class Moment:
                 raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
             value, unit = Fraction(match[1]), Unit(match[2])
             value /= 100 if unit is Unit.FIT else 1
-        elif isinstance(moment, bool) or not isinstance(moment, int | float) or not math.isfinite(moment):
+        elif not is_number(moment):
             raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
         else:
             # str() gives the decimal that the user wrote, not the binary fraction beside it

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
+from typing import TypeGuard
+
+_LARGEST = 2**63 - 1
 
 
 class Part:
@@ -46,18 +50,39 @@ def check_counts(**arguments: int) -> None:
         ValueError: If one is not; the message names it.
     """
     for name, number in arguments.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if not is_whole(number) or number < 1:
             raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
 
 
 def check_seed(seed: int) -> None:
-    """Makes sure that it is a whole number.
+    """Makes sure that it is a whole number that torch takes.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r} must be an integer.")
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number from 0 on, below 2**63.")
+
+
+def check_flag(**arguments: bool) -> None:
+    """Makes sure that each is true or false.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be True or False.")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number that a tensor can hold; a truth value is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number that a tensor can hold; a truth value is none."""
+    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:

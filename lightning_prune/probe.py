@@ -123,8 +123,17 @@ def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     Args:
         model: Stays as it is.
         memo: As for ``copy.deepcopy``.
+
+    Raises:
+        ValueError: If it cannot be copied.
     """
-    twin = copy.deepcopy(model, {**_results_of(model), **(memo or {})})
+    try:
+        twin = copy.deepcopy(model, {**_results_of(model), **(memo or {})})
+    except Exception as error:  # a user's attribute may raise anything
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({error!r}), and a copy is what things are tried on: keep"
+            " what cannot be copied elsewhere, or give the class a __deepcopy__."
+        ) from error
     for module in twin.modules():
         for name in _compiled(module):
             del module.__dict__[name]

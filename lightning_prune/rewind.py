@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_prune.averages import averaged_names
 from lightning_prune.moments import Moment
-from lightning_prune.parts import Part, check_seed
+from lightning_prune.parts import Part, check_flag, check_seed
 from lightning_prune.snapshots import Training, not_redrawn, redraw_, restore_, take
 
 _RANDOM = "random"
@@ -50,8 +50,7 @@ class Rewind(Part):
             _ = self.moment
         except ValueError as error:
             raise ValueError(f'{str(error).removesuffix(".")}; or "{_RANDOM}".') from None
-        if not isinstance(self.weights, bool):
-            raise ValueError(f"weights={self.weights!r} must be True or False.")
+        check_flag(weights=self.weights)
         check_seed(self.seed)
         if self.random and not self.weights:
             raise ValueError(

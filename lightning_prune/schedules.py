@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from lightning_prune.moments import Grid, Horizon, Moment, Unit
-from lightning_prune.parts import Part
+from lightning_prune.parts import Part, is_number
 
 
 @dataclass(frozen=True)
@@ -265,9 +265,7 @@ class Steps(Schedule):
     shares: Mapping[str, float] = field(default_factory=lambda: {"20%": 0.5, "50%": 1.0})
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shares, Mapping) or not all(
-            isinstance(share, int | float) for share in self.shares.values()
-        ):
+        if not isinstance(self.shares, Mapping) or not all(is_number(share) for share in self.shares.values()):
             raise ValueError(f"shares={self.shares!r} must map moments to numbers.")
         object.__setattr__(self, "shares", dict(self.shares))  # the caller's may change
         shares = list(self.shares.values())

@@ -15,7 +15,7 @@ from torch import nn
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.masks import MaskStore
-from lightning_prune.parts import check_part
+from lightning_prune.parts import check_part, is_number
 from lightning_prune.plots import draw_sensitivity
 from lightning_prune.progress import tracked
 from lightning_prune.selection import remove_lowest
@@ -117,7 +117,7 @@ def sensitivity(
             " weights."
         )
     for ratio in ratios:
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        if not is_number(ratio) or not 0 < ratio < 1:
             raise ValueError(f"ratios={ratios!r} must be numbers between 0 and 1.")
     if not ratios:
         raise ValueError(f"ratios={ratios!r} must be at least one.")

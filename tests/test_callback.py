@@ -659,6 +659,31 @@ def test_a_report_before_the_fit_is_refused() -> None:
         _ = PruningCallback(0.5).report
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_told_is_of_the_network_that_was_loaded(tmp_path: Path, kind: str) -> None:
+    """A checkpoint from before the last event, looked at after the fit; then trained on."""
+    pruning = KINDS[kind](schedule=Linear("1ep", "3ep", every="1ep"), compact=kind == "channels")
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run = fit(tmp_path, model := seeded(Lit), pruning, keep, enable_checkpointing=True)
+    final = pruning.report.to_json()
+    seen = []
+    for epoch in (1, 2, 3):
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        run.validate(model, digits(), ckpt_path=path)
+        parameters = dict(model.named_parameters())
+        assert set(pruning.masks) <= set(parameters)
+        assert all(not parameters[name][~mask].any() for name, mask in pruning.masks.items())
+        kept = [int(mask.sum()) for mask in pruning.masks.values()]
+        assert [layer.kept for layer in pruning.report.layers] == kept
+        assert pruning.report.sparsity == pytest.approx(pruning.sparsity)
+        seen.append(pruning.sparsity)
+    assert seen[0] == 0 < seen[1] < seen[2]
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = KINDS[kind](schedule=Linear("1ep", "3ep", every="1ep"), compact=kind == "channels")
+    fit(tmp_path, seeded(Lit), again, ckpt_path=tmp_path / "last.ckpt")
+    assert json.loads(again.report.to_json())["sparsity"] == json.loads(final)["sparsity"]
+
+
 def test_a_name_is_in_the_files_of_the_report(tmp_path: Path) -> None:
     one = PruningCallback(0.5, structure=Unstructured(include="net.0"), schedule=OneShot("1ep"), name="first")
     two = PruningCallback(0.5, structure=Unstructured(exclude="net.0"), schedule=OneShot("1ep"))
@@ -800,6 +825,10 @@ def test_a_threshold_that_removes_nothing_is_an_error(tmp_path: Path) -> None:
         ({"target": 0.5, "selector": None}, r"selector=None.*PerLayer"),
         ({"target": 0.5, "schedule": 0.3}, r"schedule=0.3.*OneShot"),
         ({"target": 0.5, "compact": "no"}, r"compact='no' must be True or False"),
+        ({"target": 0.5, "name": "a/b"}, r"name='a/b' must be 1 to 100 characters without slashes"),
+        ({"target": 0.5, "name": ""}, r"name='' must be"),
+        ({"target": 0.5, "name": [1]}, r"name=\[1\] must be"),
+        ({"target": 0.5, "name": 101 * "x"}, r"name='x+' must be"),
     ],
 )
 def test_bad_arguments_are_named_at_construction(arguments: dict[str, Any], message: str) -> None:

@@ -23,11 +23,13 @@ from lightning_prune import (
     Channels,
     Criterion,
     Global,
+    Guard,
     Heads,
     Losses,
     NofM,
     ParticleFilter,
     Pruner,
+    Rewind,
     Schedule,
     Selector,
     Structure,
@@ -101,6 +103,23 @@ def test_prints_as_the_call_that_rebuilds_it(part: type[Part]) -> None:
         assert type(again) is part
         assert repr(again) == repr(example)
         assert vars(again) == vars(example)
+
+
+# what no argument is: not to be printed, not to be held by a tensor, or of no use at all
+STRANGE = (10**400, -(10**30), float("nan"), float("-inf"), object(), {"a": 1}, [[]], b"x", lambda: None, 1j)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [*(each for base in BASES for part in shipped(base) for each in built(part)), Rewind(), Guard("acc")],
+    ids=repr,
+)
+def test_strange_arguments_are_refused_by_name(example: Part) -> None:
+    for name in vars(example):
+        for strange in STRANGE:
+            given: dict[str, Any] = {**vars(example), name: strange}
+            with pytest.raises(ValueError, match=name):
+                type(example)(**given)
 
 
 @parts(*BASES)

@@ -133,7 +133,7 @@ class OptimalBrainDamage(LossCriterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.estimator not in _ESTIMATORS:
+        if self.estimator not in tuple(_ESTIMATORS):
             known = ", ".join(map(repr, _ESTIMATORS))
             raise ValueError(f"estimator={self.estimator!r} must be one of {known}.")
         check_counts(probes=self.probes)

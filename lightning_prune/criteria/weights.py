@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 from typing import cast
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion
-from lightning_prune.parts import check_seed
+from lightning_prune.parts import check_seed, is_number
 from lightning_prune.shares import along
 from lightning_prune.statistics import Statistics
 from lightning_prune.units import UnitGroup
@@ -32,7 +31,7 @@ class Magnitude(Criterion):
     p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.p, int | float) and 0 < self.p < math.inf):
+        if not is_number(self.p) or self.p <= 0:
             raise ValueError(f"p={self.p!r} must be a finite number above 0.")
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
@@ -67,8 +66,7 @@ class BatchNormScale(Criterion):
     l1: float = 0.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.l1, int | float) and not isinstance(self.l1, bool)
-        if not number or not 0 <= self.l1 < math.inf:
+        if not is_number(self.l1) or self.l1 < 0:
             raise ValueError(f"l1={self.l1!r} must be a finite number of at least 0.")
 
     def refuses(self, group: UnitGroup) -> str | None:

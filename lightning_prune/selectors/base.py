@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Needs
-from lightning_prune.parts import Part
+from lightning_prune.parts import Part, is_number
 from lightning_prune.units import UnitGroup, Units
 
 Costs: TypeAlias = Callable[[str], float]
@@ -82,7 +82,7 @@ def checked_share(target: float | None, selector: Selector) -> float:
     Raises:
         ValueError: If it is not a number in (0, 1).
     """
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
+    if not is_number(target) or not 0 < target < 1:
         raise ValueError(
             f"target={target!r} must be a number between 0 and 1 for {selector!r}: the share to be removed."
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.candidates import Candidates
+from lightning_prune.parts import is_number, is_whole
 from lightning_prune.selection import meet, remove_lowest, remove_up_to
 from lightning_prune.selectors.base import Costs, Selector, checked_share
 from lightning_prune.units import UnitGroup, Units
@@ -60,8 +61,7 @@ class Global(Selector):
             if getattr(self, argument) not in known:
                 given = getattr(self, argument)
                 raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
-        number = isinstance(self.cost_weight, int | float) and not isinstance(self.cost_weight, bool)
-        if not number or not 0 <= self.cost_weight < math.inf:
+        if not is_number(self.cost_weight) or self.cost_weight < 0:
             raise ValueError(f"cost_weight={self.cost_weight!r} must be a finite number of at least 0.")
         if self.budget == "units" and (self.normalize == "cost" or self.cost_weight > 0):
             given = "normalize='cost'" if self.normalize == "cost" else f"cost_weight={self.cost_weight!r}"
@@ -169,7 +169,7 @@ class Threshold(Selector):
             raise ValueError(f"{self!r}: give exactly one of value, quantile, mean and std.")
         ((name, number),) = given.items()
         limit = 1.0 if name == "quantile" else math.inf
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < limit:
+        if not is_number(number) or not 0 < number < limit:
             raise ValueError(f"{name}={number!r} must be a number above 0 and below {limit}.")
 
     def resolve(self, target: float | None) -> float:
@@ -212,7 +212,7 @@ class NofM(Selector):
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if isinstance(number, bool) or not isinstance(number, int):
+            if not is_whole(number):
                 raise ValueError(f"{name}={number!r} must be an integer.")
         if not 0 < self.n < self.m:
             raise ValueError(f"n={self.n!r} must lie between 0 and m={self.m!r}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Needs
-from lightning_prune.parts import check_counts, check_part, check_seed
+from lightning_prune.parts import check_counts, check_flag, check_part, check_seed, is_number
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.lowest import Global
 from lightning_prune.units import UnitGroup, Units
@@ -57,8 +57,8 @@ class ParticleFilter(Selector):
             raise ValueError(f"selector={self.selector!r} must be one that goes by scores.")
         check_counts(population=self.population, rounds=self.rounds, batches=self.batches)
         check_seed(self.seed)
-        number = isinstance(self.spread, int | float) and not isinstance(self.spread, bool)
-        if not number or not 0 < self.spread < math.inf:
+        check_flag(evolutionary=self.evolutionary)
+        if not is_number(self.spread) or self.spread <= 0:
             raise ValueError(f"spread={self.spread!r} must be a finite number above 0.")
 
     @property

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.averages import averaged_names
 from lightning_prune.compaction import analyse
-from lightning_prune.parts import check_counts
+from lightning_prune.parts import check_counts, is_number
 from lightning_prune.probe import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
@@ -47,15 +47,14 @@ class Coupled(Structure):
     def __post_init__(self) -> None:
         set_patterns(self, "include", "exclude")
         check_counts(round_to=self.round_to)
-        number = isinstance(self.minimum, int | float) and not isinstance(self.minimum, bool)
-        if not number or not (
+        if not is_number(self.minimum) or not (
             0 < self.minimum < 1 or (self.minimum >= 1 and self.minimum == int(self.minimum))
         ):
             raise ValueError(
                 f"minimum={self.minimum!r} must be a whole number of at least 1, or a share below 1."
             )
 
-        if not (isinstance(self.max_seconds, int | float) and self.max_seconds > 0):
+        if not (is_number(self.max_seconds) or self.max_seconds == math.inf) or self.max_seconds <= 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
     @abstractmethod
