@@ -60,14 +60,10 @@ class Observations:
 
     @property
     def unseen(self) -> list[str]:
-        """Names of groups that train, and of which nothing was seen."""
+        """Names of groups of which nothing was seen."""
         if Needs.LOSS in self._criterion.needs:
             return []
-        return [
-            group.name
-            for group in self._groups
-            if not self.seen(group) and any(part.weight.requires_grad for part in group.slices)
-        ]
+        return [group.name for group in self._groups if not self.seen(group)]
 
     def watch_inputs(self) -> InputWatch | None:
         """What looks at activations for these sums, if the criterion needs them."""

@@ -123,6 +123,7 @@ class Pruner:
         units = found.accepted(lambda group: self._refuses(group, shards), f"{criterion!r} with {selector!r}")
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
+        self._left: dict[str, str] = {}  # dense, as nothing was seen of them when they could have been pruned
         self._check_groups(target)
         selector.check(self._share, units)
         self._store = MaskStore(
@@ -199,7 +200,7 @@ class Pruner:
     def remarks(self) -> dict[str, Any]:
         """What a report says beside numbers: plain values."""
         return {
-            "frozen": dict(self.frozen),
+            "frozen": {**self.frozen, **self._left},
             "protected": sorted(self.protected),
             "left_out": self.left_out,
         }
@@ -211,7 +212,7 @@ class Pruner:
 
     @property
     def unseen(self) -> list[str]:
-        """Names of groups that train, and that the next event leaves as they are: nothing was seen of them."""
+        """Names of groups that the next event leaves as they are: nothing was seen of them."""
         return self._seen.unseen
 
     @contextmanager
@@ -313,6 +314,8 @@ class Pruner:
             raise self._unseen(self._selector.needs)
         trial = self._trial(losses, self.needs)
         candidates = self._scorable(trial)
+        reason = f"{self._criterion!r} has seen no step of it"
+        self._left = {group.name: reason for group in self.groups if self._is_left(group)}
         kept = {group.name: self._kept(group) for group in self.groups}
         kept |= {each.group.name: each.kept for each in candidates}
 
@@ -411,6 +414,13 @@ class Pruner:
             raise self._unseen(self._criterion.needs)
         return found
 
+    def _is_left(self, group: UnitGroup) -> bool:
+        """Whether a group that is whole cannot be scored."""
+        if group.name not in self.unseen:
+            return False
+        gone = torch.tensor(int(local(self._kept(group)).logical_not().any()))
+        return int(self._store.shards.add_up(gone)) == 0
+
     def _kept(self, group: UnitGroup) -> Tensor:
         """Which units are still there, read off the masks."""
         part = group.slices[0]
@@ -438,6 +448,8 @@ class Pruner:
         self._store.load_state_dict(saved["masks"])
         self._store.apply_()
         self.protected |= set(saved["protected"])
+        own = {group.name for group in self.groups}
+        self._left = {name: reason for name, reason in saved["frozen"].items() if name in own}
         return self._seen.load_state_dict(saved)
 
 

@@ -186,8 +186,8 @@ class Rounds:
             if unseen and fraction > 0:
                 self._warn_once(
                     trainer,
-                    f"A pruning event left {', '.join(unseen)} alone: {self._parts} has seen no finite step of"
-                    " what trains there since the last one.",
+                    f"A pruning event left {', '.join(unseen)} alone, and took its share of the rest:"
+                    f" {self._parts} has seen no finite step of what trains there since the last one.",
                 )
         if self.agenda.over:
             self._held.clear()

@@ -21,6 +21,7 @@ from torch import nn
 
 from lightning_prune import (
     Channels,
+    Criterion,
     Cubic,
     Exponential,
     Fisher,
@@ -267,10 +268,33 @@ class Turns(Manual):
 def test_layers_of_which_no_step_was_seen_are_named(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("3st"))
     with pytest.warns(
-        UserWarning, match=r"left net\.4\.weight, net\.6\.weight alone: Taylor\(\) .* no finite step"
+        UserWarning, match=r"left net\.4\.weight, net\.6\.weight alone, and .*: Taylor\(\) .* no finite step"
     ):
         fit(tmp_path, Turns(), pruning, max_epochs=2)
     assert pruning.report.removed == 36
+    reason = "Taylor() has seen no step of it"
+    assert pruning.report.frozen == {"net.4.weight": reason, "net.6.weight": reason}
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), Fisher()])
+@pytest.mark.parametrize("kind", ["weights", "2:4"])
+def test_frozen_layers_that_no_gradient_shows_are_named(
+    tmp_path: Path, kind: str, criterion: Criterion
+) -> None:
+    class Transfer(Lit):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[4].requires_grad_(requires_grad=False)
+
+    pruning = KINDS[kind](criterion=criterion, schedule=Linear("1ep", "3ep", every="1ep"))
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    with pytest.warns(UserWarning, match=r"left net\.4\.weight alone, and took its share of the rest"):
+        fit(tmp_path, Transfer(), pruning, keep, enable_checkpointing=True)
+    assert pruning.report.frozen["net.4.weight"] == f"{criterion!r} has seen no step of it"
+    assert pruning.masks["net.4.weight"].all()
+    again = KINDS[kind](criterion=criterion, schedule=Linear("1ep", "3ep", every="1ep"))
+    fit(tmp_path, Transfer(), again, ckpt_path=tmp_path / "epoch=3.ckpt", max_epochs=5)
+    assert again.report.frozen == pruning.report.frozen
 
 
 @pytest.mark.parametrize("later", [{"target": 0.7}, {"structure": Unstructured()}])
