@@ -471,6 +471,10 @@ class PruningCallback(Callback):
         """Under manual optimization they are there now, before the user may clip them."""
         cast(Gathering, self._gathering).after_backward(trainer, pl_module)
 
+    def _stepped(self, trainer: Trainer) -> bool:
+        """Whether the present batch stepped, with however many optimizers: not while gradients accumulate."""
+        return trainer.global_step > self._global_step
+
     # --- what the user sees on the way
 
     def on_train_batch_end(
@@ -482,9 +486,8 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
-        cast(Gathering, self._gathering).end_batch()
-        # one for a batch, however many optimizers stepped; none while gradients accumulate
-        self._rounds.agenda.steps += trainer.global_step > self._global_step
+        cast(Gathering, self._gathering).end_batch(pl_module)
+        self._rounds.agenda.steps += self._stepped(trainer)
         self._global_step = trainer.global_step
         sparsity = self._history.sparsity
         if batch_idx == 0 or sparsity != self._logged:
@@ -519,13 +522,18 @@ class PruningCallback(Callback):
             return self._loaded
         if self._subject.store is None:
             return {}
-        return {
+        state = {
             "version": STATE_VERSION,
             "settings": self._settings(),
             "pruner": self._subject.state_dict(),
             **self._rounds.state_dict(),
             **self._history.state_dict(),
         }
+        trainer = None if self._module is None else self._module._trainer
+        if self._gathering is not None and trainer is not None:
+            # another callback may save it after a step, before this one has counted the step
+            state["agenda"]["steps"] += self._stepped(trainer)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a saved state until the fit begins; in the middle of one, as a tuner does it, takes it over.

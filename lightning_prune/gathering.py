@@ -82,9 +82,11 @@ class Gathering:
             pruner.penalize_(parameters, scale)
         self._store.apply_to_grads_(parameters)
 
-    def end_batch(self) -> None:
-        """Looks at nothing between batches."""
+    def end_batch(self, module: LightningModule) -> None:
+        """Looks at nothing between batches; a loop by hand may have stepped with what is not watched."""
         self._looking.close()
+        if not module.automatic_optimization:
+            self._store.apply_()
 
     def abandon_batch(self) -> None:
         """Ends a look at a batch that did not come to its end: half a step is no observation."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.averages import Average
 from lightning_prune.shards import Shards, Whole, divided_like, is_divided, local
@@ -97,11 +98,22 @@ class MaskStore:
 
     @torch.no_grad()
     def apply_to_state_(self, optimizer: Optimizer) -> None:
-        """Sets what an optimizer remembers of masked weights (momentum, second moments) to 0."""
+        """Sets what an optimizer remembers of masked weights (momentum, second moments, directions) to 0."""
         for name, parameter in self.named(optimizer.state).items():
             for value in optimizer.state[parameter].values():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     self._zero_masked_(value, name)
+        for group in optimizer.param_groups:
+            self._apply_to_lines_(group["params"], optimizer.state)
+
+    def _apply_to_lines_(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> None:
+        """LBFGS keeps all parameters in a line, and all lines with the first of them."""
+        sizes = [parameter.numel() for parameter in parameters]
+        for value in tree_leaves(state.get(parameters[0], {})) if len(parameters) > 1 else ():
+            if torch.is_tensor(value) and value.shape == (sum(sizes),):
+                for parameter, piece in zip(parameters, value.split(sizes), strict=True):
+                    for name in self.named([parameter]):
+                        self._zero_masked_(piece.view(parameter.shape), name)
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
         # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.

@@ -175,7 +175,8 @@ class Rounds:
         losses = self._held.losses(trainer)
         unseen = pruner.unseen
         if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
-            self._warn_once(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.")
+            hint = "" if module.automatic_optimization else " By hand, steps are those of self.optimizers()."
+            self._warn_once(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.{hint}")
             return False
         fraction = self._allowed(event, trainer, training, pruner, history)
         if fraction is not None:

@@ -708,6 +708,19 @@ def test_what_is_told_is_of_the_network_that_was_loaded(tmp_path: Path, kind: st
     assert json.loads(again.report.to_json())["sparsity"] == json.loads(final)["sparsity"]
 
 
+@pytest.mark.parametrize("make", [Lit, Manual])
+def test_a_state_that_is_saved_before_the_callback_has_its_turn_has_the_step(tmp_path: Path, make: Any) -> None:
+    pruning = PruningCallback(0.5, schedule=OneShot("6st"))
+    found: list[tuple[int, int]] = []
+
+    class Saves(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            found.append((pruning.state_dict()["agenda"]["steps"], len(found) + 1))
+
+    fit(tmp_path, seeded(make), Saves(), pruning, Saves(), max_epochs=2)
+    assert [steps for steps, _ in found] == [step for step in range(1, 11) for _ in range(2)]
+
+
 def test_a_name_is_in_the_files_of_the_report(tmp_path: Path) -> None:
     one = PruningCallback(0.5, structure=Unstructured(include="net.0"), schedule=OneShot("1ep"), name="first")
     two = PruningCallback(0.5, structure=Unstructured(exclude="net.0"), schedule=OneShot("1ep"))

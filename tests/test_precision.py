@@ -207,6 +207,97 @@ def test_masked_weights_are_zero_where_the_step_is_of_another_kind(
     assert loose(pruning, model) == 0
 
 
+class Sharpness(SGD):
+    """Steps by hand, as recipes of sharpness-aware minimization do: out, back, then with another optimizer."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, 0.05)
+        self.base = SGD(self.param_groups, 0.05, momentum=0.9)
+
+    @torch.no_grad()
+    def move(self, length: float) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=length)
+
+
+class Sharp(Lit):
+    def __init__(self) -> None:
+        super().__init__(Sharpness)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self.manual_backward(self.loss(batch))
+        optimizer.move(0.05)
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.move(-0.05)
+        optimizer.base.step()
+        optimizer.zero_grad()
+
+
+class Unknown(Lit):
+    """Has an optimizer that Lightning does not know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.own = [SGD(self.parameters(), 0.05, momentum=0.9)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.own[0].zero_grad()
+        self.manual_backward(self.loss(batch))
+        self.own[0].step()
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("make", [Sharp, Unknown])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.* returned .None.:UserWarning")
+@pytest.mark.filterwarnings("ignore:The fit ended before the last pruning event:UserWarning")
+def test_masked_weights_are_zero_after_steps_that_lightning_does_not_see(
+    tmp_path: Path, kind: str, make: Any
+) -> None:
+    pruning = KINDS[kind](schedule=EVENTS)
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            assert loose(pruning, pl_module) == 0
+
+    fit(tmp_path, model := seeded(make), pruning, Looks())
+    assert removed(pruning, kind) == REMOVED[kind]
+    assert loose(pruning, model) == 0
+    with pytest.warns(UserWarning, match=r"no finite step yet\. By hand, steps are those of self\.opt"):
+        fit(tmp_path, seeded(make), KINDS[kind](criterion=Taylor(), schedule=OneShot("1ep")), max_epochs=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_that_an_optimizer_remembers_are_zero_where_masked(tmp_path: Path, kind: str) -> None:
+    """Within a step, too, no masked weight comes alive."""
+    pruning = KINDS[kind](schedule=EVENTS)
+    alive: list[int] = []
+
+    class Looks(Lit):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            alive.append(loose(pruning, self) if pruning.masks else 0)
+            return super().training_step(batch, batch_idx)
+
+    line_search = partial(LBFGS, lr=0.1, max_iter=4, history_size=3, line_search_fn="strong_wolfe")
+    run = fit(tmp_path, model := seeded(lambda: Looks(line_search)), pruning)
+    assert len(alive) > 40
+    assert sum(alive) == 0
+    state = run.optimizers[0].state[next(model.parameters())]
+    named = list(model.named_parameters())
+    for line in (state["d"], *state["old_dirs"], *state["old_stps"]):
+        pieces = line.split([parameter.numel() for _, parameter in named])
+        for (name, parameter), piece in zip(named, pieces, strict=True):
+            if name in pruning.masks:
+                assert not piece.view(parameter.shape)[~pruning.masks[name]].any()
+
+
 # --- recomputation
 
 
