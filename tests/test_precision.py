@@ -211,8 +211,8 @@ class Sharpness(SGD):
     """Steps by hand, as recipes of sharpness-aware minimization do: out, back, then with another optimizer."""
 
     def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, 0.05)
-        self.base = SGD(self.param_groups, 0.05, momentum=0.9)
+        super().__init__(parameters, 0.05, momentum=0.9)
+        self.base = SGD(self.param_groups)
 
     @torch.no_grad()
     def move(self, length: float) -> None:
