@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -61,19 +61,19 @@ class InputWatch:
         self._groups = groups
         self._statistics = statistics
         self._left_out = left_out
-        self._scale = 1.0
+        self._scale: Callable[[], float] = lambda: 1.0
         self._handles: list[RemovableHandle] = []
         self._seen = self._nothing()
         self._waits = False  # in all processes alike
 
     @contextmanager
-    def look(self, batch: int, scale: float) -> Iterator[None]:
+    def look(self, batch: int, scale: Callable[[], float]) -> Iterator[None]:
         """Looks while the block lasts: at one forward and backward pass. An error gives the whole step up.
 
         Args:
             batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
                 while nothing was seen since the last event.
-            scale: What gradients are multiples of: that of the loss.
+            scale: Tells in a backward pass what gradients are multiples of: that of the loss.
         """
         if batch % self._criterion.every == 0 or not self._anything_seen:
             self._hook(scale)
@@ -89,7 +89,7 @@ class InputWatch:
     def _anything_seen(self) -> bool:
         return self._waits or any(int(statistics.count) for statistics in self._statistics.values())
 
-    def _hook(self, scale: float) -> None:
+    def _hook(self, scale: Callable[[], float]) -> None:
         self._scale = scale
         self._waits = True
         for group, layers in self._groups:
@@ -172,7 +172,7 @@ class InputWatch:
     def _look(self, group: UnitGroup, reader: Slice, given: Tensor, grad: Tensor | None) -> tuple[Tensor, int]:
         """What one pass adds for each feature, and of how many examples."""
         inputs = _by_feature(given.to(group.dtype), reader)
-        grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale, reader)
+        grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale(), reader)
         found = self._criterion.look(inputs, grads)
         finite = inputs.isfinite().all()
         return torch.where(finite, found.sum(0), torch.nan), len(found)

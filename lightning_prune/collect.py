@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from inspect import signature
 from typing import Any
 
@@ -63,9 +63,15 @@ class OptimizerWatch:
 
 
 class GradientCopies:
-    """Gradients as backward left them, for loops in which a user may clip them before the step."""
+    """Gradients as backward left them, for loops in which a user may clip them before the step.
 
-    def __init__(self) -> None:
+    Args:
+        together: Disjoint names of parameters that are observed together, when the first of their optimizers
+            steps.
+    """
+
+    def __init__(self, together: Iterable[Set[str]]) -> None:
+        self._together = list(together)
         self._copies: dict[str, Tensor] = {}
 
     def hold(self, grads: Mapping[str, Tensor]) -> None:
@@ -77,8 +83,10 @@ class GradientCopies:
                 self._copies[name] = grad.clone()
 
     def take(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Hands over the copies of these parameters, as far as there are any."""
-        return {name: self._copies.pop(name) for name in names if name in self._copies}
+        """Hands over the copies of these parameters, and of what belongs to them, as far as there are any."""
+        stepping = set(names)
+        taken = [name for group in self._together if group & stepping for name in group & self._copies.keys()]
+        return {name: self._copies.pop(name) for name in taken}
 
     def release(self) -> None:
         """Forgets all copies."""

@@ -15,6 +15,7 @@ from lightning_prune.criteria import Needs
 from lightning_prune.masks import MaskStore
 from lightning_prune.pruner import Pruner
 from lightning_prune.trainers import loss_scale, will_step
+from lightning_prune.units import UnitGroup
 
 
 class Gathering:
@@ -34,7 +35,7 @@ class Gathering:
         self._store = store
         self._agenda = agenda
         self._watch = OptimizerWatch(store)
-        self._copies = GradientCopies()
+        self._copies = GradientCopies([] if pruner is None else _together(pruner.groups))
         self._inputs = None if pruner is None else pruner.watch_inputs()
         self._looking = ExitStack()
         self.watch(optimizers)
@@ -47,8 +48,9 @@ class Gathering:
         """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
         if self._inputs is not None and not self._agenda.over:
             # the loss that is trained on is the mean over processes, of which each goes back through its own
-            scale = loss_scale(trainer) * trainer.world_size
-            self._looking.enter_context(self._inputs.look(batch, scale))
+            self._looking.enter_context(
+                self._inputs.look(batch, lambda: loss_scale(trainer) * trainer.world_size)
+            )
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Under manual optimization the user may clip before the next hook, so it happens here."""
@@ -103,3 +105,15 @@ class Gathering:
         """What is told of training steps, until the last event, if its criterion needs that."""
         pruner = None if self._agenda.over else self._pruner
         return pruner if pruner is not None and need in pruner.needs else None
+
+
+def _together(groups: Iterable[UnitGroup]) -> list[set[str]]:
+    """Names of parameters in disjoint sets: those of a group are in one."""
+    found: list[set[str]] = []
+    for group in groups:
+        names = {part.name for part in group.slices}
+        found = [
+            *(each for each in found if not each & names),
+            names.union(*(each for each in found if each & names)),
+        ]
+    return found

@@ -228,7 +228,7 @@ class Pruner:
             scale: What gradients are multiples of: that of the loss.
         """
         inputs = self.watch_inputs()
-        with nullcontext() if inputs is None else inputs.look(batch, scale):
+        with nullcontext() if inputs is None else inputs.look(batch, lambda: scale):
             yield
         if inputs is not None:
             inputs.end_step()

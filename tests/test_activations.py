@@ -411,6 +411,27 @@ def test_gradients_are_unscaled(tmp_path: Path) -> None:
     assert float((one * other).sum() / one.square().sum()) == pytest.approx(1, rel=0.02)
 
 
+def test_gradients_are_unscaled_where_the_scale_changes_within_a_batch(tmp_path: Path) -> None:
+    class Twice(Lit):
+        def __init__(self) -> None:
+            super().__init__(lambda parameters: torch.optim.SGD(parameters, 0.0))
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+    plain = fitted(tmp_path, ActivationTaylor(every=1), seeded(Twice))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    scaled = fitted(tmp_path, ActivationTaylor(every=1), seeded(Twice), plugins=plugins)
+    one, other = plain[0]["net.4"]["features"], scaled[0]["net.4"]["features"]
+    assert float((one * other).sum() / one.square().sum()) == pytest.approx(1, rel=0.02)
+
+
 class ByHand(Lit):
     """Hands its optimizer a closure under manual optimization."""
 

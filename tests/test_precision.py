@@ -24,6 +24,7 @@ from lightning_prune import (
     APoZ,
     Channels,
     Criterion,
+    Fisher,
     Linear,
     OneShot,
     PruningCallback,
@@ -296,6 +297,38 @@ def test_directions_that_an_optimizer_remembers_are_zero_where_masked(tmp_path: 
         for (name, parameter), piece in zip(named, pieces, strict=True):
             if name in pruning.masks:
                 assert not piece.view(parameter.shape)[~pruning.masks[name]].any()
+
+
+class Split(Manual):
+    """Matrices and what is one number a unit learn by optimizers of their own."""
+
+    def configure_optimizers(self) -> Any:
+        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters() if parameter.ndim == 1]
+        return [SGD(matrices, self.lr), SGD(others, self.lr)]
+
+
+class Whole(Split):
+    def configure_optimizers(self) -> Any:
+        return [SGD(self.parameters(), self.lr)]
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return [super().optimizers(use_pl_optimizer)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("criterion", [Taylor(), Fisher()])
+def test_units_whose_weights_several_optimizers_step_are_observed(
+    tmp_path: Path, kind: str, criterion: Criterion
+) -> None:
+    """As with one optimizer, exactly."""
+    found = []
+    for make in (Split, Whole):
+        pruning = KINDS[kind](criterion=criterion, schedule=EVENTS)
+        fit(tmp_path, model := seeded(make), pruning)
+        found.append({**model.state_dict(), **pruning.masks})
+        assert removed(pruning, kind) == REMOVED[kind]
+    assert same(*found)
 
 
 # --- recomputation
