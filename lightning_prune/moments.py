@@ -77,7 +77,7 @@ class Horizon:
     Args:
         epochs: Epochs in all; ``None`` without a limit.
         steps: Limit in optimizer steps; ``None`` without one.
-        steps_per_epoch: Optimizer steps in an epoch; ``None`` if the data have no length.
+        steps_per_epoch: Optimizer steps in an epoch; ``None`` if the data have no length, or it changes.
     """
 
     epochs: int | None
@@ -166,8 +166,8 @@ class Grid:
         whole = self.horizon.epochs if self.unit is Unit.EPOCH else self.horizon.length
         if whole is None:
             raise ValueError(
-                f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data"
-                ' that have a length, or max_steps; or count in "ep" or "st".'
+                f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data that have a"
+                ' length, and accumulation that does not change, or max_steps; or count in "ep" or "st".'
             )
         return moment.value * whole
 
@@ -180,7 +180,7 @@ class Grid:
         if self.horizon.steps_per_epoch is None:
             raise ValueError(
                 f"{moment.text} cannot be turned into optimizer steps, since the training data have no"
-                ' length: count every moment in "ep", or every one in "st".'
+                ' length, or accumulation changes: count every moment in "ep", or every one in "st".'
             )
         return self.horizon.steps_per_epoch
 

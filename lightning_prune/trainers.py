@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
@@ -31,12 +31,23 @@ def horizon(trainer: Trainer) -> Horizon:
     """How long the fit is."""
     batches = trainer.num_training_batches
     optimizers = max(1, len(trainer.optimizers))
+    accumulated = _accumulated(trainer)
     return Horizon(
         epochs=training_epochs(trainer),
         # max_steps counts the steps of every optimizer
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
-        steps_per_epoch=None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches),
+        steps_per_epoch=None
+        if math.isinf(batches) or len({*accumulated}) > 1
+        else math.ceil(batches / accumulated[0]),
     )
+
+
+def _accumulated(trainer: Trainer) -> list[int]:
+    """How many batches make a step, from the first epoch on."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return [callback.scheduling[epoch] for epoch in sorted(callback.scheduling)]
+    return [trainer.accumulate_grad_batches]
 
 
 def training_epochs(trainer: Trainer) -> int | None:
@@ -87,7 +98,7 @@ def first_look(trainer: Trainer, unit: Unit) -> int:
         return 1  # or the clock says when, or the end of the data
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return 1  # and nothing is judged
-    return math.ceil(min(epoch, validation) / trainer.accumulate_grad_batches)
+    return math.ceil(min(epoch, validation) / _accumulated(trainer)[0])
 
 
 def loss_scale(trainer: Trainer) -> float:

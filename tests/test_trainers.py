@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lit import Lit, Manual, digits, fit, trainer
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -18,6 +18,7 @@ from lightning_prune import (
     Linear,
     OneShot,
     PruningCallback,
+    Schedule,
     Steps,
     Structure,
     Unstructured,
@@ -42,6 +43,27 @@ class Watch(Callback):
 
 
 # --- steps: 5 batches an epoch, and what is left over at its end is a step too
+
+
+def test_accumulation_by_a_callback_is_known_before_the_fit(tmp_path: Path) -> None:
+    """Five batches an epoch: two steps."""
+    pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep", every="1st"))
+    fit(tmp_path, Lit(), GradientAccumulationScheduler({0: 4}), pruning)
+    assert [(entry.epoch, entry.step) for entry in pruning.report.history][-1] == (3, 6)
+    assert pruning.report.removed == 2420
+
+
+@pytest.mark.parametrize("schedule", [Linear("1ep", "3ep", every="1st"), Cubic("2st", "50%", every="2st")])
+def test_steps_are_no_part_of_epochs_where_accumulation_changes(tmp_path: Path, schedule: Schedule) -> None:
+    changing = GradientAccumulationScheduler({2: 4})
+    run = trainer(tmp_path, PruningCallback(0.5, schedule=schedule), changing)
+    with pytest.raises(ValueError, match=r"accumulation (changes|that does not change)"):
+        run.fit(Lit(), digits())
+    assert run.global_step == 0
+    for alike in (Linear("1ep", "3ep", every="1ep"), Linear("2st", "6st", every="2st")):
+        pruning = PruningCallback(0.5, schedule=alike)
+        fit(tmp_path, Lit(), pruning, GradientAccumulationScheduler({2: 4}))
+        assert pruning.report.removed == 2420
 
 
 @pytest.mark.parametrize(
