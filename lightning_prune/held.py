@@ -103,6 +103,11 @@ def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
             loss_of(trainer)(twin, batch)
     except NoLossError:
         return False
+    except Exception as error:  # a user's step may raise anything
+        raise ValueError(
+            f"training_step does not run outside the loop ({error!r}), where the loss is asked for: take parts"
+            " that do not ask for it."
+        ) from error
     return True
 
 

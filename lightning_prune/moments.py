@@ -166,8 +166,8 @@ class Grid:
         whole = self.horizon.epochs if self.unit is Unit.EPOCH else self.horizon.length
         if whole is None:
             raise ValueError(
-                f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data that have a"
-                ' length, and accumulation that does not change, or max_steps; or count in "ep" or "st".'
+                f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data that have"
+                ' a length and accumulation that does not change, or max_steps; or count in "ep" or "st".'
             )
         return moment.value * whole
 

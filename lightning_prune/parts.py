@@ -60,8 +60,8 @@ def check_seed(seed: int) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not is_whole(seed) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number from 0 on, below 2**63.")
+    if not is_whole(seed):
+        raise ValueError(f"seed={seed!r} must be an integer of at most 63 bits.")
 
 
 def check_flag(**arguments: bool) -> None:

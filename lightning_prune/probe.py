@@ -68,12 +68,16 @@ class ForwardProbe(Probe):
 
     def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
         """The same arguments."""
-        others = [other.to(target) for other in self.others]
-        return ForwardProbe(transfer(self.arguments, target), transfer(self.keywords, target), others)
+        probe = self.with_others(*(other.to(target) for other in self.others))
+        probe.arguments = transfer(self.arguments, target)
+        probe.keywords = transfer(self.keywords, target)
+        return probe
 
     def with_others(self, *others: Probe) -> ForwardProbe:
         """The same pass, with others that have to run."""
-        return ForwardProbe(self.arguments, self.keywords, others)
+        probe = copy.copy(self)
+        probe.others = others
+        return probe
 
 
 class Deadline:

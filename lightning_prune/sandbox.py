@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.collect import ExampleCapture
@@ -53,9 +56,17 @@ class _Idle:
     def __iter__(self) -> Iterator[Any]:
         return iter(())
 
+    def __getitem__(self, key: Any) -> Any:
+        return _Idle()
+
 
 class _Still(_Idle):
-    """An optimizer that changes nothing, but lets a closure work out its loss."""
+    """An optimizer that changes nothing, but lets its settings be read, and a closure work out its loss."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.param_groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
 
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
         return None if closure is None else closure()
@@ -73,6 +84,25 @@ class _Onlooker:
         return getattr(self._trainer, name)
 
 
+class ForwardInFit(ForwardProbe):
+    """Calls ``forward`` of a copy of a module in a fit, which may read from its Trainer.
+
+    Args:
+        trainer: The module's; it is read and nothing else.
+        example: As for :class:`ForwardProbe`.
+        keywords: The same.
+    """
+
+    def __init__(self, trainer: Trainer, example: Any, keywords: Mapping[str, Any] | None = None) -> None:
+        super().__init__(example, keywords)
+        self._trainer = trainer
+
+    def __call__(self, model: nn.Module) -> Any:
+        """The model's outputs."""
+        _detach(model, self._trainer)
+        return super().__call__(model)
+
+
 class TrainingStep(Probe):
     """Runs ``training_step`` on one batch, up to its first manual backward pass.
 
@@ -88,13 +118,13 @@ class TrainingStep(Probe):
     def __call__(self, model: nn.Module) -> Any:
         """What ``training_step`` returns, or the loss that it wanted to go back from."""
         assert isinstance(model, LightningModule)
-        self._detach(model)
+        _detach(model, self._trainer)
         # by position, as Lightning gives it: a second argument may have any name
         given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
         failure: Exception | None = None
         batch = tree_map(lambda leaf: leaf.clone() if torch.is_tensor(leaf) else leaf, self._batch)
-        with isolate_rng():  # which restores nothing after an exception
+        with isolate_rng(), _dtype_of(model):  # of which the first restores nothing after an exception
             try:
                 result = model.training_step(batch, *given)
             except _StopError as stop:
@@ -109,23 +139,38 @@ class TrainingStep(Probe):
         """The same batch."""
         return TrainingStep(self._trainer, transfer(self._batch, target))
 
-    def _detach(self, model: LightningModule) -> None:
-        """Takes a copied module out of the loop: whatever it calls there does nothing."""
-        optimizers = [_Still() for _ in self._trainer.optimizers]
-        for module in model.modules():
-            if isinstance(module, LightningModule):
-                vars(module).update(
-                    _trainer=_Onlooker(self._trainer),
-                    log=_Idle(),
-                    log_dict=_Idle(),
-                    manual_backward=_stop,
-                    optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
-                    lr_schedulers=_Idle(),
-                    toggle_optimizer=_Idle(),
-                    untoggle_optimizer=_Idle(),
-                    toggled_optimizer=_Idle(),
-                    clip_gradients=_Idle(),
-                )
+
+def _detach(copy: nn.Module, trainer: Trainer) -> None:
+    """Takes a copied module out of the loop: whatever it calls there does nothing."""
+    assert copy is not trainer.lightning_module
+    optimizers = [_Still(optimizer) for optimizer in trainer.optimizers]
+    for module in copy.modules():
+        if isinstance(module, LightningModule):
+            vars(module).update(
+                _trainer=_Onlooker(trainer),
+                log=_Idle(),
+                log_dict=_Idle(),
+                manual_backward=_stop,
+                optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
+                lr_schedulers=_Idle(),
+                toggle_optimizer=_Idle(),
+                untoggle_optimizer=_Idle(),
+                toggled_optimizer=_Idle(),
+                clip_gradients=_Idle(),
+            )
+
+
+@contextmanager
+def _dtype_of(model: nn.Module) -> Iterator[None]:
+    """What a step makes is of the type of the weights, as precisions that convert them see to in a fit."""
+    before = torch.get_default_dtype()
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), before)
+    try:
+        if before == torch.float32:  # or somebody has chosen another one
+            torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _stop(loss: Any, *args: Any, **kwargs: Any) -> None:
@@ -148,11 +193,11 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     example, failures = module.example_input_array, []
     for few in trials:
         step = TrainingStep(trainer, few())
-        capture, failure = _watched(step, module, _Capture)
+        capture, failure = _watched(step, module, partial(_Capture, trainer))
         if failure is not None:
             failures.append(failure)
             continue
-        forward = capture.probe if example is None else _own(module, example)
+        forward = capture.probe if example is None else _own(trainer, module, example)
         return step if forward is None else forward.with_others(step)
     if example is None:
         raise ValueError(
@@ -160,7 +205,7 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
             " module an example_input_array."
         )
     rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failures[-1]!r}.")
-    return _own(module, example)
+    return _own(trainer, module, example)
 
 
 def loss_of(trainer: Trainer) -> LossOf:
@@ -191,7 +236,7 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
     Raises:
         ValueError: If the step does not run outside the loop, or does not call ``forward``.
     """
-    capture, failure = _watched(TrainingStep(trainer, batch), module, _Capture)
+    capture, failure = _watched(TrainingStep(trainer, batch), module, partial(_Capture, trainer))
     if capture.probe is None:  # a step may also fail after its call of forward
         why = "it does not call forward" if failure is None else repr(failure)
         raise ValueError(
@@ -230,9 +275,9 @@ def _watched(
     return watching, None
 
 
-def _own(module: LightningModule, example: Any) -> ForwardProbe:
+def _own(trainer: Trainer, module: LightningModule, example: Any) -> ForwardProbe:
     """A pass on the module's ``example_input_array``, once it has been tried."""
-    probe = ForwardProbe(at_home(example, module))
+    probe = ForwardInFit(trainer, at_home(example, module))
     twin = twin_of(module)
     try:
         with evaluating(twin):
@@ -248,12 +293,13 @@ def _own(module: LightningModule, example: Any) -> ForwardProbe:
 class _Capture:
     """What a module's ``forward`` is first called with."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, trainer: Trainer, module: nn.Module) -> None:
         self.probe: ForwardProbe | None = None
+        self._trainer = trainer
         self._handle = module.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.probe = ForwardProbe(args, kwargs)
+        self.probe = ForwardInFit(self._trainer, args, kwargs)
         self._handle.remove()
 
 

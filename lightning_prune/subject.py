@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -175,6 +176,10 @@ class Subject:
         assert self.pruner is not None
         model = cast(nn.Module, self.model)
         dense = twin_of(model)
+        if isinstance(model, LightningModule):
+            cast(
+                LightningModule, dense
+            ).trainer = model.trainer  # which forward may read from, and a copy has not
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))
