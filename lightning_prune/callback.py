@@ -237,8 +237,7 @@ class PruningCallback(Callback):
         if self._loaded is not None and self._loaded["agenda"]["steps"] > trainer.global_step:
             # before this fit a tuner saved, and brought back, what an earlier one left: no place in this one
             self._loaded = self._loaded | self._rounds.state_dict()
-        if self.compact:
-            check_own_process(trainer)
+        check_own_process(trainer, self.compact)
         self._rounds.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._logged = None

@@ -90,6 +90,10 @@ class Trial:
             for batch in self._batches[:batches]:
                 yield self._losses.loss(self._network, batch)
 
+    def joint(self, value: Tensor) -> Tensor:
+        """The mean over all processes of what each has found on its part of a batch."""
+        return self.mean(value, 1)
+
     def mean(self, totals: Tensor, batches: int) -> Tensor:
         """Sums over some batches in this process, made means over those in all processes."""
         count = torch.tensor(float(batches), device=totals.device)

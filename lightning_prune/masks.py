@@ -134,13 +134,15 @@ class MaskStore:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over saved masks, also of parameters that had none.
+        """Takes over saved masks, of parameters that had none as far as they mask anything.
 
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
         """
         for name, mask in self.unpacked(state).items():
             if name not in self._masks:
+                if unpack(state[name]["bits"], tuple(state[name]["shape"])).all():
+                    continue
                 self._masks[name] = self._fresh(name)
             local(self._masks[name]).copy_(mask)
 

@@ -112,7 +112,8 @@ class Subject:
         Raises:
             ValueError: If its masks are not those of this network; nothing has changed then.
         """
-        store = MaskStore(model, (), shards_of(model))
+        present = [name for name, _ in model.named_parameters() if name in state["masks"]]
+        store = MaskStore(model, present, shards_of(model))
         store.load_state_dict(state["masks"])
         store.apply_()
         self.forget()

@@ -40,11 +40,11 @@ JOINT: dict[str, Callable[[], PruningCallback]] = {
     "channels": lambda: PruningCallback(0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE),
     "pattern": lambda: PruningCallback(criterion=Gradient(), selector=NofM(2, 4), schedule=SCHEDULE),
     "activations": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=SCHEDULE),
-}
-RESUMED = JOINT | {
     "losses": lambda: PruningCallback(
         0.4, criterion=OptimalBrainDamage(batches=2), structure=Channels(), schedule=SCHEDULE
     ),
+}
+RESUMED = JOINT | {
     "rewind": lambda: PruningCallback(0.8, criterion=Taylor(), schedule=SCHEDULE, rewind=Rewind("1st")),
     "guard": lambda: PruningCallback(
         0.8, schedule=Cubic("1ep", "2ep"), guard=Guard("loss", "min", max_drop=0.5, patience=1)

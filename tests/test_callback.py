@@ -314,6 +314,18 @@ def test_a_lower_target_brings_nothing_back(tmp_path: Path) -> None:
     assert again.report.removed == pruning.report.removed == round(0.8 * SIZE)
 
 
+def test_what_another_structure_covered_does_not_count_unless_it_is_masked(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"target": 0.5, "schedule": OneShot("2ep")}
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(tmp_path, Lit(), PruningCallback(**settings, structure=Channels()), keep, enable_checkpointing=True)
+    for epoch, others in ((0, False), (2, True)):
+        again = PruningCallback(**settings)
+        fit(tmp_path, Lit(), again, ckpt_path=tmp_path / f"epoch={epoch}.ckpt", max_epochs=5)
+        assert ("net.1.bias" in again.masks) == others
+        assert (again.report.removed == 2420) == (not others)
+        assert int((~again.masks["net.4.weight"]).sum()) > 1000
+
+
 def test_a_layer_that_is_excluded_on_resume_stays_masked(tmp_path: Path) -> None:
     run_to_the_end(tmp_path, PruningCallback(0.8, schedule=OneShot("1ep")), 3)
     again = PruningCallback(0.8, structure=Unstructured(exclude="net.4"), schedule=OneShot("1ep"))

@@ -636,6 +636,12 @@ def test_strategies_under_which_it_cannot_work_are_refused(tmp_path: Path, strat
     assert why in run.stderr
 
 
+def test_a_fit_whose_processes_do_not_come_back_says_what_is_lost(tmp_path: Path) -> None:
+    run = two_ranks(tmp_path, "ddp_spawn")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("the PruningCallback here will have neither masks nor a report") == 1
+
+
 @pytest.mark.parametrize("structure", [Channels(), Unstructured()])
 def test_the_report_counts_what_forward_is_given_by_name(tmp_path: Path, structure: Any) -> None:
     class Named(Lit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit import Lit, fit, seeded
+from torch.optim import SGD
 
 import lightning_prune
 from lightning_prune import Channels, Global, PruningCallback
 
 
 class Configured(Lit):
-    """ModelParallelStrategy wants to be told how, which is another matter."""
+    """ModelParallelStrategy wants to be told how, which is another matter; what spawns has to pickle it."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(SGD, lr=0.05, momentum=0.9))
 
     def configure_model(self) -> None:
         pass
@@ -41,7 +46,11 @@ if __name__ == "__main__":
     model = seeded(Configured)
     criterion = getattr(lightning_prune, sys.argv[3])()
     callback = PruningCallback(
-        0.5, criterion=criterion, structure=Channels(), selector=Global(budget="macs"), compact=True
+        0.5,
+        criterion=criterion,
+        structure=Channels(),
+        selector=Global(budget="macs"),
+        compact=name != "ddp_spawn",
     )
     keep = Keep(callback)
     trainer = fit(folder, model, callback, keep, strategy=strategy, devices=2)

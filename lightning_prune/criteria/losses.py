@@ -168,7 +168,7 @@ class OptimalBrainDamage(LossCriterion):
         estimate, draws = _ESTIMATORS[self.estimator], torch.Generator().manual_seed(self.seed)
         for loss in tracked(trial.differentiable(batches), repr(self), trial.progress, batches):
             signs = ([_signs(weight, draws) for weight in chosen] for _ in range(self.probes))
-            for total, found in zip(totals, estimate(loss, chosen, signs), strict=True):
+            for total, found in zip(totals, estimate(loss, chosen, signs, trial), strict=True):
                 total.add_(found)
         means = [trial.mean(total, batches) for total in totals]
         curvature = dict(zip(weights, means, strict=True))
@@ -179,7 +179,9 @@ class OptimalBrainDamage(LossCriterion):
         return scores
 
 
-def _exact(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+def _exact(
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+) -> list[Tensor]:
     diagonals = []
     for weight, grad in zip(weights, _gradients(loss, weights, twice=True), strict=True):
         diagonal = torch.zeros_like(grad)
@@ -189,7 +191,9 @@ def _exact(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Ten
     return diagonals
 
 
-def _hutchinson(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+def _hutchinson(
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+) -> list[Tensor]:
     grads = _gradients(loss, weights, twice=True)
     products = []
     for vectors in signs:
@@ -199,11 +203,13 @@ def _hutchinson(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequenc
     return [torch.stack(each).mean(0) for each in zip(*products, strict=True)]
 
 
-def _fisher(loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    return [_fine(grad).square() for grad in _gradients(loss, weights)]
+def _fisher(
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+) -> list[Tensor]:
+    return [trial.joint(_fine(grad)).square() for grad in _gradients(loss, weights)]
 
 
-_Estimator: TypeAlias = Callable[[Tensor, Sequence[Tensor], Iterable[Sequence[Tensor]]], list[Tensor]]
+_Estimator: TypeAlias = Callable[[Tensor, Sequence[Tensor], Iterable[Sequence[Tensor]], Trial], list[Tensor]]
 _ESTIMATORS: dict[str, _Estimator] = {"exact": _exact, "hutchinson": _hutchinson, "fisher": _fisher}
 
 
