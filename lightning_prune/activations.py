@@ -112,18 +112,18 @@ class InputWatch:
             for name, sums in self._statistics.items()
         }
 
-    def end_step(self, taken: bool = True, add_up: AddUp = lambda tensor: tensor) -> None:
+    def end_step(self, taken: Callable[[], bool] = lambda: True, add_up: AddUp = lambda tensor: tensor) -> None:
         """Adds what was seen since the last step to the statistics, if all of it is finite.
 
         Args:
-            taken: Whether the step is; one that is not counts as if something were nan.
+            taken: Is asked whether the step is; one that is not counts as if something were nan.
             add_up: Gives the sum of a tensor over all processes, which look at the same time.
         """
         if not self._waits:
             return
         names = list(self._seen)
         found = [self._seen[name].features.to(self._left_out.device) for name in names]
-        features = add_up(torch.cat(found) + (0 if taken else torch.nan))
+        features = add_up(torch.cat(found) + (0 if taken() else torch.nan))
         counts = add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
         self.forget()
         valid = bool(features.isfinite().all())  # where one process has inf or nan, all have

@@ -314,9 +314,8 @@ class PruningCallback(Callback):
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         assert self._subject.model is not None
-        if (self.rewind is not None or self.guard is not None) and averages_beside(
-            trainer, self._subject.model
-        ):
+        averages = averages_beside(trainer, self._subject.model)
+        if averages and (self.rewind is not None or self.guard is not None):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
                 " those that were given up: take one or the other."

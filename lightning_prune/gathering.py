@@ -77,7 +77,7 @@ class Gathering:
         if self._inputs is not None:
             if first:
                 add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-                self._inputs.end_step(will_step(trainer), add_up)
+                self._inputs.end_step(partial(will_step, trainer), add_up)
             else:
                 self._inputs.forget()  # a closure goes through the batch once more
         if (pruner := self._observer(Needs.NOTHING)) is not None:

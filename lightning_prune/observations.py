@@ -59,11 +59,15 @@ class Observations:
         return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
 
     @property
-    def unseen(self) -> list[str]:
-        """Names of groups of which nothing was seen."""
+    def unseen(self) -> dict[str, bool]:
+        """Names of groups of which nothing was seen, and whether they train."""
         if Needs.LOSS in self._criterion.needs:
-            return []
-        return [group.name for group in self._groups if not self.seen(group)]
+            return {}
+        return {
+            group.name: any(part.weight.requires_grad for part in group.slices)
+            for group in self._groups
+            if not self.seen(group)
+        }
 
     def watch_inputs(self) -> InputWatch | None:
         """What looks at activations for these sums, if the criterion needs them."""

@@ -211,8 +211,8 @@ class Pruner:
         return self._seen.ready
 
     @property
-    def unseen(self) -> list[str]:
-        """Names of groups that the next event leaves as they are: nothing was seen of them."""
+    def unseen(self) -> dict[str, bool]:
+        """Names of groups that the next event leaves as they are, and whether they train: nothing was seen."""
         return self._seen.unseen
 
     @contextmanager

@@ -184,11 +184,13 @@ class Rounds:
             self.agenda.handle(epoch, event, fraction)
             self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
-            if unseen and fraction > 0:
+            # what is frozen may yet thaw
+            left = [name for name, trains in unseen.items() if trains or self.agenda.over]
+            if left and fraction > 0:
                 self._warn_once(
                     trainer,
-                    f"A pruning event left {', '.join(unseen)} alone, and took its share of the rest:"
-                    f" {self._parts} has seen no finite step of what trains there since the last one.",
+                    f"A pruning event left {', '.join(left)} alone, and took its share of the rest:"
+                    f" {self._parts} has seen no finite step of them since the last one.",
                 )
         if self.agenda.over:
             self._held.clear()

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -181,7 +181,7 @@ def check_own_process(trainer: Trainer, compact: bool) -> None:
         compact: Whether the module is to be shrunk; this process's keeps its shapes.
 
     Raises:
-        ValueError: If so, and it is to be shrunk; without that, a warning says what is lost.
+        ValueError: If so, and it is to be shrunk; without that, the log says what is lost.
     """
     if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         return
@@ -190,7 +190,7 @@ def check_own_process(trainer: Trainer, compact: bool) -> None:
             "compact=True shrinks the module of the process that trains it, which does not come back from a"
             " strategy that spawns or forks: use strategy='ddp' or a single device."
         )
-    rank_zero_warn(
+    rank_zero_info(
         "The processes of a strategy that spawns or forks do not come back: the PruningCallback here will have"
         " neither masks nor a report, and another fit would begin as if dense. Go on from a checkpoint that the"
         " fit saves, or use strategy='ddp'."
