@@ -109,11 +109,9 @@ class Gathering:
 
 def _together(groups: Iterable[UnitGroup]) -> list[set[str]]:
     """Names of parameters in disjoint sets: those of a group are in one."""
-    found: list[set[str]] = []
+    sets: dict[str, set[str]] = {}
     for group in groups:
         names = {part.name for part in group.slices}
-        found = [
-            *(each for each in found if not each & names),
-            names.union(*(each for each in found if each & names)),
-        ]
-    return found
+        joined = names.union(*(sets[name] for name in names & sets.keys()))
+        sets |= dict.fromkeys(joined, joined)
+    return list({id(each): each for each in sets.values()}.values())
