@@ -546,7 +546,8 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
-        self._loaded = None
+        if self._module is not pl_module:
+            self._loaded = None
         self._gathering = None
         self._module = pl_module
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
