@@ -546,8 +546,7 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
-        if self._module is not pl_module:
-            self._loaded = None
+        self._loaded = None
         self._gathering = None
         self._module = pl_module
         if stage == TrainerFn.FITTING and self._subject.model is not pl_module:

@@ -733,26 +733,6 @@ def test_a_state_that_is_saved_before_the_callback_has_its_turn_has_the_step(tmp
     assert [steps for steps, _ in found] == [step for step in range(1, 11) for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fit_goes_on_from_the_network_that_was_loaded(tmp_path: Path, kind: str) -> None:
-    """An earlier checkpoint was looked at, twice, and is trained on."""
-    pruning = KINDS[kind](schedule=OneShot("2ep"))
-    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    run = fit(tmp_path, model := seeded(Lit), pruning, keep, enable_checkpointing=True)
-    final = pruning.report.removed
-    run.validate(model, digits(), ckpt_path=tmp_path / "epoch=1.ckpt")
-    run.validate(model, digits())
-    assert pruning.report.removed == 0
-    seen: list[int] = []
-
-    class Looks(Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            seen.append(pruning.report.removed)
-
-    fit(tmp_path, model, pruning, Looks())
-    assert seen == 10 * [0] + 10 * [final]
-
-
 def test_a_name_is_in_the_files_of_the_report(tmp_path: Path) -> None:
     one = PruningCallback(0.5, structure=Unstructured(include="net.0"), schedule=OneShot("1ep"), name="first")
     two = PruningCallback(0.5, structure=Unstructured(exclude="net.0"), schedule=OneShot("1ep"))
