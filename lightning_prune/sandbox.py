@@ -13,75 +13,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.collect import ExampleCapture
 from lightning_prune.losses import LossOf
 from lightning_prune.probe import ForwardProbe, Probe, at_home, evaluating, transfer, twin_of
+from lightning_prune.standins import BackwardError, detach_
 
 _Watch = TypeVar("_Watch")
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
 
 
-class _StopError(Exception):
-    """``training_step`` came to its first backward pass."""
-
-    def __init__(self, loss: Any) -> None:
-        super().__init__()
-        self.loss = loss
-
-
 class NoLossError(ValueError):
     """``training_step`` skips a batch."""
-
-
-class _Idle:
-    """A scheduler or a logger that does nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Idle()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _Idle()
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        return None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def __getitem__(self, key: Any) -> Any:
-        return _Idle()
-
-
-class _Still(_Idle):
-    """An optimizer that changes nothing, but lets its settings be read, and a closure work out its loss."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.param_groups = [
-            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-        ]
-
-    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        return None if closure is None else closure()
-
-
-class _Onlooker:
-    """A Trainer to read from, whose loggers do nothing."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self.logger = _Idle()
-        self.loggers: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trainer, name)
 
 
 class ForwardInFit(ForwardProbe):
@@ -99,7 +43,7 @@ class ForwardInFit(ForwardProbe):
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's outputs."""
-        _detach(model, self._trainer)
+        detach_(model, self._trainer)
         return super().__call__(model)
 
 
@@ -118,7 +62,7 @@ class TrainingStep(Probe):
     def __call__(self, model: nn.Module) -> Any:
         """What ``training_step`` returns, or the loss that it wanted to go back from."""
         assert isinstance(model, LightningModule)
-        _detach(model, self._trainer)
+        detach_(model, self._trainer)
         # by position, as Lightning gives it: a second argument may have any name
         given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
@@ -127,7 +71,7 @@ class TrainingStep(Probe):
         with isolate_rng(), _dtype_of(model):  # of which the first restores nothing after an exception
             try:
                 result = model.training_step(batch, *given)
-            except _StopError as stop:
+            except BackwardError as stop:
                 result = stop.loss
             except Exception as error:  # a user's step may raise anything
                 failure = error
@@ -138,26 +82,6 @@ class TrainingStep(Probe):
     def to(self, target: torch.dtype | torch.device) -> TrainingStep:
         """The same batch."""
         return TrainingStep(self._trainer, transfer(self._batch, target))
-
-
-def _detach(copy: nn.Module, trainer: Trainer) -> None:
-    """Takes a copied module out of the loop: whatever it calls there does nothing."""
-    assert copy is not trainer.lightning_module
-    optimizers = [_Still(optimizer) for optimizer in trainer.optimizers]
-    for module in copy.modules():
-        if isinstance(module, LightningModule):
-            vars(module).update(
-                _trainer=_Onlooker(trainer),
-                log=_Idle(),
-                log_dict=_Idle(),
-                manual_backward=_stop,
-                optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
-                lr_schedulers=_Idle(),
-                toggle_optimizer=_Idle(),
-                untoggle_optimizer=_Idle(),
-                toggled_optimizer=_Idle(),
-                clip_gradients=_Idle(),
-            )
 
 
 @contextmanager
@@ -171,10 +95,6 @@ def _dtype_of(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _stop(loss: Any, *args: Any, **kwargs: Any) -> None:
-    raise _StopError(loss)
 
 
 def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:

@@ -1,0 +1,90 @@
+"""Stand-ins for what a LightningModule reaches in a fit, so that a copy of it can run outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+
+class BackwardError(Exception):
+    """``training_step`` came to its first backward pass."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class _Idle:
+    """A scheduler or a logger that does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Idle()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _Idle()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __getitem__(self, key: Any) -> Any:
+        return _Idle()
+
+
+class _Still(_Idle):
+    """An optimizer that changes nothing, but lets its settings be read, and a closure work out its loss."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.param_groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        return None if closure is None else closure()
+
+
+class _Onlooker:
+    """A Trainer to read from, whose loggers do nothing."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.logger = _Idle()
+        self.loggers: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+
+def detach_(copy: nn.Module, trainer: Trainer) -> None:
+    """Takes a copied module out of the loop: whatever it calls there does nothing."""
+    assert copy is not trainer.lightning_module
+    optimizers = [_Still(optimizer) for optimizer in trainer.optimizers]
+    for module in copy.modules():
+        if isinstance(module, LightningModule):
+            vars(module).update(
+                _trainer=_Onlooker(trainer),
+                log=_Idle(),
+                log_dict=_Idle(),
+                manual_backward=_stop,
+                optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
+                lr_schedulers=_Idle(),
+                toggle_optimizer=_Idle(),
+                untoggle_optimizer=_Idle(),
+                toggled_optimizer=_Idle(),
+                clip_gradients=_Idle(),
+            )
+
+
+def _stop(loss: Any, *args: Any, **kwargs: Any) -> None:
+    raise BackwardError(loss)
