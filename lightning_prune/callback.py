@@ -157,9 +157,11 @@ class PruningCallback(Callback):
         Raises:
             RuntimeError: Before the first fit.
         """
-        if self._shown.subject.store is None:
+        shown = self._shown
+        model = shown.subject.model
+        if model is None or shown.subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        return self._shown.report(self._example)
+        return shown.report(self._sight.example(model))
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
         """The report of a network out of a checkpoint; what this callback is in charge of does not matter.
@@ -180,12 +182,6 @@ class PruningCallback(Callback):
         if self._loaded is None or self._module is None:
             return View(self._subject, self._history, self._rounds)
         return View.of_saved(self._module, self._loaded, self._new_rounds())
-
-    @property
-    def _example(self) -> Any:
-        """An example for ``forward``, if one is known."""
-        model = self._shown.subject.model
-        return None if model is None else self._sight.example(model)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """A dry run: what would go at the end, what stays and why. The model stays as it is.
@@ -373,7 +369,8 @@ class PruningCallback(Callback):
         if subject.pruner is not None and probe is not None and subject.sparsity > 0:
             probe = probe.to(pl_module.device)
             averages = averages_beside(trainer, pl_module)
-            subject.compact_(probe, self._example, trainer.optimizers, averages, self.report)
+            example = self._sight.example(pl_module)
+            subject.compact_(probe, example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:

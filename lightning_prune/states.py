@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_prune.parts import is_whole
+
 _Result = TypeVar("_Result")
 Reader: TypeAlias = Callable[[Any], _Result]  # raises MisfitError
 
-_LARGEST = 2**63 - 1  # which tensors can hold, too
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
 
@@ -114,18 +115,14 @@ nothing: Reader[None] = of(type(None), "None")
 
 def whole(low: int = 0) -> Reader[int]:
     """A whole number, of 64 bits at most."""
-    return where(anything, lambda value: _counts(value) and value >= low, f"a whole number of at least {low}")
+    return where(anything, lambda value: is_whole(value) and value >= low, f"a whole number of at least {low}")
 
 
 def real(wanted: str = "a number", test: Callable[[float], bool] = lambda value: True) -> Reader[float]:
     """A number, also nan or inf unless the test leaves them out."""
     return where(
-        where(anything, lambda value: isinstance(value, float) or _counts(value), wanted), test, wanted
+        where(anything, lambda value: isinstance(value, float) or is_whole(value), wanted), test, wanted
     )
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 share = real("a number in [0, 1]", lambda value: 0 <= value <= 1)
