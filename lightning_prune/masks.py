@@ -109,7 +109,7 @@ class MaskStore:
     def _apply_to_lines_(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> None:
         """LBFGS keeps all parameters in a line, and all lines with the first of them."""
         sizes = [parameter.numel() for parameter in parameters]
-        for value in tree_leaves(state.get(parameters[0], {})) if len(parameters) > 1 else ():
+        for value in tree_leaves(state.get(parameters[0], {})) if parameters else ():
             if torch.is_tensor(value) and value.shape == (sum(sizes),):
                 for parameter, piece in zip(parameters, value.split(sizes), strict=True):
                     for name in self.named([parameter]):

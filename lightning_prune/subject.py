@@ -178,9 +178,8 @@ class Subject:
         model = cast(nn.Module, self.model)
         dense = twin_of(model)
         if isinstance(model, LightningModule):
-            cast(
-                LightningModule, dense
-            ).trainer = model.trainer  # which forward may read from, and a copy has not
+            # which forward may read from, and a copy has not
+            cast(LightningModule, dense).trainer = model.trainer
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))

@@ -29,24 +29,24 @@ from lightning_prune.snapshots import Training
 
 def horizon(trainer: Trainer) -> Horizon:
     """How long the fit is."""
-    batches = trainer.num_training_batches
+    batches, accumulated = trainer.num_training_batches, _accumulated(trainer)
+    constant = not math.isinf(batches) and len({*accumulated}) == 1
     optimizers = max(1, len(trainer.optimizers))
-    accumulated = _accumulated(trainer)
     return Horizon(
         epochs=training_epochs(trainer),
         # max_steps counts the steps of every optimizer
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
-        steps_per_epoch=None
-        if math.isinf(batches) or len({*accumulated}) > 1
-        else math.ceil(batches / accumulated[0]),
+        steps_per_epoch=math.ceil(batches / accumulated[0]) if constant else None,
     )
 
 
 def _accumulated(trainer: Trainer) -> list[int]:
-    """How many batches make a step, from the first epoch on."""
+    """How many batches make a step, from the first epoch on, for each change within the fit."""
+    end = training_epochs(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
-            return [callback.scheduling[epoch] for epoch in sorted(callback.scheduling)]
+            changes = sorted(callback.scheduling.items())
+            return [factor for epoch, factor in changes if epoch == 0 or end is None or epoch < end]
     return [trainer.accumulate_grad_batches]
 
 

@@ -27,6 +27,7 @@ from lightning_prune import (
     Fisher,
     Linear,
     OneShot,
+    Pruner,
     PruningCallback,
     Structure,
     Taylor,
@@ -273,6 +274,24 @@ def test_masked_weights_are_zero_after_steps_that_lightning_does_not_see(
     assert loose(pruning, model) == 0
     with pytest.warns(UserWarning, match=r"no finite step yet\. By hand, steps are those of self\.opt"):
         fit(tmp_path, seeded(make), KINDS[kind](criterion=Taylor(), schedule=OneShot("1ep")), max_epochs=2)
+
+
+def test_directions_of_a_single_parameter_are_zero_where_masked() -> None:
+    model = nn.Linear(4, 2, bias=False)
+    optimizer = LBFGS(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(torch.eye(4)) - 1).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    pruner = Pruner(model, 0.5, schedule=None)
+    pruner.prune(1.0, optimizer)
+    line = optimizer.state[model.weight]["d"]
+    assert not line[~pruner.masks["weight"].flatten()].any()
+    assert line.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,7 @@ class Watch(Callback):
 def test_accumulation_by_a_callback_is_known_before_the_fit(tmp_path: Path) -> None:
     """Five batches an epoch: two steps."""
     pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep", every="1st"))
-    fit(tmp_path, Lit(), GradientAccumulationScheduler({0: 4}), pruning)
+    fit(tmp_path, Lit(), GradientAccumulationScheduler({0: 4, 9: 1}), pruning)
     assert [(entry.epoch, entry.step) for entry in pruning.report.history][-1] == (3, 6)
     assert pruning.report.removed == 2420
 
