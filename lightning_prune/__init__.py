@@ -1,8 +1,8 @@
 """Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
 
-from lightning_prune.best import PrunedCheckpoint, PrunedEarlyStopping
-from lightning_prune.callback import PruningCallback
-from lightning_prune.compaction import CompactionError, compact
+from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStopping
+from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.channels.compaction import CompactionError, compact
 from lightning_prune.criteria import (
     FPGM,
     LAMP,
@@ -22,19 +22,19 @@ from lightning_prune.criteria import (
     Taylor,
     Wanda,
 )
-from lightning_prune.export import export_onnx
-from lightning_prune.guard import Guard
-from lightning_prune.loading import load_compact
-from lightning_prune.losses import Losses
-from lightning_prune.measuring import measure
-from lightning_prune.packed import load_packed, save_packed
+from lightning_prune.export.compacted import load_compact
+from lightning_prune.export.onnx import export_onnx
+from lightning_prune.export.packed import load_packed, save_packed
 from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report
-from lightning_prune.rewind import Rewind
+from lightning_prune.report.measurement import measure
+from lightning_prune.report.report import Report
+from lightning_prune.report.sensitivity import Sensitivity, sensitivity
 from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.selectors import Global, NofM, ParticleFilter, PerLayer, Selector, Threshold
+from lightning_prune.statistics.losses import Losses
 from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
-from lightning_prune.sweep import Sensitivity, sensitivity
+from lightning_prune.training.guard import Guard
+from lightning_prune.training.rewind import Rewind
 
 __all__ = [
     "FPGM",

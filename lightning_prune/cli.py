@@ -12,17 +12,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
-from lightning_prune.callback import PruningCallback
-from lightning_prune.compaction import compact
-from lightning_prune.cost import dense_bytes
+from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.channels.compaction import compact
+from lightning_prune.core.files import read
 from lightning_prune.criteria import Magnitude
-from lightning_prune.export import export_onnx
-from lightning_prune.files import read
-from lightning_prune.loading import load_compact, masks_of, plans_of, pruned_by, state_of
-from lightning_prune.packed import save_packed
-from lightning_prune.sandbox import forward_of
-from lightning_prune.sweep import RATIOS, sensitivity
-from lightning_prune.trainers import first_batch, monitored
+from lightning_prune.export.compacted import load_compact, masks_of, plans_of, pruned_by, state_of
+from lightning_prune.export.onnx import export_onnx
+from lightning_prune.export.packed import save_packed
+from lightning_prune.report.cost import dense_bytes
+from lightning_prune.report.sensitivity import RATIOS, sensitivity
+from lightning_prune.training.sandbox import forward_of
+from lightning_prune.training.trainer_queries import first_batch, monitored
 
 
 class PruningTrainer(Trainer):

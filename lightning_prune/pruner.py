@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.activations import InputWatch, readings
-from lightning_prune.candidates import Candidates
+from lightning_prune.core.parts import check_part
+from lightning_prune.core.schema import mapping, nothing, read, record, sequence, text, whole
 from lightning_prune.criteria import Criterion, Magnitude, Needs
-from lightning_prune.losses import Losses, Trial
-from lightning_prune.masks import MASKS, MaskStore
-from lightning_prune.observations import Observations
-from lightning_prune.parts import check_part
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
-from lightning_prune.shards import Shards, local, shards_of
-from lightning_prune.shares import along
-from lightning_prune.states import mapping, nothing, read, record, sequence, text, whole
-from lightning_prune.statistics import STATISTICS
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.statistics.input_hooks import InputWatch, readings
+from lightning_prune.statistics.losses import Losses, Trial
+from lightning_prune.statistics.observations import Observations
+from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.units import UnitGroup
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.masks import MASKS, MaskStore
+from lightning_prune.units.shards import Shards, local, shards_of
+from lightning_prune.units.slices import along
 
 PRUNED = record(
     {

@@ -32,7 +32,7 @@ from lightning_prune import (
     Unstructured,
     Wanda,
 )
-from lightning_prune.shares import Slice
+from lightning_prune.units.slices import Slice
 
 CHANNELS = Channels()
 WATCHING = [ActivationNorm(), ActivationTaylor(), APoZ(), Wanda()]

@@ -24,13 +24,13 @@ from lightning_prune import (
     Unstructured,
     compact,
 )
-from lightning_prune.budgets import Budget, Line, Term
-from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
-from lightning_prune.selection import meet, remove_lowest
-from lightning_prune.shares import Slice
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.selectors.selection import meet, remove_lowest
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.budgets import Budget, Line, Term
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.slices import Slice
 
 
 def params(model: nn.Module, example: Tensor) -> int:

@@ -42,7 +42,7 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
-from lightning_prune.report import Entry
+from lightning_prune.report.report import Entry
 
 SIZE = 72 + 4608 + 160
 

@@ -11,12 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
-from lightning_prune.selection import remove_lowest
-from lightning_prune.shares import Slice
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.selectors.selection import remove_lowest
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.slices import Slice
 
 
 class Given(Criterion):

@@ -580,7 +580,7 @@ def test_an_analysis_that_takes_too_long_is_given_up() -> None:
 
 
 def test_labels_that_take_too_much_memory_freeze_what_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_prune.graph.trace._MOST_LABELS", 7)
+    monkeypatch.setattr("lightning_prune.channels.graph.trace._MOST_LABELS", 7)
     units = Channels().units(residual(), IMAGES)
     assert [group.size for group in units.groups] == [6]
     assert "takes too much memory" in units.frozen["stem.weight"]

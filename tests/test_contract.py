@@ -37,13 +37,13 @@ from lightning_prune import (
     Unstructured,
     Wanda,
 )
+from lightning_prune.core.parts import Part, concrete_subclasses
 from lightning_prune.criteria import Needs
-from lightning_prune.losses import Trial
-from lightning_prune.moments import Horizon, Unit
-from lightning_prune.parts import Part, concrete_subclasses
-from lightning_prune.shares import Elements, Slice, Tiles
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.schedules.moments import Horizon, Unit
+from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import Elements, Slice, Tiles
 
 # Parts that cannot be built without arguments. The levels of Threshold(mean=...) and Threshold(std=...) are
 # taken anew at each event, so that those two go on removing when an event is repeated.

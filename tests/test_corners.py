@@ -27,10 +27,10 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
-from lightning_prune.moments import Horizon
-from lightning_prune.shares import Slice
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.schedules.moments import Horizon
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import Slice
 
 
 class Rows(Structure):

@@ -27,10 +27,10 @@ from lightning_prune import (
     Taylor,
     Unstructured,
 )
-from lightning_prune.candidates import Candidates
-from lightning_prune.shares import Slice
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import Slice
 
 SINGLE = Unstructured()
 WATCHING = [Gradient(), Taylor(), Movement(), Fisher()]

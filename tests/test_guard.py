@@ -25,9 +25,9 @@ from lightning_prune import (
     Taylor,
     Unstructured,
 )
-from lightning_prune.report import REPORT
-from lightning_prune.snapshots import Training, copy_of, memory_of, take
-from lightning_prune.states import read
+from lightning_prune.core.schema import read
+from lightning_prune.report.report import REPORT
+from lightning_prune.training.snapshots import Training, copy_of, memory_of, take
 
 SIZE = 72 + 4608 + 160
 FOUR = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 1.0})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import Channels, Heads, PerLayer, Pruner, compact
-from lightning_prune.compaction.attention import NarrowAttention
+from lightning_prune.channels.compaction.attention import NarrowAttention
 
 WIDTH, HEADS, SIZE = 12, 3, 4
 TOKENS = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -35,7 +35,7 @@ from lightning_prune import (
     save_packed,
 )
 from lightning_prune.cli import PruningTrainer
-from lightning_prune.loading import plans_of
+from lightning_prune.export.compacted import plans_of
 
 WHEN = Cubic("1ep", "3ep")
 STATE = "PruningCallback"

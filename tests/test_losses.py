@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-import lightning_prune.losses
+import lightning_prune.statistics.losses
 from lightning_prune import (
     Blocks,
     Channels,
@@ -654,7 +654,7 @@ def test_several_at_once_and_one_after_the_other_agree_in_a_trainer(
 ) -> None:
     found = []
     for together in (16, 1):
-        monkeypatch.setattr(lightning_prune.losses, "_TOGETHER", together)
+        monkeypatch.setattr(lightning_prune.statistics.losses, "_TOGETHER", together)
         how = {"structure": Blocks(4, 4), "schedule": OneShot("1ep")}
         callback = PruningCallback(0.5, criterion=Oracle(batches=1), **how)
         fit(tmp_path, seeded(Lit), callback, max_epochs=2)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_prune.masks import MaskStore, pack, unpack
+from lightning_prune.units.masks import MaskStore, pack, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lightning_prune.moments import Grid, Horizon, Moment, Unit
+from lightning_prune.schedules.moments import Grid, Horizon, Moment, Unit
 
 THIRTY = Horizon(epochs=30, steps=None, steps_per_epoch=10)
 ONE = Horizon(epochs=1, steps=None, steps_per_epoch=40)

@@ -24,7 +24,7 @@ from lightning_prune import (
     measure,
     save_packed,
 )
-from lightning_prune.loading import masks_of, plans_of
+from lightning_prune.export.compacted import masks_of, plans_of
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.int8]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune.radix import Boundary, boundary, bracket, places
+from lightning_prune.selectors.radix import Boundary, boundary, bracket, places
 
 DTYPES = [torch.float32, torch.float64]
 

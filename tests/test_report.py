@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_prune import Channels, PerLayer, Pruner, measure
-from lightning_prune.plots import draw_history, draw_sparsity, draw_widths
+from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths
 
 
 def test_widths_count_the_rows_in_which_something_is_left() -> None:

@@ -26,8 +26,8 @@ from lightning_prune import (
     Taylor,
     Unstructured,
 )
-from lightning_prune.moments import Horizon
-from lightning_prune.snapshots import (
+from lightning_prune.schedules.moments import Horizon
+from lightning_prune.training.snapshots import (
     Training,
     copy_of,
     not_redrawn,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import Cubic, Exponential, Linear, OneShot, Schedule, Steps
-from lightning_prune.agenda import Agenda
-from lightning_prune.moments import Grid, Horizon, Moment, Unit
 from lightning_prune.schedules import Event, Timetable
+from lightning_prune.schedules.event_queue import Agenda
+from lightning_prune.schedules.moments import Grid, Horizon, Moment, Unit
 
 
 def fit(epochs: int | None, per_epoch: int | None = 10, steps: int | None = None) -> Horizon:

@@ -25,10 +25,10 @@ from lightning_prune import (
     Selector,
     Threshold,
 )
-from lightning_prune.shares import Slice
-from lightning_prune.statistics import Statistics
+from lightning_prune.statistics.sums import Statistics
 from lightning_prune.structures import Structure
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import Slice
 
 
 class Signed(Criterion):

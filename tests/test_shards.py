@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from two_plain import PLAIN
 from two_shards import FITS, REFUSED, pruning, run
 
-from lightning_prune.candidates import Candidates
 from lightning_prune.criteria import Criterion
-from lightning_prune.loading import masks_of
-from lightning_prune.masks import MaskStore, pack
-from lightning_prune.radix import boundary, bracket
-from lightning_prune.selection import remove_lowest, remove_up_to
-from lightning_prune.shards import Shards
-from lightning_prune.shares import Elements
-from lightning_prune.statistics import Statistics
-from lightning_prune.trainers import check_strategy
-from lightning_prune.units import UnitGroup
+from lightning_prune.export.compacted import masks_of
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.selectors.radix import boundary, bracket
+from lightning_prune.selectors.selection import remove_lowest, remove_up_to
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.training.trainer_queries import check_strategy
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.masks import MaskStore, pack
+from lightning_prune.units.shards import Shards
+from lightning_prune.units.slices import Elements
 
 SHAPES = {
     "net.0.weight": (3, 1, 3, 3),

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_prune import Blocks, Global, Magnitude, Pruner, Unstructured
-from lightning_prune.shares import Elements
-from lightning_prune.units import Units
+from lightning_prune.units.groups import Units
+from lightning_prune.units.slices import Elements
 
 
 class Zoo(nn.Module):

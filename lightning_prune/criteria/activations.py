@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_prune.core.parts import check_counts
 from lightning_prune.criteria.base import Criterion, Needs
-from lightning_prune.parts import check_counts
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,10 +9,10 @@ from enum import Flag, auto
 
 from torch import Tensor
 
-from lightning_prune.losses import Trial
-from lightning_prune.parts import Part
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.core.parts import Part
+from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
 
 
 class Needs(Flag):

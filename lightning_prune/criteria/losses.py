@@ -11,12 +11,12 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from lightning_prune.core.parts import check_counts, check_seed
+from lightning_prune.core.progress import tracked
 from lightning_prune.criteria.base import Criterion, Needs
-from lightning_prune.losses import Trial
-from lightning_prune.parts import check_counts, check_seed
-from lightning_prune.progress import tracked
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
 
 _WORST = 1e30  # stands for a change that is no number
 

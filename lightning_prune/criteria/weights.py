@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from lightning_prune.core.parts import check_seed, is_number
 from lightning_prune.criteria.base import Criterion
-from lightning_prune.parts import check_seed, is_number
-from lightning_prune.shares import along
-from lightning_prune.statistics import Statistics
-from lightning_prune.units import UnitGroup
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.slices import along
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,7 +1,7 @@
 """Which units go: exact selection within a layer or over all of them, whatever their number."""
 
 from lightning_prune.selectors.base import Costs, Selector
-from lightning_prune.selectors.lowest import Global, NofM, PerLayer, Threshold
-from lightning_prune.selectors.particles import ParticleFilter
+from lightning_prune.selectors.by_score import Global, NofM, PerLayer, Threshold
+from lightning_prune.selectors.particle_filter import ParticleFilter
 
 __all__ = ["Costs", "Global", "NofM", "ParticleFilter", "PerLayer", "Selector", "Threshold"]

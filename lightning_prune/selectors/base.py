@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from lightning_prune.candidates import Candidates
+from lightning_prune.core.parts import Part, is_number
 from lightning_prune.criteria import Needs
-from lightning_prune.parts import Part, is_number
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.units.groups import UnitGroup, Units
 
 Costs: TypeAlias = Callable[[str], float]
 

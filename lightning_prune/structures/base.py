@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lightning_prune.parts import Part
-from lightning_prune.units import Units
+from lightning_prune.core.parts import Part
+from lightning_prune.units.groups import Units
 
 
 class Structure(Part, ABC):

@@ -11,13 +11,13 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.averages import averaged_names
-from lightning_prune.compaction import analyse
-from lightning_prune.parts import check_counts, is_number
-from lightning_prune.probe import as_probe
+from lightning_prune.channels.compaction import analyse
+from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.parts import check_counts, is_number
+from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.units.groups import UnitGroup, Units
 
 
 @dataclass(frozen=True, repr=False)

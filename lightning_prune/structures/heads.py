@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_prune.structures.coupled import Coupled
-from lightning_prune.units import UnitGroup
+from lightning_prune.units.groups import UnitGroup
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,15 +12,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.averages import averaged_names
-from lightning_prune.budgets import Budget, Line, Term
-from lightning_prune.compaction import macs_by_weight
-from lightning_prune.parts import check_counts
-from lightning_prune.probe import as_probe
-from lightning_prune.shares import Elements, Share, Tiles
+from lightning_prune.channels.compaction import macs_by_weight
+from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.parts import check_counts
+from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
-from lightning_prune.units import UnitGroup, Units
+from lightning_prune.units.budgets import Budget, Line, Term
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import Elements, Share, Tiles
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 

@@ -44,7 +44,7 @@ from lightning_prune import (
     Schedule,
     Taylor,
 )
-from lightning_prune.cost import macs, parameters
+from lightning_prune.report.cost import macs, parameters
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 Arm = Callable[[Classifier, Images, float], list[Callback]]

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import NETWORKS
 
 from lightning_prune import Channels, Global, Pruner, compact
-from lightning_prune.cost import latency, macs, parameters
+from lightning_prune.report.cost import latency, macs, parameters
 
 SELECTOR = Global(budget="macs", normalize="mean")
 

@@ -29,7 +29,7 @@ from classifier import Classifier
 from data import Digits, ImageFolder, Images
 
 from lightning_prune import Channels, Criterion, Global, Magnitude, Pruner, Taylor, compact
-from lightning_prune.units import Units
+from lightning_prune.units.groups import Units
 
 Batches = list[tuple[Tensor, Tensor]]
 EXAMPLE = torch.zeros(1, 3, 32, 32)

@@ -23,8 +23,8 @@ from resident import apart, forget_peak, give_back_freed, peak, resident
 from torch import Tensor, nn
 
 from lightning_prune import Channels, PerLayer, Pruner
-from lightning_prune.compaction import compact_
-from lightning_prune.probe import as_probe
+from lightning_prune.channels.compaction import compact_
+from lightning_prune.core.probes import as_probe
 
 
 def names() -> list[str]:

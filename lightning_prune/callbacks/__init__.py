@@ -1,0 +1,1 @@
+"""Callbacks for a Trainer: pruning, and checkpointing and early stopping that wait for it."""

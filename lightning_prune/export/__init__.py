@@ -1,0 +1,1 @@
+"""Networks in files: ONNX, packed weights, checkpoints of compacted networks."""

@@ -1,0 +1,154 @@
+"""How much each layer can lose: a metric against the share removed, one layer at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_prune.core.parts import check_part, is_number
+from lightning_prune.core.progress import tracked
+from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.report.plots import draw_sensitivity
+from lightning_prune.report.tables import draw_table
+from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.selectors.selection import remove_lowest
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.masks import MaskStore
+from lightning_prune.units.shards import check_whole
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a metric is where a single group has lost some of its units.
+
+    Args:
+        metric: Its name.
+        dense: Its value where nothing is gone.
+        ratios: Shares of a group's units.
+        values: Group name to the metric at each of them.
+        frozen: What stays as it is, with the reason.
+    """
+
+    metric: str
+    dense: float
+    ratios: tuple[float, ...]
+    values: Mapping[str, tuple[float, ...]]
+    frozen: Mapping[str, str]
+
+    def table(self) -> str:
+        """A row a group."""
+        head = (self.metric, *(f"{100 * ratio:.4g} % removed" for ratio in self.ratios))
+        rows = [(name, *(f"{value:.4g}" for value in line)) for name, line in self.values.items()]
+        rows.append(("nothing removed", f"{self.dense:.4g}", *("" for _ in self.ratios[1:])))
+        lines = [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
+        return draw_table(head, rows, 1) + "\n".join(lines)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draws a line a group into an image file.
+
+        Raises:
+            ImportError: Without matplotlib.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, max(5.0, 0.22 * len(self.values))), layout="constrained")
+        draw_sensitivity(figure.subplots(), self.ratios, self.values, self.dense, self.metric)
+        figure.savefig(path, dpi=120)
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def sensitivity(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], float],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    criterion: Criterion = Magnitude(),
+    structure: Structure = Unstructured(),
+    example: Any = None,
+    metric: str = "metric",
+    progress: bool = True,
+) -> Sensitivity:
+    """Prunes each layer alone, by different shares and without retraining, and looks at a metric.
+
+    The sweep of Li et al. 2017, "Pruning Filters for Efficient ConvNets", ICLR: layers whose metric falls soon
+    want to be left out, or pruned less. ``round(ratio * units)`` of a group's units go, whatever the structure
+    rounds widths to, and one stays at least.
+
+    Args:
+        model: Is as it was afterwards.
+        evaluate: Gives the metric of the model as it stands; it is called once for each group and ratio.
+        ratios: Shares in (0, 1).
+        criterion: How much a unit matters; one that looks at weights alone.
+        structure: What lives or dies together.
+        example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
+        metric: What it is called.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If an argument is wrong, or there is nothing to prune.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 1, bias=False))
+    >>> def left(model):
+    ...     return float(model[0].weight.count_nonzero())
+    >>> found = sensitivity(model, left, ratios=[0.5], progress=False)
+    >>> found.dense, found.values
+    (12.0, {'0.weight': (6.0,), '1.weight': (12.0,)})
+    """
+    check_part(criterion, Criterion, "criterion")
+    check_part(structure, Structure, "structure")
+    check_whole(model, "sensitivity")
+    if criterion.needs:
+        raise ValueError(
+            f"criterion={criterion!r} needs training steps, and there are none here: choose one that looks at"
+            " weights."
+        )
+    for ratio in ratios:
+        if not is_number(ratio) or not 0 < ratio < 1:
+            raise ValueError(f"ratios={ratios!r} must be numbers between 0 and 1.")
+    if not ratios:
+        raise ValueError(f"ratios={ratios!r} must be at least one.")
+    units = structure.units(model, example)
+    units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
+    units = units.accepted(criterion.refuses, repr(criterion))
+    dense = float(evaluate(model))
+    values = {}
+    for group in tracked(units.groups, "pruning one layer at a time", progress):
+        line = []
+        for ratio in ratios:
+            with _without(model, group, criterion, ratio):
+                line.append(float(evaluate(model)))
+        values[group.name] = tuple(line)
+    return Sensitivity(metric, dense, tuple(ratios), values, units.frozen)
+
+
+@contextmanager
+@torch.no_grad()
+def _without(model: nn.Module, group: UnitGroup, criterion: Criterion, ratio: float) -> Iterator[None]:
+    """The model while a share of one group's units is gone."""
+    kept = torch.ones(group.shape, dtype=torch.bool, device=group.slices[0].weight.device)
+    statistics = Statistics.zeros((), kept, group.dtype)
+    remove_lowest([Candidates(group, kept, criterion, statistics, group.dtype)], round(ratio * group.size))
+    before = [(part.weight, part.weight.clone()) for part in group.masked]
+    store = MaskStore(model, dict.fromkeys(part.name for part in group.masked))
+    for part in group.masked:
+        store.masks[part.name].logical_and_(part.spread(kept))
+    try:
+        store.apply_()
+        yield
+    finally:
+        for weight, values in before:
+            weight.copy_(values)

@@ -1,0 +1,179 @@
+"""The schedules that ship: ramps in events, one event, or given shares."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_prune.core.parts import is_number
+from lightning_prune.schedules.base import Schedule
+from lightning_prune.schedules.moments import Moment
+
+
+@dataclass(frozen=True, repr=False)
+class Ramp(Schedule, ABC):
+    """From nothing at ``start`` to the whole target at ``end``, in events ``every`` so often.
+
+    Args:
+        start: The first event.
+        end: The last event, which always happens.
+        every: The time between events. Without a Trainer it has no meaning: the caller decides.
+
+    Raises:
+        ValueError: If a moment does not parse, or ``start`` comes after ``end``.
+    """
+
+    start: str | float = "10%"
+    end: str | float = "70%"
+    every: str | float = "1ep"
+
+    def __post_init__(self) -> None:
+        start, end = self.moments
+        if start.unit is end.unit and start.value > end.value:
+            raise ValueError(f"{start.text} must not come after {end.text}.")
+        if self.interval.value <= 0:
+            raise ValueError(f"{self.interval.text} must be more than nothing.")
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """Start and end."""
+        return Moment.parse(self.start, "start"), Moment.parse(self.end, "end")
+
+    @property
+    def interval(self) -> Moment:
+        """The time between events."""
+        return Moment.parse(self.every, "every")
+
+    def fraction(self, position: float, anchors: Sequence[float]) -> float:
+        """The shape, between start and end."""
+        start, end = anchors
+        return 1.0 if position >= end else self.shape((position - start) / (end - start))
+
+    @abstractmethod
+    def shape(self, t: float) -> float:
+        """Share of the target at ``t`` in [0, 1) of the way from start to end."""
+
+
+@dataclass(frozen=True, repr=False)
+class Cubic(Ramp):
+    r"""Fast at first, slower as less is left: :math:`1 - (1 - t)^3`.
+
+    Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878.
+
+    >>> schedule = Cubic(start="10%", end="50%")
+    >>> [schedule(progress) for progress in (0.0, 0.1, 0.3, 0.5, 1.0)]
+    [0.0, 0.0, 0.875, 1.0, 1.0]
+    """
+
+    def shape(self, t: float) -> float:
+        """One minus the cube of what is left."""
+        return 1 - (1 - t) ** 3
+
+
+@dataclass(frozen=True, repr=False)
+class Linear(Ramp):
+    """The same share at every event: ``t``.
+
+    >>> schedule = Linear(start="25%", end="75%")
+    >>> [schedule(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+
+    def shape(self, t: float) -> float:
+        """The way itself."""
+        return t
+
+
+@dataclass(frozen=True, repr=False)
+class Exponential(Ramp):
+    r"""What is left to remove decays at a constant rate: :math:`(1 - e^{-5t}) / (1 - e^{-5})`.
+
+    Half of the target is gone after 14 % of the way (the cubic needs 21 %). The rate is ours.
+
+    >>> schedule = Exponential(start="0%", end="50%")
+    >>> [round(schedule(progress), 3) for progress in (0.0, 0.07, 0.25, 0.5, 1.0)]
+    [0.0, 0.507, 0.924, 1.0, 1.0]
+    """
+
+    def shape(self, t: float) -> float:
+        """Decay towards one, scaled to reach it."""
+        return math.expm1(-5 * t) / math.expm1(-5)
+
+
+@dataclass(frozen=True, repr=False)
+class OneShot(Schedule):
+    """All at once.
+
+    Args:
+        at: When.
+
+    >>> schedule = OneShot(at="30%")
+    >>> [schedule(progress) for progress in (0.0, 0.29, 0.3, 1.0)]
+    [0.0, 0.0, 1.0, 1.0]
+    """
+
+    at: str | float = "30%"
+
+    def __post_init__(self) -> None:
+        _ = self.moments
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """The one moment."""
+        return (Moment.parse(self.at, "at"),)
+
+    @property
+    def interval(self) -> None:
+        """No further events."""
+        return
+
+    def fraction(self, position: float, anchors: Sequence[float]) -> float:
+        """Everything."""
+        return 1.0
+
+
+@dataclass(frozen=True, repr=False)
+class Steps(Schedule):
+    """Given shares of the target at given moments.
+
+    Args:
+        shares: Moment to share of the target gone from then on; rising, the last 1.
+
+    Raises:
+        ValueError: If a moment does not parse, or the shares do not rise to 1.
+
+    >>> schedule = Steps({"20%": 0.3, "50%": 1.0})
+    >>> [schedule(progress) for progress in (0.0, 0.2, 0.4, 0.5, 1.0)]
+    [0.0, 0.3, 0.3, 1.0, 1.0]
+    """
+
+    shares: Mapping[str, float] = field(default_factory=lambda: {"20%": 0.5, "50%": 1.0})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shares, Mapping) or not all(is_number(share) for share in self.shares.values()):
+            raise ValueError(f"shares={self.shares!r} must map moments to numbers.")
+        object.__setattr__(self, "shares", dict(self.shares))  # the caller's may change
+        shares = list(self.shares.values())
+        rising = all(a < b for a, b in zip([0.0, *shares], shares, strict=False))
+        if not shares or not rising or shares[-1] != 1:
+            raise ValueError(f"shares={self.shares!r} must rise from above 0 to 1 at the end.")
+        for earlier, later in zip(self.moments, self.moments[1:], strict=False):
+            if earlier.unit is later.unit and earlier.value >= later.value:
+                raise ValueError(f"{later.text} must come after {earlier.text}.")
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """The moments given."""
+        return tuple(Moment.parse(moment, "shares") for moment in self.shares)
+
+    @property
+    def interval(self) -> None:
+        """No further events."""
+        return
+
+    def fraction(self, position: float, anchors: Sequence[float]) -> float:
+        """The share of the latest moment that has passed."""
+        passed = sum(anchor <= position for anchor in anchors)
+        return list(self.shares.values())[passed - 1]

@@ -1,0 +1,180 @@
+"""What a criterion has seen of its groups since the last event: in training steps, or of the loss itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.parts import described
+from lightning_prune.criteria import ActivationCriterion, Criterion, Needs
+from lightning_prune.statistics.input_hooks import InputWatch, Reading
+from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.sums import Statistics
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.shards import Shards, Whole, local
+
+
+class Observations:
+    """The running sums of all groups.
+
+    Args:
+        criterion: Says what is summed.
+        groups: Each with the layers that read it, as far as the criterion looks at them.
+        shards: Among which their rows are divided.
+
+    Attributes:
+        statistics: Group name to its sums.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
+        shards: Shards = Whole(),
+    ) -> None:
+        self._criterion = criterion
+        self._shards = shards
+        self._layers = groups
+        self._groups = [group for group, _ in groups]
+        self.statistics = {group.name: _empty(criterion, group.here, bool(layers)) for group, layers in groups}
+        device = self._groups[0].slices[0].weight.device
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def left_out(self) -> int:
+        """How many observations were left out, because something was inf or nan."""
+        return int(self._skipped)
+
+    def seen(self, group: UnitGroup) -> bool:
+        """Whether a group can be scored."""
+        return not self._criterion.needs or int(self.statistics[group.name].count) > 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether some group can be scored, as soon as there are losses to look at."""
+        return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
+
+    @property
+    def unseen(self) -> dict[str, bool]:
+        """Names of groups of which nothing was seen, and whether they train."""
+        if Needs.LOSS in self._criterion.needs:
+            return {}
+        return {
+            group.name: any(part.weight.requires_grad for part in group.slices)
+            for group in self._groups
+            if not self.seen(group)
+        }
+
+    def watch_inputs(self) -> InputWatch | None:
+        """What looks at activations for these sums, if the criterion needs them."""
+        if not isinstance(self._criterion, ActivationCriterion):
+            return None
+        return InputWatch(self._criterion, self._layers, self.statistics, self._skipped)
+
+    @torch.no_grad()
+    def add(self, grads: Mapping[str, Tensor] | None) -> None:
+        """Adds the gradients of one training step: by name, or each parameter's own."""
+        observed = []
+        for group in self._groups:
+            present = _gradients(group, grads)
+            if present is not None:
+                observed.append((group.here, present))
+        if not observed:
+            return
+        valid = self._finite([grad for _, present in observed for grad in present])
+        self._skipped += ~valid
+        for group, present in observed:
+            statistics = self.statistics[group.name]
+            here = valid.to(statistics.count.device)
+            for start, stop in self._criterion.pieces(group):
+                rows = [
+                    part.rows(grad, start, stop).to(group.dtype)
+                    for part, grad in zip(group.slices, present, strict=True)
+                ]
+                addends = self._criterion.observe(group.rows(start, stop), rows)
+                statistics.rows(start, stop).add_(addends, here)
+            statistics.count.add_(here)
+
+    def _finite(self, grads: list[Tensor]) -> Tensor:
+        """Whether all are finite, in all processes, as a tensor: an accelerator is not waited for."""
+        extremes = [value for grad in grads if grad.numel() for value in grad.aminmax()]
+        wrong = [~value.isfinite().to(self._skipped.device) for value in extremes]
+        return self._shards.add_up(torch.stack(wrong).sum() if wrong else torch.zeros_like(self._skipped)) == 0
+
+    @torch.no_grad()
+    def measure(self, kept: Mapping[str, Tensor], trial: Trial) -> None:
+        """Lets the criterion ask for losses, if it does: what it finds takes the place of earlier sums.
+
+        Args:
+            kept: Group name to which units are still there.
+            trial: A copy of the network as it stands.
+        """
+        for name, sums in self._criterion.measure(self._groups, kept, trial).items():
+            self.statistics[name].reset_()
+            self.statistics[name].add_(sums, torch.tensor(True))
+            self.statistics[name].count.fill_(1)
+
+    def reset_(self) -> None:
+        """Starts anew."""
+        for statistics in self.statistics.values():
+            statistics.reset_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors; sums come together in the first process."""
+        gathered = {
+            group.name: self.statistics[group.name].view(partial(self._shards.gather, shape=group.shape))
+            for group in self._groups
+        }
+        return {
+            "criterion": described(self._criterion),
+            "statistics": {name: each.state_dict() for name, each in gathered.items()},
+            "left_out": self.left_out,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Takes over saved sums, as a pruner's ``PRUNED`` reads them: all or none, as scores are compared.
+
+        Returns:
+            What could not be taken over, in words: statistics of another criterion, or of other groups.
+        """
+        self._skipped.fill_(state["left_out"])
+        try:
+            self._load(state)
+        except ValueError as error:
+            self.reset_()
+            return [f"statistics start anew: {error}".rstrip(".")] if self._criterion.needs else []
+        return []
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state["criterion"] != described(self._criterion):
+            raise ValueError(f"those of the state are of {state['criterion'] or 'an unknown criterion'}.")
+        for name, statistics in self.statistics.items():
+            if name not in state["statistics"]:
+                raise ValueError(f"the state has none of {name!r}.")
+            saved = state["statistics"][name]
+            sums = {key: self._shards.own(each) for key, each in saved["sums"].items()}
+            statistics.load_state_dict({**saved, "sums": sums})
+
+
+def _empty(criterion: Criterion, group: UnitGroup, watched: bool) -> Statistics:
+    """No sums yet."""
+    weight = group.slices[0].weight.detach()
+    like = weight if group.divisible else weight.new_empty(group.shape)
+    return Statistics.zeros(criterion.sums, like, group.dtype, group.inputs if watched else 0)
+
+
+def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
+    """One for each slice, 0 for what is frozen; ``None`` if there are none, or one of the others is missing."""
+    found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
+    if all(grad is None for grad in found):
+        return None
+    filled = []
+    for part, grad in zip(group.slices, found, strict=True):
+        if grad is None and part.weight.requires_grad:
+            return None
+        filled.append(torch.zeros_like(local(part.weight)) if grad is None else local(grad))
+    return filled

@@ -1,0 +1,267 @@
+"""What training changes, held and brought back: weights, optimizers, learning-rate schedules; fresh weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from itertools import zip_longest
+from numbers import Integral, Real
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.core.probes import lean_copy
+from lightning_prune.core.same_kind import like
+from lightning_prune.core.schema import (
+    Reader,
+    anything,
+    mapping,
+    of,
+    read,
+    record,
+    sequence,
+    where,
+    within,
+)
+
+_LEFT_OUT = object()
+_METHODS = ("reset_parameters", "_reset_parameters")
+
+
+class Stateful(Protocol):
+    """What a learning-rate schedule is asked for, whatever its class."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Takes a state over."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training changes.
+
+    Args:
+        model: The network.
+        optimizers: Of its parameters.
+        schedules: Of their learning rates.
+    """
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer] = ()
+    schedules: Sequence[Stateful] = ()
+
+
+def take(training: Training, weights: bool = True) -> dict[str, Any]:
+    """All that training changes, as plain values and tensors on the CPU.
+
+    Args:
+        training: Stays as it is.
+        weights: Whether parameters and buffers belong to it.
+    """
+    return {
+        "weights": weights_of(training.model) if weights else {},
+        "optimizers": [copy_of(optimizer.state_dict()) for optimizer in training.optimizers],
+        "schedules": [copy_of(schedule.state_dict()) for schedule in training.schedules],
+    }
+
+
+def restore_(training: Training, snapshot: Mapping[str, Any]) -> None:
+    """Brings back what was taken; the snapshot can be used again."""
+    restore_weights_(training.model, snapshot["weights"])
+    for optimizer, state in zip(training.optimizers, snapshot["optimizers"], strict=True):
+        restore_optimizer_(optimizer, state)
+    for schedule, state in zip(training.schedules, snapshot["schedules"], strict=True):
+        schedule.load_state_dict({**schedule.state_dict(), **copy_of(state)})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
+
+
+@torch.no_grad()
+def restore_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Fills parameters and buffers in place; what has no saved values stays as it is."""
+    present = _tensors(model)
+    for name, value in weights.items():
+        if name in present:
+            present[name].copy_(value)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def memory_of(optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimizer remembers of each parameter, without its hyper-parameters."""
+    return copy_of({"state": optimizer.state_dict()["state"]})
+
+
+def restore_optimizer_(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Brings back what is in a saved state; hyper-parameters that are not, and groups added since, stay."""
+    now, then = optimizer.state_dict(), copy_of(state)
+    nothing: dict[str, Any] = {}
+    groups = zip_longest(now["param_groups"], then.get("param_groups", ()), fillvalue=nothing)
+    merged = [{**present, **earlier} for present, earlier in groups]
+    optimizer.load_state_dict({**now, **then, "param_groups": merged})
+
+
+def copy_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that shares no memory and loads with ``weights_only=True``.
+
+    Entries that hold anything else than tensors and plain values, such as functions, are left out.
+
+    >>> copy_of({"lr": 0.1, "betas": (0.9, 0.99), "anneal": max, "groups": [{"lr": 0.1, "anneal": max}]})
+    {'lr': 0.1, 'betas': (0.9, 0.99), 'groups': [{'lr': 0.1}]}
+    """
+    copies = ((key, _copy(value)) for key, value in state.items())
+    return {key: value for key, value in copies if value is not _LEFT_OUT}
+
+
+@singledispatch
+def _copy(value: object) -> Any:
+    return _LEFT_OUT
+
+
+@_copy.register(bool)
+@_copy.register(type(None))
+def _(value: Any) -> Any:
+    return value
+
+
+# numpy's numbers and enumerations of integers would not be plain in a file
+@_copy.register
+def _(value: Integral) -> int:
+    return int(value)
+
+
+@_copy.register
+def _(value: Real) -> float:
+    return float(value)
+
+
+@_copy.register
+def _(value: str) -> str:
+    return str(value)
+
+
+@_copy.register
+def _(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)
+
+
+@_copy.register(list)
+@_copy.register(tuple)
+def _(value: Any) -> Any:
+    copies = [_copy(each) for each in value]
+    if any(each is _LEFT_OUT for each in copies):
+        return _LEFT_OUT
+    return tuple(copies) if isinstance(value, tuple) else copies
+
+
+@_copy.register(dict)
+def _(value: dict[str, Any]) -> dict[str, Any]:
+    return copy_of(value)
+
+
+@_copy.register(Counter)
+def _(value: Counter[int]) -> Counter[int]:
+    return Counter(value)  # the milestones of MultiStepLR
+
+
+def redraw_(model: nn.Module, seed: int) -> None:
+    """Draws fresh weights: each module's own ``reset_parameters``, those inside it before its own.
+
+    Random state stays as it is. Modules that keep running statistics reset them, too.
+
+    Args:
+        model: In place.
+        seed: The same one gives the same weights.
+    """
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(list(devices)):
+        torch.manual_seed(seed)
+        for module in reversed(list(model.modules())):
+            own = next((name for name in _METHODS if hasattr(module, name)), None)
+            if own is not None:
+                getattr(module, own)()
+
+
+def not_redrawn(model: nn.Module, seed: int) -> list[str]:
+    """Names of the parameters that :func:`redraw_` leaves as they are, or in part. Tried on a copy."""
+    twin = lean_copy(model, own=dict(model.named_parameters()))
+    floating = {
+        name: each for name, each in twin.named_parameters() if each.is_floating_point() or each.is_complex()
+    }
+    with torch.no_grad():
+        for parameter in floating.values():
+            parameter.fill_(torch.nan)
+    redraw_(twin, seed)
+    return [name for name, parameter in floating.items() if bool(parameter.isnan().any())]
+
+
+# --- what saved ones look like
+
+_REMEMBERED = record(
+    {"state": mapping(mapping(anything), key=anything), "param_groups": sequence(mapping(anything))},
+    before={"param_groups": ()},  # hyper-parameters may be left out, and stay
+    others=True,
+)
+
+
+def _optimizer(value: Any) -> dict[str, Any]:
+    _REMEMBERED(value)
+    return mapping(anything)(value)  # some optimizers have more to remember
+
+
+WEIGHTS = mapping(of(Tensor, "a tensor"))
+OPTIMIZERS = sequence(_optimizer)
+SNAPSHOT = record({"weights": WEIGHTS, "optimizers": OPTIMIZERS, "schedules": sequence(mapping(anything))})
+
+
+def check_saved(saved: Mapping[str, Any], training: Training, what: str) -> None:
+    """Makes sure that what is to be brought back one day is of this training.
+
+    Args:
+        saved: As ``SNAPSHOT`` reads it; schedules may be missing.
+        training: Stays as it is.
+        what: What it is, for the error.
+
+    Raises:
+        ValueError: If something has another shape, is no number where one is needed, or is remembered of other
+            optimizers, schedules or parameters.
+    """
+    optimizers = [each.state_dict() for each in training.optimizers]
+    schedules = [each.state_dict() for each in training.schedules]
+
+    def reader(value: Mapping[str, Any]) -> None:
+        within(".weights", like(_tensors(training.model)), value["weights"])
+        within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
+        within(".schedules", _each(like, schedules), value.get("schedules", schedules))
+
+    read(saved, reader, what)
+
+
+def _each(reader: Callable[[Any], Reader[Any]], present: Sequence[Any]) -> Reader[Any]:
+    as_many = where(sequence(anything), lambda found: len(found) == len(present), f"{len(present)} of them")
+    return lambda value: [
+        within(f"[{place}]", reader(now), each)
+        for place, (each, now) in enumerate(zip(as_many(value), present, strict=True))
+    ]
+
+
+def _like_optimizer(present: Mapping[str, Any]) -> Reader[Any]:
+    own = [group["params"] for group in present["param_groups"]]
+
+    def fits(value: Mapping[str, Any]) -> bool:
+        then = [group.get("params") for group in value.get("param_groups", ())]
+        return then == own[: len(then)]
+
+    groups = where(anything, fits, "the same parameters in each group", ".param_groups")
+    return lambda value: like(present)(groups(value))

@@ -1,0 +1,117 @@
+"""One fit's training steps: what the pruner is shown of them, and masks enforced after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_prune.criteria import Needs
+from lightning_prune.pruner import Pruner
+from lightning_prune.schedules.event_queue import Agenda
+from lightning_prune.training.hooks import GradientCopies, OptimizerWatch, gradients, parameters_of
+from lightning_prune.training.trainer_queries import loss_scale, will_step
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.masks import MaskStore
+
+
+class Gathering:
+    """Shows a pruner gradients and activations of training steps until the last event; keeps masks in force.
+
+    Args:
+        pruner: Is shown them; ``None`` where nothing more is pruned.
+        store: The masks.
+        agenda: Tells whether an event is left.
+        optimizers: Of the module.
+    """
+
+    def __init__(
+        self, pruner: Pruner | None, store: MaskStore, agenda: Agenda, optimizers: Iterable[Optimizer]
+    ) -> None:
+        self._pruner = pruner
+        self._store = store
+        self._agenda = agenda
+        self._watch = OptimizerWatch(store)
+        self._copies = GradientCopies([] if pruner is None else _together(pruner.groups))
+        self._inputs = None if pruner is None else pruner.watch_inputs()
+        self._looking = ExitStack()
+        self.watch(optimizers)
+
+    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+        """Hooks into optimizers that have come since."""
+        self._watch.watch(optimizers)
+
+    def begin_batch(self, trainer: Trainer, batch: int) -> None:
+        """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
+        if self._inputs is not None and not self._agenda.over:
+            # the loss that is trained on is the mean over processes, of which each goes back through its own
+            self._looking.enter_context(
+                self._inputs.look(batch, lambda: loss_scale(trainer) * trainer.world_size)
+            )
+
+    def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        """Under manual optimization the user may clip before the next hook, so it happens here."""
+        if module.automatic_optimization:
+            self._looking.close()  # a closure may go through the batch several times
+            return
+        parameters = list(module.parameters())
+        if self._observer(Needs.GRADIENT) is not None:
+            self._copies.hold(gradients(self._store, parameters, loss_scale(trainer)))
+        self._store.apply_to_grads_(parameters)
+
+    def before_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        """Shows unclipped gradients, and takes those of masked weights out before they are clipped."""
+        parameters = parameters_of(optimizer)
+        unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = 1.0 if unscaled else loss_scale(trainer)
+        first = self._watch.first_look(optimizer)
+        if (pruner := self._observer(Needs.GRADIENT)) is not None and first:
+            if module.automatic_optimization:
+                pruner.observe(gradients(self._store, parameters, scale))
+            else:
+                stepping = [parameter for parameter in parameters if parameter.grad is not None]
+                pruner.observe(self._copies.take(self._store.named(stepping)))
+        if self._inputs is not None:
+            if first:
+                add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+                self._inputs.end_step(partial(will_step, trainer), add_up)
+            else:
+                self._inputs.forget()  # a closure goes through the batch once more
+        if (pruner := self._observer(Needs.NOTHING)) is not None:
+            pruner.penalize_(parameters, scale)
+        self._store.apply_to_grads_(parameters)
+
+    def end_batch(self, module: LightningModule) -> None:
+        """Looks at nothing between batches; a loop by hand may have stepped with what is not watched."""
+        self._looking.close()
+        if not module.automatic_optimization:
+            self._store.apply_()
+
+    def abandon_batch(self) -> None:
+        """Ends a look at a batch that did not come to its end: half a step is no observation."""
+        unfinished = RuntimeError()
+        self._looking.__exit__(type(unfinished), unfinished, None)
+
+    def release(self) -> None:
+        """Takes all hooks away."""
+        self._watch.release()
+        self._copies.release()
+        self.abandon_batch()
+
+    def _observer(self, need: Needs) -> Pruner | None:
+        """What is told of training steps, until the last event, if its criterion needs that."""
+        pruner = None if self._agenda.over else self._pruner
+        return pruner if pruner is not None and need in pruner.needs else None
+
+
+def _together(groups: Iterable[UnitGroup]) -> list[set[str]]:
+    """Names of parameters in disjoint sets: those of a group are in one."""
+    sets: dict[str, set[str]] = {}
+    for group in groups:
+        names = {part.name for part in group.slices}
+        joined = names.union(*(sets[name] for name in names & sets.keys()))
+        sets |= dict.fromkeys(joined, joined)
+    return list({id(each): each for each in sets.values()}.values())

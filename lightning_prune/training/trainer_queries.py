@@ -1,0 +1,264 @@
+"""What a Trainer says about its fit and its data, in this library's terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
+
+from lightning_prune.core.averages import Average, average_of
+from lightning_prune.report.report import Report
+from lightning_prune.schedules.moments import Horizon, Unit
+from lightning_prune.training.snapshots import Training
+from lightning_prune.units.masks import MaskStore
+
+
+def horizon(trainer: Trainer) -> Horizon:
+    """How long the fit is."""
+    batches, accumulated = trainer.num_training_batches, _accumulated(trainer)
+    constant = not math.isinf(batches) and len({*accumulated}) == 1
+    optimizers = max(1, len(trainer.optimizers))
+    return Horizon(
+        epochs=training_epochs(trainer),
+        # max_steps counts the steps of every optimizer
+        steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
+        steps_per_epoch=math.ceil(batches / accumulated[0]) if constant else None,
+    )
+
+
+def _accumulated(trainer: Trainer) -> list[int]:
+    """How many batches make a step, from the first epoch on, for each change within the fit."""
+    end = training_epochs(trainer)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            changes = sorted(callback.scheduling.items())
+            return [factor for epoch, factor in changes if epoch == 0 or end is None or epoch < end]
+    return [trainer.accumulate_grad_batches]
+
+
+def training_epochs(trainer: Trainer) -> int | None:
+    """How many epochs train, ``None`` if there is no end: SWA adds one in which batch norms see its average."""
+    if trainer.max_epochs in (None, -1):
+        return None
+    return min([trainer.max_epochs, *(each.swa_end + 1 for each in _swa(trainer))])
+
+
+def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
+    """What callbacks hold as an ``AveragedModel``, or as Lightning's SWA holds it, each with its holder's name.
+
+    Any other copy of a network, such as a teacher, is no average.
+    """
+    held = [
+        (type(callback).__name__, value.module)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for value in vars(callback).values()
+        if isinstance(value, AveragedModel)
+    ]
+    held += [
+        (type(each).__name__, each._average_model) for each in _swa(trainer) if each._average_model is not None
+    ]
+    return held
+
+
+def averages_beside(trainer: Trainer, model: nn.Module) -> list[Average]:
+    """What callbacks average of a network or of a part of it."""
+    found = [average_of(model, module) for _, module in averaged_by_callbacks(trainer)]
+    return [average for average in found if average is not None]
+
+
+def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
+
+
+def first_look(trainer: Trainer, unit: Unit) -> int:
+    """How far a fit must be before a metric can have been measured in it: at a validation, or an epoch's end.
+
+    Args:
+        trainer: Which is about to train.
+        unit: What is counted, steps or epochs; part of an epoch is none.
+    """
+    epoch = trainer.num_training_batches
+    validation = trainer.val_check_batch if trainer.enable_validation else epoch
+    if unit is Unit.EPOCH or validation is None or math.isinf(epoch):
+        return 1  # or the clock says when, or the end of the data
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return 1  # and nothing is judged
+    return math.ceil(min(epoch, validation) / _accumulated(trainer)[0])
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What the loss, and so its gradients, are multiplied with at present."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def will_step(trainer: Trainer) -> bool:
+    """Whether gradients are finite, as far as a loss scaler looks at them: it skips the step otherwise."""
+    if getattr(trainer.precision_plugin, "scaler", None) is None:
+        return True
+    grads = (parameter.grad for parameter in trainer.lightning_module.parameters())
+    return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+
+
+def training_of(trainer: Trainer, module: LightningModule) -> Training:
+    """What the fit changes."""
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return Training(module, trainer.optimizers, schedules)
+
+
+def from_all(trainer: Trainer, value: Any) -> list[Any]:
+    """What each process has, in the order of their ranks."""
+    if trainer.world_size == 1:
+        return [value]
+    found = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def check_alike(trainer: Trainer, store: MaskStore) -> None:
+    """Raises RuntimeError, in all processes, if they hold the same weights under other masks."""
+    if trainer.world_size == 1 or store.shards.divided:
+        return
+    digests = from_all(trainer, store.digest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise RuntimeError(
+            f"the masks of rank {', '.join(map(str, others))} are not those of rank 0 after a pruning event:"
+            " weights, and what the criterion makes of them, must be the same on all ranks."
+        )
+
+
+def monitored(trainer: Trainer) -> str | None:
+    """The metric that the run is judged by, if a callback watches one."""
+    watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
+    names = (getattr(callback, "monitor", None) for callback in watching)
+    return next((name for name in names if name), None)
+
+
+def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
+    """Makes sure that a strategy leaves parameters as pruning needs them.
+
+    Args:
+        strategy: The Trainer's.
+        whole: What is asked for that works on whole parameters only.
+
+    Raises:
+        ValueError: If it flattens or copies them, or divides them and something needs them whole.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
+        raise ValueError(
+            f"strategy={name} keeps parameters in a form of its own, in which they cannot be pruned: use DDP or"
+            " FSDP2, which is ModelParallelStrategy with fully_shard in configure_model."
+        )
+    if isinstance(strategy, ModelParallelStrategy) and whole:
+        raise ValueError(
+            f"strategy={name} splits the model up: {', '.join(whole)} cannot work on parts of it. Do without,"
+            " or keep it whole, as with DDP or a single device."
+        )
+
+
+def check_own_process(trainer: Trainer, compact: bool) -> None:
+    """Looks at whether the fit runs in processes that come and go, of which only the weights come back.
+
+    Args:
+        trainer: Which is about to train.
+        compact: Whether the module is to be shrunk; this process's keeps its shapes.
+
+    Raises:
+        ValueError: If so, and it is to be shrunk; without that, the log says what is lost.
+    """
+    if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        return
+    if compact:
+        raise ValueError(
+            "compact=True shrinks the module of the process that trains it, which does not come back from a"
+            " strategy that spawns or forks: use strategy='ddp' or a single device."
+        )
+    rank_zero_info(
+        "The processes of a strategy that spawns or forks do not come back: the PruningCallback here will have"
+        " neither masks nor a report, and another fit would begin as if dense. Go on from a checkpoint that the"
+        " fit saves, or use strategy='ddp'."
+    )
+
+
+def write_report(trainer: Trainer, report: Report, folder: Path, name: str | None) -> None:
+    """Prints a report, and writes it beside the logger's files."""
+    if not trainer.is_global_zero:
+        return
+    print(report.table())
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "report" if name is None else f"report-{name}"
+    (folder / f"{stem}.json").write_text(report.to_json())
+    try:
+        report.plot(folder / f"{stem}.png")
+    except ImportError:
+        rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
+    rank_zero_info(f"Pruning report written to {folder / stem}.json.")
+
+
+def fitting_batch(trainer: Trainer, module: LightningModule) -> Any:
+    """A batch of the present fit, as a training step would get it; ``None`` if there is none."""
+    if trainer.train_dataloader is None:
+        return None
+    loaders = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
+    stateful = [each for each in loaders.flattened if hasattr(each, "state_dict")]
+    places = [each.state_dict() for each in stateful]
+    with isolate_rng():  # loaders draw their order
+        batch, *_ = next(iter(loaders), (None,))
+    for each, place in zip(stateful, places, strict=True):
+        each.load_state_dict(place)
+    if batch is None:
+        return None
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    # when a fit has ended, a strategy may have brought the module back to the CPU
+    return trainer.strategy.batch_to_device(batch, module.device)
+
+
+def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:
+    """The first batch that a validation step would get, or else a training step, on the CPU.
+
+    Args:
+        trainer: Which the data belong to from now on.
+        model: Where its own loaders, or what it makes of a batch, are wanted.
+        datamodule: Goes before the model.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    owners = [owner for owner in (datamodule, model) if owner is not None]
+    for owner in owners:
+        owner.trainer = trainer
+        owner.prepare_data()
+        owner.setup("fit")
+    for name, owner in product(("val_dataloader", "train_dataloader"), owners):
+        if is_overridden(name, owner):
+            # loaders may come several, in lists or dicts
+            for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
+                return _transferred(batch, owners)
+    raise ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
+
+
+def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
+    """What a step is given for a batch, as the first who has something to say makes it."""
+    for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        owner = next((owner for owner in owners if is_overridden(name, owner)), owners[0])
+        batch = getattr(owner, name)(batch, 0)
+    return batch

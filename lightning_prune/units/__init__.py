@@ -1,0 +1,1 @@
+"""Units: what can be removed, the masks that remove it, and what it costs."""

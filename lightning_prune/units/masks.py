@@ -1,0 +1,220 @@
+"""The masks: one bool a weight, the only writer of zeros, one bit a weight when saved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from lightning_prune.core.averages import Average
+from lightning_prune.core.schema import dense_tensor, mapping, record, sequence, whole
+from lightning_prune.units.groups import row_ranges
+from lightning_prune.units.shards import Shards, Whole, divided_like, is_divided, local
+
+BITS = dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
+MASKS = mapping(record({"bits": BITS, "shape": sequence(whole())}))
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class MaskStore:
+    """Bool masks by parameter name, True where a weight is kept.
+
+    Args:
+        model: The module whose parameters are masked, by their names in ``named_parameters()``.
+        names: Which of them. Each mask starts all True, on the parameter's device, in its memory layout, and
+            divided among processes as the parameter is.
+        shards: Among which, if it is.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], shards: Shards = Whole()) -> None:
+        self._shards = shards
+        self._parameters = dict(model.named_parameters())
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._masks = {name: self._fresh(name) for name in names}
+
+    @torch.no_grad()
+    def _fresh(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        return divided_like(torch.ones_like(local(parameter), dtype=torch.bool), parameter)
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """The masks themselves, not copies."""
+        return MappingProxyType(self._masks)
+
+    @property
+    def shards(self) -> Shards:
+        """The processes among which the masks are divided."""
+        return self._shards
+
+    @property
+    def removed(self) -> int:
+        """How many weights are masked, in all processes."""
+        here = [local(mask) for mask in self._masks.values()]
+        removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in here)
+        return int(self._shards.add_up(torch.tensor(removed)))
+
+    def digest(self) -> str:
+        """The same for the same masks, and no other in all likelihood."""
+        found = hashlib.sha256()
+        for name, mask in sorted(self._masks.items()):
+            found.update(name.encode())
+            found.update(pack(mask).numpy().tobytes())
+        return found.hexdigest()
+
+    def named(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The masked ones among these parameters, by name."""
+        found = ((self._names.get(id(parameter), ""), parameter) for parameter in parameters)
+        return {name: parameter for name, parameter in found if name in self._masks}
+
+    @torch.no_grad()
+    def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Sets each masked weight to exactly 0, in these parameters or in all."""
+        if parameters is None:
+            self._shards.reshard()
+        chosen = self._parameters.values() if parameters is None else parameters
+        for name, parameter in self.named(chosen).items():
+            self._zero_masked_(parameter, name)
+
+    @torch.no_grad()
+    def apply_to_average_(self, average: Average) -> None:
+        """Sets each masked weight to exactly 0 in an average, which may be on another device."""
+        parameters = dict(average.module.named_parameters())
+        for name in self._masks.keys() & average.names.keys():
+            self._zero_masked_(parameters[average.names[name]], name)
+
+    @torch.no_grad()
+    def apply_to_grads_(self, parameters: Iterable[Tensor]) -> None:
+        """Sets the gradients of masked weights to 0, so that they count neither in clipping nor in momentum."""
+        for name, parameter in self.named(parameters).items():
+            if parameter.grad is not None:
+                self._zero_masked_(parameter.grad, name)
+
+    @torch.no_grad()
+    def apply_to_state_(self, optimizer: Optimizer) -> None:
+        """Sets what an optimizer remembers of masked weights (momentum, second moments, directions) to 0."""
+        for name, parameter in self.named(optimizer.state).items():
+            for value in optimizer.state[parameter].values():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    self._zero_masked_(value, name)
+        for group in optimizer.param_groups:
+            self._apply_to_lines_(group["params"], optimizer.state)
+
+    def _apply_to_lines_(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> None:
+        """LBFGS keeps all parameters in a line, and all lines with the first of them."""
+        sizes = [parameter.numel() for parameter in parameters]
+        for value in tree_leaves(state.get(parameters[0], {})) if parameters else ():
+            if torch.is_tensor(value) and value.shape == (sum(sizes),):
+                for parameter, piece in zip(parameters, value.split(sizes), strict=True):
+                    for name in self.named([parameter]):
+                        self._zero_masked_(piece.view(parameter.shape), name)
+
+    def _zero_masked_(self, tensor: Tensor, name: str) -> None:
+        # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
+        bits = local(tensor).detach().view(_INTEGER[tensor.element_size()])
+        mask = local(self._masks[name]).to(bits.device)
+        for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
+            bits[start:stop].mul_(mask[start:stop])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks packed 8 to the byte, with their shapes; tensors and plain values only.
+
+        Where processes divide them, they come together in the first, one at a time; the others have no bits.
+        """
+        state = {}
+        for name, mask in self._masks.items():
+            whole = self._shards.gather(local(mask), mask.shape) if is_divided(mask) else mask
+            state[name] = {"bits": pack(whole), "shape": list(mask.shape)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over saved masks, of parameters that had none as far as they mask anything.
+
+        Raises:
+            ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
+        """
+        for name, mask in self.unpacked(state).items():
+            if name not in self._masks:
+                if unpack(state[name]["bits"], tuple(state[name]["shape"])).all():
+                    continue
+                self._masks[name] = self._fresh(name)
+            local(self._masks[name]).copy_(mask)
+
+    def go_back_(self, state: Mapping[str, Any]) -> None:
+        """Puts saved masks in the place of the present ones; parameters that had none are kept whole.
+
+        Raises:
+            ValueError: As :meth:`load_state_dict`; nothing has changed then.
+        """
+        self.load_state_dict(state)
+        for name in self._masks.keys() - state.keys():
+            local(self._masks[name]).fill_(True)
+
+    def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Saved masks by parameter name, on the CPU, as far as they are held here; those in force stay.
+
+        Raises:
+            ValueError: If a mask belongs to no parameter, or to one of another shape.
+        """
+        found = {}
+        for name, entry in state.items():
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                raise ValueError(f"the state has a mask for {name!r}, which the model does not have.")
+            shape = tuple(entry["shape"])
+            if shape != tuple(parameter.shape):
+                raise ValueError(
+                    f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
+                )
+            mask = unpack(entry["bits"], shape)
+            found[name] = self._shards.own(mask) if is_divided(parameter) else mask
+        return found
+
+
+def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Name to parameter, of those that have a mask.
+
+    Raises:
+        ValueError: If a mask belongs to no parameter, or to one of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
+    return {name: parameters[name] for name in masks}
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Eight bools to the byte, lowest bit first, in index order, whatever the memory layout.
+
+    >>> pack(torch.tensor([True, False, True, False, False, False, False, False, True]))
+    tensor([5, 1], dtype=torch.uint8)
+    """
+    flat = mask.reshape(-1).to(torch.uint8)
+    flat = nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    packed = flat[:, 0].clone()
+    for bit in range(1, 8):
+        packed |= flat[:, bit] << bit
+    return packed.cpu()
+
+
+def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask that was packed.
+
+    Raises:
+        ValueError: If the bytes are not those of a mask of this shape.
+
+    >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
+    tensor([ True, False,  True])
+    """
+    size = torch.Size(shape).numel()
+    if not torch.is_tensor(bits) or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"a mask of shape {tuple(shape)} needs {-(-size // 8)} packed bytes.")
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] >> places & 1).view(-1)[:size].view(shape).bool()
