@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 
 from lightning_prune.core.parts import check_part
 from lightning_prune.core.schema import mapping, nothing, read, record, sequence, text, whole
-from lightning_prune.criteria import Criterion, Magnitude, Needs
+from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.statistics.input_hooks import InputWatch, readings
 from lightning_prune.statistics.losses import Losses, Trial
 from lightning_prune.statistics.observations import Observations
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units.groups import UnitGroup

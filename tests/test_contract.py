@@ -38,9 +38,9 @@ from lightning_prune import (
     Wanda,
 )
 from lightning_prune.core.parts import Part, concrete_subclasses
-from lightning_prune.criteria import Needs
 from lightning_prune.schedules.moments import Horizon, Unit
 from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import Elements, Slice, Tiles

@@ -18,7 +18,7 @@ class Part:
         return f"{type(self).__name__}({arguments})"
 
 
-def described(part: Part | None) -> str:
+def described(part: object) -> str:
     """How a part is set, to compare with how it was set in another process, where addresses are others.
 
     >>> described(Part())

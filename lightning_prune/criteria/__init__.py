@@ -7,7 +7,7 @@ from lightning_prune.criteria.activations import (
     APoZ,
     Wanda,
 )
-from lightning_prune.criteria.base import Criterion, LocalCriterion, Needs
+from lightning_prune.criteria.base import Criterion, LocalCriterion
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
 from lightning_prune.criteria.losses import LossCriterion, OptimalBrainDamage, Oracle
 from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
@@ -27,7 +27,6 @@ __all__ = [
     "LossCriterion",
     "Magnitude",
     "Movement",
-    "Needs",
     "OptimalBrainDamage",
     "Oracle",
     "Random",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.parts import check_counts
-from lightning_prune.criteria.base import Criterion, Needs
+from lightning_prune.criteria.base import Criterion
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 
@@ -38,6 +39,11 @@ class ActivationCriterion(Criterion):
 
     def __post_init__(self) -> None:
         check_counts(every=self.every)
+
+    @property
+    def activations(self) -> ActivationCriterion:
+        """The criterion itself."""
+        return self
 
     @abstractmethod
     def look(self, inputs: Tensor, grads: Tensor | None) -> Tensor:

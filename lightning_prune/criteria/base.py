@@ -5,32 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from enum import Flag, auto
 
 from torch import Tensor
 
 from lightning_prune.core.parts import Part
 from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.observer import ActivationObserver, Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-
-
-class Needs(Flag):
-    """What training must offer before a criterion can score."""
-
-    NOTHING = 0
-    GRADIENT = auto()
-    ACTIVATION = auto()
-    LOSS = auto()
-
-    @property
-    def unseen(self) -> str:
-        """What is missing in a loop that does not show it, and what shows it."""
-        if Needs.LOSS in self:
-            return "loss: give step() or prune() `losses=Losses(loss, batches)`"
-        if Needs.ACTIVATION in self:
-            return "activation yet: run forward and backward in `with pruner.watch():`"
-        return "gradient yet: call observe() after backward"
 
 
 class Criterion(Part, ABC):
@@ -54,6 +36,11 @@ class Criterion(Part, ABC):
     def held(self) -> int:
         """How many training batches are held for it."""
         return 0
+
+    @property
+    def activations(self) -> ActivationObserver | None:
+        """What observes the inputs of layers in training steps; nothing by default."""
+        return None
 
     def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
         """Row ranges of a group's units that are scored and observed one at a time."""

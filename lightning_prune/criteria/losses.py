@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_prune.core.parts import check_counts, check_seed
 from lightning_prune.core.progress import tracked
-from lightning_prune.criteria.base import Criterion, Needs
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 

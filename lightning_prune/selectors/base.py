@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from lightning_prune.core.parts import Part, is_number
-from lightning_prune.criteria import Needs
 from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.units.groups import UnitGroup, Units
 
 Costs: TypeAlias = Callable[[str], float]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.parts import check_counts, check_flag, check_part, check_seed, is_number
-from lightning_prune.criteria import Needs
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.by_score import Global
 from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.units.groups import UnitGroup, Units
 
 

@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.criteria import ActivationCriterion
 from lightning_prune.statistics.losses import AddUp
+from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice
@@ -52,7 +52,7 @@ class InputWatch:
 
     def __init__(
         self,
-        criterion: ActivationCriterion,
+        criterion: ActivationObserver,
         groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
         statistics: Mapping[str, Statistics],
         left_out: Tensor,

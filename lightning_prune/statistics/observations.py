@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.parts import described
-from lightning_prune.criteria import ActivationCriterion, Criterion, Needs
 from lightning_prune.statistics.input_hooks import InputWatch, Reading
 from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.observer import Needs, Observer
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.shards import Shards, Whole, local
@@ -32,7 +32,7 @@ class Observations:
 
     def __init__(
         self,
-        criterion: Criterion,
+        criterion: Observer,
         groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
         shards: Shards = Whole(),
     ) -> None:
@@ -71,9 +71,9 @@ class Observations:
 
     def watch_inputs(self) -> InputWatch | None:
         """What looks at activations for these sums, if the criterion needs them."""
-        if not isinstance(self._criterion, ActivationCriterion):
+        if (observer := self._criterion.activations) is None:
             return None
-        return InputWatch(self._criterion, self._layers, self.statistics, self._skipped)
+        return InputWatch(observer, self._layers, self.statistics, self._skipped)
 
     @torch.no_grad()
     def add(self, grads: Mapping[str, Tensor] | None) -> None:
@@ -160,7 +160,7 @@ class Observations:
             statistics.load_state_dict({**saved, "sums": sums})
 
 
-def _empty(criterion: Criterion, group: UnitGroup, watched: bool) -> Statistics:
+def _empty(criterion: Observer, group: UnitGroup, watched: bool) -> Statistics:
     """No sums yet."""
     weight = group.slices[0].weight.detach()
     like = weight if group.divisible else weight.new_empty(group.shape)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_prune.core.parts import described
 from lightning_prune.core.schema import Reader, optional
-from lightning_prune.criteria import Criterion, Needs
+from lightning_prune.criteria import Criterion
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
@@ -18,6 +18,7 @@ from lightning_prune.schedules import Event, Schedule, Timetable
 from lightning_prune.schedules.event_queue import AGENDA, Agenda
 from lightning_prune.schedules.moments import Unit
 from lightning_prune.selectors import Selector
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.training.calibration_batches import HELD, HeldBatches
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.guard_state import JUDGE, Judge, check_good

@@ -9,9 +9,9 @@ from functools import partial
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_prune.criteria import Needs
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules.event_queue import Agenda
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.training.hooks import GradientCopies, OptimizerWatch, gradients, parameters_of
 from lightning_prune.training.trainer_queries import loss_scale, will_step
 from lightning_prune.units.groups import UnitGroup
