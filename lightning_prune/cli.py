@@ -14,15 +14,15 @@ from torch import nn
 
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.channels.compaction import compact
-from lightning_prune.core.files import read
+from lightning_prune.core.files import read_file
 from lightning_prune.criteria import Magnitude
-from lightning_prune.export.compacted import load_compact, masks_of, plans_of, pruned_by, state_of
+from lightning_prune.export.compacted import callback_state_in, load_compact, masks_in, plans_in, state_keys_in
 from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import save_packed
 from lightning_prune.report.cost import dense_bytes
 from lightning_prune.report.sensitivity import RATIOS, sensitivity
-from lightning_prune.training.sandbox import forward_of
-from lightning_prune.training.trainer_queries import first_batch, monitored
+from lightning_prune.training.sandbox import forward_probe
+from lightning_prune.training.trainer_queries import first_batch, monitored_metric
 
 
 class PruningTrainer(Trainer):
@@ -47,7 +47,7 @@ class PruningTrainer(Trainer):
             weights_only: Not used: nothing but tensors and plain values is read.
         """
         if ckpt_path is not None:
-            load_compact(read(ckpt_path, "ckpt_path"), model)
+            load_compact(read_file(ckpt_path, "ckpt_path"), model)
         for callback in self._pruning():
             print(callback.plan(model, self._example_if(callback.needs_example, model, datamodule)).table())
 
@@ -69,10 +69,10 @@ class PruningTrainer(Trainer):
         Raises:
             ValueError: If the checkpoint has no pruning state, or does not belong to the model.
         """
-        checkpoint = read(ckpt_path, "ckpt_path")
+        checkpoint = read_file(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
         for callback in self._pruning():
-            state = state_of(checkpoint, callback.state_key)
+            state = callback_state_in(checkpoint, callback.state_key)
             if state is None:
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
             print(callback.report_of(model, state, model.example_input_array).table())
@@ -100,19 +100,19 @@ class PruningTrainer(Trainer):
             ValueError: If the checkpoint does not belong to the model, or there is nothing to try or to pack.
             CompactionError: If outputs of the compacted network differ.
         """
-        checkpoint = read(ckpt_path, "ckpt_path")
+        checkpoint = read_file(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
         if Path(path).suffix.lower() == ".onnx":
             example = self._example(model, datamodule)
             # checkpoints that the fit itself saved are older than its end, when it compacts
-            if any(callback.compact for callback in self._pruning()) and not plans_of(checkpoint):
-                model = compact(model, masks_of(checkpoint), example)
+            if any(callback.compact for callback in self._pruning()) and not plans_in(checkpoint):
+                model = compact(model, masks_in(checkpoint), example)
             kind, size = "ONNX", export_onnx(model, path, example)
         else:
-            if not pruned_by(checkpoint):
+            if not state_keys_in(checkpoint):
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no masks: there is nothing to pack.")
             kind = "packed"
-            size = save_packed(model, masks_of(checkpoint), path, plans=plans_of(checkpoint))
+            size = save_packed(model, masks_in(checkpoint), path, plans=plans_in(checkpoint))
         print(f"{path}: {kind}, {size:,} bytes; parameters and buffers of the network: {dense_bytes(model):,}")
 
     def sensitivity(
@@ -142,10 +142,10 @@ class PruningTrainer(Trainer):
             ValueError: If validation does not log the metric, or the checkpoint does not belong to the model.
         """
         if ckpt_path is not None:
-            load_compact(read(ckpt_path, "ckpt_path"), model)
+            load_compact(read_file(ckpt_path, "ckpt_path"), model)
         if self.progress_bar_callback is not None:
             self.progress_bar_callback.disable()  # one bar, for all of it
-        wanted = metric or monitored(self) or ""
+        wanted = metric or monitored_metric(self) or ""
 
         def evaluate(network: nn.Module) -> float:
             results = self.validate(model, datamodule, verbose=False)  # one mapping a loader
@@ -182,7 +182,7 @@ class PruningTrainer(Trainer):
     def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
         if model.example_input_array is not None:
             return model.example_input_array
-        return forward_of(self, model, first_batch(self, model, datamodule))
+        return forward_probe(self, model, first_batch(self, model, datamodule))
 
     def _pruning(self) -> list[PruningCallback]:
         callbacks = self.callbacks  # type: ignore[attr-defined]

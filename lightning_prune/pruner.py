@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.parts import check_part
-from lightning_prune.core.schema import mapping, nothing, read, record, sequence, text, whole
+from lightning_prune.core.schema import integer, mapping, none, read, record, sequence, string
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.statistics.input_hooks import InputWatch, readings
-from lightning_prune.statistics.losses import Losses, Trial
+from lightning_prune.statistics.input_hooks import InputHooks, layer_inputs
+from lightning_prune.statistics.losses import Losses, LossEvaluator
 from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
-from lightning_prune.units.shards import Shards, local, shards_of
-from lightning_prune.units.slices import along
+from lightning_prune.units.shards import Shards, shards_of, to_local
+from lightning_prune.units.slices import axis_slices
 
 PRUNED = record(
     {
         "masks": MASKS,
-        "plan": nothing,
-        "frozen": mapping(text),
-        "protected": sequence(text),
-        "left_out": whole(),
-        "criterion": text,
+        "plan": none,
+        "frozen": mapping(string),
+        "protected": sequence(string),
+        "left_out": integer(),
+        "criterion": string,
         "statistics": mapping(STATISTICS),
     },
     before={"frozen": {}, "criterion": ""},  # the first is for a report alone; the other one is not known
@@ -120,7 +120,7 @@ class Pruner:
             )
         found = structure.units(model, example if wanted else None)
         looks = Needs.ACTIVATION in criterion.needs
-        self._layers = {group.name: readings(model, group) if looks else [] for group in found.groups}
+        self._layers = {group.name: layer_inputs(model, group) if looks else [] for group in found.groups}
         units = found.accepted(lambda group: self._refuses(group, shards), f"{criterion!r} with {selector!r}")
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
@@ -142,7 +142,7 @@ class Pruner:
         return why
 
     def _refuses_divided(self, group: UnitGroup) -> str | None:
-        if any(local(part.weight) is part.weight for part in group.slices):
+        if any(to_local(part.weight) is part.weight for part in group.slices):
             return "each process has a copy of its own, while other parameters are divided among them"
         alone = self._criterion.pointwise and self._criterion.needs in Needs.GRADIENT
         fits = {
@@ -180,7 +180,7 @@ class Pruner:
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:
         """The groups, if their units can be cut out of the network; ``None`` for single weights and blocks."""
-        return self.groups if all(along(group.slices) for group in self.groups) else None
+        return self.groups if all(axis_slices(group.slices) for group in self.groups) else None
 
     @property
     def sparsity(self) -> float:
@@ -234,7 +234,7 @@ class Pruner:
         if inputs is not None:
             inputs.end_step()
 
-    def watch_inputs(self) -> InputWatch | None:
+    def watch_inputs(self) -> InputHooks | None:
         """The same in parts, for micro-batches and steps that a loss scaler may skip."""
         return self._seen.watch_inputs()
 
@@ -343,7 +343,7 @@ class Pruner:
         Raises:
             ValueError: If it would take more passes through the network than the criterion allows.
         """
-        trial = Trial(self._model, Losses(losses.loss, losses.batches[:1]))
+        trial = LossEvaluator(self._model, Losses(losses.loss, losses.batches[:1]))
         trial.loss(1)  # the first pass takes longer
         asked = self._criterion.passes(self.groups) * _seconds(
             lambda: self._criterion.rehearse(self.groups, trial)
@@ -382,11 +382,11 @@ class Pruner:
             for each in self._scorable(self._trial(losses, self._criterion.needs))
         }
 
-    def _trial(self, losses: Losses | None, needs: Needs) -> Trial | None:
+    def _trial(self, losses: Losses | None, needs: Needs) -> LossEvaluator | None:
         if losses is None or Needs.LOSS not in needs:
             return None
         self._check_passes()
-        return Trial(self._model, losses)
+        return LossEvaluator(self._model, losses)
 
     def _unseen(self, needs: Needs) -> RuntimeError:
         return RuntimeError(
@@ -394,7 +394,7 @@ class Pruner:
             " pruning step."
         )
 
-    def _scorable(self, trial: Trial | None) -> list[Candidates]:
+    def _scorable(self, trial: LossEvaluator | None) -> list[Candidates]:
         """Groups that can be scored now; the others wait, and do not count."""
         if trial is not None:
             self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
@@ -402,7 +402,7 @@ class Pruner:
         found = [
             Candidates(
                 group,
-                local(self._kept(group)),
+                to_local(self._kept(group)),
                 self._criterion,
                 self._seen.statistics[group.name],
                 dtype,
@@ -419,7 +419,7 @@ class Pruner:
         """Whether a group that is whole cannot be scored."""
         if group.name not in self.unseen:
             return False
-        gone = torch.tensor(int(local(self._kept(group)).logical_not().any()))
+        gone = torch.tensor(int(to_local(self._kept(group)).logical_not().any()))
         return int(self._store.shards.add_up(gone)) == 0
 
     def _kept(self, group: UnitGroup) -> Tensor:

@@ -32,7 +32,7 @@ from lightning_prune import (
     Unstructured,
     Wanda,
 )
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 CHANNELS = Channels()
 WATCHING = [ActivationNorm(), ActivationTaylor(), APoZ(), Wanda()]
@@ -228,7 +228,7 @@ def test_grouped_convolutions_read_the_same_units_in_each_group() -> None:
     given = model[:2](inputs)
     group = next(group for group in pruner.groups if group.name == "0")
     (part,) = (part for part in group.slices if part.name == "0.weight")
-    assert isinstance(part, Slice)
+    assert isinstance(part, AxisSlice)
     assert part.index is not None
     units = [given[:, part.index == unit] for unit in range(group.size)]
     expected = torch.stack([each.square().mean() for each in units]).sqrt()

@@ -26,11 +26,11 @@ from lightning_prune import (
 )
 from lightning_prune.criteria import Criterion
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.selection import meet, remove_lowest
+from lightning_prune.selectors.selection import remove_lowest, remove_to_cost
 from lightning_prune.statistics.sums import Statistics
-from lightning_prune.units.budgets import Budget, Line, Term
+from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 
 def params(model: nn.Module, example: Tensor) -> int:
@@ -159,7 +159,7 @@ def test_a_cost_needs_a_budget_to_count_in() -> None:
 
 
 def test_a_dense_network_costs_all() -> None:
-    line = Line(4, 1, (("a", torch.tensor([0, 1, 1])),))
+    line = Axis(4, 1, (("a", torch.tensor([0, 1, 1])),))
     budget = Budget([Term(8, (line, line)), Term(3, ())])
     kept = {"a": torch.tensor([True, True])}
     assert budget.cost(kept) == budget.total == 11
@@ -228,7 +228,9 @@ def candidates(scores: list[list[int]], multiple: int, minimum: int) -> list[Can
     found = []
     for number, row in enumerate(scores):
         weight = torch.tensor(row, dtype=torch.float32)
-        group = UnitGroup(f"{number}", (Slice(f"{number}", weight, dim=0),), minimum=minimum, multiple=multiple)
+        group = UnitGroup(
+            f"{number}", (AxisSlice(f"{number}", weight, dim=0),), minimum=minimum, multiple=multiple
+        )
         kept = torch.ones(len(row), dtype=torch.bool)
         found.append(Candidates(group, kept, Given(), Statistics.zeros((), kept, torch.float32), torch.float32))
     return found
@@ -265,7 +267,7 @@ def test_a_cost_is_met_as_nearly_as_any_threshold_would(
         return left / sum(price * len(row) for row, price in zip(scores, prices, strict=False))
 
     found = candidates(scores, 1, 1)
-    meet(found, lambda: cost(found), goal)
+    remove_to_cost(found, lambda: cost(found), goal)
     best = []
     for count in range(sum(map(len, scores)) - len(scores) + 1):
         other = candidates(scores, 1, 1)

@@ -42,7 +42,7 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
-from lightning_prune.report.report import Entry
+from lightning_prune.report.report import HistoryEntry
 
 SIZE = 72 + 4608 + 160
 
@@ -522,13 +522,13 @@ def test_the_history_has_each_event_and_each_look_at_the_metric_in_order(tmp_pat
     fit(tmp_path, Manual(), pruning, keep, max_epochs=4, enable_checkpointing=True)
     metrics = [float(keep.best_k_models[str(tmp_path / f"epoch={epoch}.ckpt")]) for epoch in range(4)]
     assert pruning.report.history == (
-        Entry(0, 5, 0.0, metrics[0]),
-        Entry(1, 5, 0.0),
-        Entry(1, 10, 0.0, metrics[1]),
-        Entry(2, 10, 0.25),
-        Entry(2, 15, 0.25, metrics[2]),
-        Entry(3, 15, 0.5),
-        Entry(3, 20, 0.5, metrics[3]),
+        HistoryEntry(0, 5, 0.0, metrics[0]),
+        HistoryEntry(1, 5, 0.0),
+        HistoryEntry(1, 10, 0.0, metrics[1]),
+        HistoryEntry(2, 10, 0.25),
+        HistoryEntry(2, 15, 0.25, metrics[2]),
+        HistoryEntry(3, 15, 0.5),
+        HistoryEntry(3, 20, 0.5, metrics[3]),
     )
 
 
@@ -543,10 +543,10 @@ def test_without_validation_the_metric_is_noted_once_an_epoch(tmp_path: Path) ->
     run = trainer(tmp_path, pruning, Watch(), keep, max_epochs=3, enable_checkpointing=True)
     run.fit(Lit(), digits())
     assert pruning.report.history == (
-        Entry(0, 5, 0.0, losses[4]),
-        Entry(1, 5, 0.5),
-        Entry(1, 10, 0.5, losses[9]),
-        Entry(2, 15, 0.5, losses[14]),
+        HistoryEntry(0, 5, 0.0, losses[4]),
+        HistoryEntry(1, 5, 0.5),
+        HistoryEntry(1, 10, 0.5, losses[9]),
+        HistoryEntry(2, 15, 0.5, losses[14]),
     )
     saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
     assert saved["history"][-1]["metric"] == losses[9]
@@ -589,10 +589,10 @@ def test_a_metric_of_training_is_noted_in_its_own_epoch(tmp_path: Path, model: t
     watch = Watch(tmp_path, monitor="value")
     fit(tmp_path, model(), pruning, watch, check_val_every_n_epoch=every, enable_checkpointing=True)
     assert [entry for entry in pruning.report.history if entry.metric is not None] == [
-        Entry(0, 5, 0.0, logged[0]),
-        Entry(1, 10, 0.0, logged[1]),
-        Entry(2, 15, 0.25, logged[2]),
-        Entry(3, 20, 0.5, logged[3]),
+        HistoryEntry(0, 5, 0.0, logged[0]),
+        HistoryEntry(1, 10, 0.0, logged[1]),
+        HistoryEntry(2, 15, 0.25, logged[2]),
+        HistoryEntry(3, 20, 0.5, logged[3]),
     ]
 
 

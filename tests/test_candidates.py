@@ -16,7 +16,7 @@ from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 
 class Given(Criterion):
@@ -43,7 +43,7 @@ def misled(rows: list[list[float]], gone: list[bool], sample: list[float]) -> li
     flags = iter(gone)
     for number, row in enumerate(rows):
         kept = torch.tensor([not next(flags) for _ in row])
-        group = UnitGroup(f"{number}", (Slice(f"{number}", torch.tensor(row), dim=0),))
+        group = UnitGroup(f"{number}", (AxisSlice(f"{number}", torch.tensor(row), dim=0),))
         each = Misled(group, kept, Given(), Statistics.zeros((), kept, torch.float32), torch.float32)
         each.seen = torch.tensor(sample)
         found.append(each)

@@ -38,12 +38,12 @@ from lightning_prune import (
     Wanda,
 )
 from lightning_prune.core.parts import Part, concrete_subclasses
-from lightning_prune.schedules.moments import Horizon, Unit
-from lightning_prune.statistics.losses import Trial
+from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Elements, Slice, Tiles
+from lightning_prune.units.slices import AxisSlice, BlockSlice, ElementSlice
 
 # Parts that cannot be built without arguments. The levels of Threshold(mean=...) and Threshold(std=...) are
 # taken anew at each event, so that those two go on removing when an event is repeated.
@@ -150,7 +150,7 @@ def use(example: Part) -> None:
         pruner_for(example).prune(1.0, losses=LOSSES)
     elif isinstance(example, Schedule):
         example(0.5)
-        example.timetable(Horizon(10, None, 10))
+        example.timetable(FitLength(10, None, 10))
 
 
 # --- what they are tried on
@@ -214,24 +214,24 @@ class Attentive(nn.Module):
 def groups(model: nn.Module) -> list[UnitGroup]:
     """Single weights, filters, neurons, inputs of a layer, blocks, and units of several places."""
     single = [
-        UnitGroup(name, (Elements(name, parameter),), input_dim=1)
+        UnitGroup(name, (ElementSlice(name, parameter),), input_dim=1)
         for name, parameter in model.named_parameters()
         if parameter.ndim > 1
     ]
-    filters = UnitGroup("filters", (Slice("0.weight", model[0].weight, dim=0),))
-    neurons = UnitGroup("neurons", (Slice("5.weight", model[5].weight, dim=0),))
+    filters = UnitGroup("filters", (AxisSlice("0.weight", model[0].weight, dim=0),))
+    neurons = UnitGroup("neurons", (AxisSlice("5.weight", model[5].weight, dim=0),))
     channels = UnitGroup(
         "channels",
         (
-            Slice("0.weight", model[0].weight, dim=0),
-            Slice("3.weight", model[3].weight, dim=1),
-            Slice("1.weight", model[1].weight, dim=0, scale=True),
+            AxisSlice("0.weight", model[0].weight, dim=0),
+            AxisSlice("3.weight", model[3].weight, dim=1),
+            AxisSlice("1.weight", model[1].weight, dim=0, scale=True),
         ),
-        followers=(Slice("3.weight", model[3].weight, dim=1),),
+        followers=(AxisSlice("3.weight", model[3].weight, dim=1),),
     )
-    blocks = UnitGroup("blocks", (Tiles("5.weight", model[5].weight, 2, 3),), input_dim=1)
+    blocks = UnitGroup("blocks", (BlockSlice("5.weight", model[5].weight, 2, 3),), input_dim=1)
     places = torch.tensor([0, 1, -1, 0, 1, 2, 2, -1])
-    scattered = UnitGroup("scattered", (Slice("6.weight", model[6].weight, dim=0, index=places),))
+    scattered = UnitGroup("scattered", (AxisSlice("6.weight", model[6].weight, dim=0, index=places),))
     return [*single, filters, neurons, channels, blocks, scattered]
 
 
@@ -245,7 +245,7 @@ def scorable(criterion: Criterion, model: nn.Module) -> list[UnitGroup]:
 def measured(criterion: Criterion, model: nn.Module, group: UnitGroup) -> dict[str, Tensor]:
     """What a criterion makes of losses, if it asks for them."""
     kept = {group.name: torch.ones(group.shape, dtype=torch.bool)}
-    return criterion.measure([group], kept, Trial(model, LOSSES)).get(group.name, {})
+    return criterion.measure([group], kept, LossEvaluator(model, LOSSES)).get(group.name, {})
 
 
 def scores(
@@ -455,16 +455,16 @@ def test_shares_rise_from_zero_to_one(part: type[Schedule]) -> None:
 @pytest.mark.parametrize(
     "horizon",
     [
-        *(Horizon(epochs, None, 10) for epochs in (1, 2, 3, 5, 10, 30)),
-        Horizon(30, None, None),
-        Horizon(None, 50, 10),
-        Horizon(10, 35, 10),
+        *(FitLength(epochs, None, 10) for epochs in (1, 2, 3, 5, 10, 30)),
+        FitLength(30, None, None),
+        FitLength(None, 50, 10),
+        FitLength(10, 35, 10),
     ],
 )
-def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: Horizon) -> None:
+def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: FitLength) -> None:
     for schedule in built(part):
         table = schedule.timetable(horizon)
-        end = horizon.epochs if table.unit is Unit.EPOCH else horizon.length
+        end = horizon.epochs if table.unit is TimeUnit.EPOCH else horizon.length
         assert end is not None
         places = [event.position for event in table.events]
         shares = [event.fraction for event in table.events]

@@ -27,10 +27,10 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
-from lightning_prune.schedules.moments import Horizon
+from lightning_prune.schedules.moments import FitLength
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 
 class Rows(Structure):
@@ -40,7 +40,7 @@ class Rows(Structure):
         groups = [
             UnitGroup(
                 name,
-                tuple(Slice(f"{name}.{leaf}", part, dim=0) for leaf, part in module.named_parameters()),
+                tuple(AxisSlice(f"{name}.{leaf}", part, dim=0) for leaf, part in module.named_parameters()),
             )
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
@@ -195,9 +195,9 @@ def test_a_pattern_and_a_target_of_another_type() -> None:
 @pytest.mark.parametrize(
     ("horizon", "end"),
     [
-        (Horizon(None, 30, 10), "3ep"),
-        (Horizon(10, 38, 10), "3.6ep"),
-        (Horizon(None, 38, 10), "3.5ep"),
+        (FitLength(None, 30, 10), "3ep"),
+        (FitLength(10, 38, 10), "3.6ep"),
+        (FitLength(None, 38, 10), "3.5ep"),
     ],
 )
 def test_epochs_on_a_step_grid_stay_inside_the_fit(horizon, end) -> None:
@@ -205,7 +205,7 @@ def test_epochs_on_a_step_grid_stay_inside_the_fit(horizon, end) -> None:
     assert table.events[-1].position < horizon.length
 
 
-@pytest.mark.parametrize("horizon", [Horizon(None, 100, 10), Horizon(100, 100, 10)])
+@pytest.mark.parametrize("horizon", [FitLength(None, 100, 10), FitLength(100, 100, 10)])
 def test_epochs_beyond_the_last_step_are_refused(horizon) -> None:
     with pytest.raises(ValueError, match="at='50ep' lies beyond the fit"):
         OneShot("50ep").timetable(horizon)

@@ -30,7 +30,7 @@ from lightning_prune import (
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 SINGLE = Unstructured()
 WATCHING = [Gradient(), Taylor(), Movement(), Fisher()]
@@ -45,7 +45,7 @@ class Rows(Structure):
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         groups = [
-            UnitGroup(name, (Slice(f"{name}.weight", module.weight, dim=0),))
+            UnitGroup(name, (AxisSlice(f"{name}.weight", module.weight, dim=0),))
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
         ]
@@ -57,8 +57,8 @@ class Hidden(Structure):
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         first, second = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]
-        rows = Slice(f"{first[0]}.weight", first[1].weight, dim=0)
-        columns = Slice(f"{second[0]}.weight", second[1].weight, dim=1)
+        rows = AxisSlice(f"{first[0]}.weight", first[1].weight, dim=0)
+        columns = AxisSlice(f"{second[0]}.weight", second[1].weight, dim=1)
         return Units((UnitGroup("hidden", (rows, columns)),), {})
 
 
@@ -169,9 +169,9 @@ def test_fpgm_has_nothing_to_say_of_single_weights() -> None:
 
 def test_a_units_elements_are_laid_out_in_order() -> None:
     weight = torch.arange(10.0).view(5, 2)
-    part = Slice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 0, 1]))
+    part = AxisSlice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 0, 1]))
     assert part.vectors(weight).tolist() == [[2.0, 3.0, 6.0, 7.0], [0.0, 1.0, 8.0, 9.0]]
-    part = Slice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 1, 1]))
+    part = AxisSlice("weight", weight, dim=0, index=torch.tensor([1, 0, -1, 1, 1]))
     assert part.vectors(weight).tolist() == [[2.0, 3.0, 0, 0, 0, 0], [0.0, 1.0, 6.0, 7.0, 8.0, 9.0]]
 
 

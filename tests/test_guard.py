@@ -27,7 +27,7 @@ from lightning_prune import (
 )
 from lightning_prune.core.schema import read
 from lightning_prune.report.report import REPORT
-from lightning_prune.training.snapshots import Training, copy_of, memory_of, take
+from lightning_prune.training.snapshots import TrainingObjects, copy_plain, optimizer_memory, take_snapshot
 
 SIZE = 72 + 4608 + 160
 FOUR = Steps({"1ep": 0.25, "2ep": 0.5, "3ep": 0.75, "4ep": 1.0})
@@ -68,9 +68,9 @@ class Watch(Callback):
 
     def look(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         return {
-            "weights": take(Training(module))["weights"],
-            "masks": copy_of(self.pruning.masks),
-            "memory": [memory_of(optimizer) for optimizer in trainer.optimizers],
+            "weights": take_snapshot(TrainingObjects(module))["weights"],
+            "masks": copy_plain(self.pruning.masks),
+            "memory": [optimizer_memory(optimizer) for optimizer in trainer.optimizers],
         }
 
 
@@ -162,7 +162,7 @@ def test_a_bad_last_round_goes_back_whatever_patience_says(tmp_path: Path, patie
     with pytest.warns(UserWarning, match="epoch 5: .*back to 60 % removed"):
         pruning, watch, model = run(tmp_path, [DENSE, GOOD, GOOD, GOOD, BAD], guard)
     assert removed(watch.before[4]) == shares(1)[0]
-    assert same(take(Training(model))["weights"], watch.after[3]["weights"])
+    assert same(take_snapshot(TrainingObjects(model))["weights"], watch.after[3]["weights"])
     assert same(dict(pruning.masks), watch.after[3]["masks"])
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["removed"] == pruning.report.removed == shares(0.75)[0]
@@ -253,7 +253,9 @@ def test_channels_that_went_back_are_compacted_as_they_are(tmp_path: Path) -> No
         fit(tmp_path, model := scripted([DENSE, GOOD, BAD]), pruning, max_epochs=3)
     plain = PruningCallback(0.25, structure=Channels(), schedule=OneShot("1ep"), compact=True)
     fit(tmp_path, other := scripted([DENSE, GOOD]), plain, max_epochs=2)
-    assert same(take(Training(model))["weights"], take(Training(other))["weights"])
+    assert same(
+        take_snapshot(TrainingObjects(model))["weights"], take_snapshot(TrainingObjects(other))["weights"]
+    )
     assert pruning.report.decisions[-1].endswith("no further pruning")
 
 
@@ -291,7 +293,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
     seen = Watch(again)
     fit(tmp_path, resumed, again, seen, ckpt_path=path, max_epochs=7)
     assert same(seen.before, watch.before[epoch + 1 :])
-    assert same(take(Training(resumed)), take(Training(whole)))
+    assert same(take_snapshot(TrainingObjects(resumed)), take_snapshot(TrainingObjects(whole)))
     assert again.report.decisions == pruning.report.decisions
     assert again.report.history == pruning.report.history
     assert same(again.state_dict(), pruning.state_dict())

@@ -35,7 +35,7 @@ from lightning_prune import (
     save_packed,
 )
 from lightning_prune.cli import PruningTrainer
-from lightning_prune.export.compacted import plans_of
+from lightning_prune.export.compacted import plans_in
 
 WHEN = Cubic("1ep", "3ep")
 STATE = "PruningCallback"
@@ -382,7 +382,7 @@ def packed(kind: str) -> dict[str, Any]:
     model, pruning = bound(kind)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "net.packed")
-        save_packed(model, pruning.masks, path, plans=plans_of(checkpoint(kind)))
+        save_packed(model, pruning.masks, path, plans=plans_in(checkpoint(kind)))
         return torch.load(path, weights_only=True)
 
 

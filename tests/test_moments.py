@@ -9,20 +9,20 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lightning_prune.schedules.moments import Grid, Horizon, Moment, Unit
+from lightning_prune.schedules.moments import FitLength, Grid, Moment, TimeUnit
 
-THIRTY = Horizon(epochs=30, steps=None, steps_per_epoch=10)
-ONE = Horizon(epochs=1, steps=None, steps_per_epoch=40)
-UNSIZED = Horizon(epochs=30, steps=None, steps_per_epoch=None)
-BY_STEPS = Horizon(epochs=None, steps=205, steps_per_epoch=10)
-ENDLESS = Horizon(epochs=None, steps=None, steps_per_epoch=10)
+THIRTY = FitLength(epochs=30, steps=None, steps_per_epoch=10)
+ONE = FitLength(epochs=1, steps=None, steps_per_epoch=40)
+UNSIZED = FitLength(epochs=30, steps=None, steps_per_epoch=None)
+BY_STEPS = FitLength(epochs=None, steps=205, steps_per_epoch=10)
+ENDLESS = FitLength(epochs=None, steps=None, steps_per_epoch=10)
 
 
 def parse(*moments: str | float) -> list[Moment]:
     return [Moment.parse(moment, "start") for moment in moments]
 
 
-def place(moment: str | float, horizon: Horizon) -> tuple[Unit, int]:
+def place(moment: str | float, horizon: FitLength) -> tuple[TimeUnit, int]:
     (parsed,) = parse(moment)
     grid = Grid.of([parsed], horizon)
     return grid.unit, grid.position(parsed)
@@ -31,29 +31,29 @@ def place(moment: str | float, horizon: Horizon) -> tuple[Unit, int]:
 @pytest.mark.parametrize(
     ("moment", "value", "unit"),
     [
-        ("30%", Fraction(3, 10), Unit.FIT),
-        ("12.5%", Fraction(1, 8), Unit.FIT),
-        ("0%", Fraction(0), Unit.FIT),
-        ("100%", Fraction(1), Unit.FIT),
-        (0.3, Fraction(3, 10), Unit.FIT),
-        (0.1, Fraction(1, 10), Unit.FIT),
-        (1e-05, Fraction(1, 100_000), Unit.FIT),
-        (0, Fraction(0), Unit.FIT),
-        (0.0, Fraction(0), Unit.FIT),
-        (1, Fraction(1), Unit.FIT),
-        (1.0, Fraction(1), Unit.FIT),
-        ("0ep", Fraction(0), Unit.EPOCH),
-        ("5ep", Fraction(5), Unit.EPOCH),
-        ("2.5ep", Fraction(5, 2), Unit.EPOCH),
-        ("0.1ep", Fraction(1, 10), Unit.EPOCH),
-        ("0st", Fraction(0), Unit.STEP),
-        ("200st", Fraction(200), Unit.STEP),
-        ("200.0st", Fraction(200), Unit.STEP),
-        (" 30 % ", Fraction(3, 10), Unit.FIT),
-        ("\t5  ep", Fraction(5), Unit.EPOCH),
+        ("30%", Fraction(3, 10), TimeUnit.FIT),
+        ("12.5%", Fraction(1, 8), TimeUnit.FIT),
+        ("0%", Fraction(0), TimeUnit.FIT),
+        ("100%", Fraction(1), TimeUnit.FIT),
+        (0.3, Fraction(3, 10), TimeUnit.FIT),
+        (0.1, Fraction(1, 10), TimeUnit.FIT),
+        (1e-05, Fraction(1, 100_000), TimeUnit.FIT),
+        (0, Fraction(0), TimeUnit.FIT),
+        (0.0, Fraction(0), TimeUnit.FIT),
+        (1, Fraction(1), TimeUnit.FIT),
+        (1.0, Fraction(1), TimeUnit.FIT),
+        ("0ep", Fraction(0), TimeUnit.EPOCH),
+        ("5ep", Fraction(5), TimeUnit.EPOCH),
+        ("2.5ep", Fraction(5, 2), TimeUnit.EPOCH),
+        ("0.1ep", Fraction(1, 10), TimeUnit.EPOCH),
+        ("0st", Fraction(0), TimeUnit.STEP),
+        ("200st", Fraction(200), TimeUnit.STEP),
+        ("200.0st", Fraction(200), TimeUnit.STEP),
+        (" 30 % ", Fraction(3, 10), TimeUnit.FIT),
+        ("\t5  ep", Fraction(5), TimeUnit.EPOCH),
     ],
 )
-def test_parses_exactly(moment: str | float, value: Fraction, unit: Unit) -> None:
+def test_parses_exactly(moment: str | float, value: Fraction, unit: TimeUnit) -> None:
     parsed = Moment.parse(moment, "start")
     assert (parsed.value, parsed.unit) == (value, unit)
     assert parsed.text == f"start={moment!r}"
@@ -64,7 +64,7 @@ def test_parses_exactly(moment: str | float, value: Fraction, unit: Unit) -> Non
     [
         *("soon", "", " ", "30", "0.3", "%", "ep", "st", "5epochs", "5EP", "5 epst", "5ep 3st"),
         *("-5ep", "+5ep", "-1%", "1e3st", "1,5ep", ".5ep", "5.ep", "nan%", "infep", "1/2ep"),
-        *(None, True, False, [], ["5ep"], b"5ep", 1j, Unit.EPOCH),
+        *(None, True, False, [], ["5ep"], b"5ep", 1j, TimeUnit.EPOCH),
         *(math.nan, math.inf, -math.inf),
     ],
 )
@@ -97,12 +97,12 @@ def test_refuses_part_of_a_step(moment: str) -> None:
         (UNSIZED, None, False),
         (ENDLESS, None, False),
         (BY_STEPS, 205, True),
-        (Horizon(None, 200, None), 200, True),
-        (Horizon(30, 100, 10), 100, True),
-        (Horizon(3, 100, 10), 30, False),
+        (FitLength(None, 200, None), 200, True),
+        (FitLength(30, 100, 10), 100, True),
+        (FitLength(3, 100, 10), 30, False),
     ],
 )
-def test_the_first_limit_ends_the_fit(horizon: Horizon, length: int | None, ends_by_steps: bool) -> None:
+def test_the_first_limit_ends_the_fit(horizon: FitLength, length: int | None, ends_by_steps: bool) -> None:
     assert (horizon.length, horizon.ends_by_steps) == (length, ends_by_steps)
 
 
@@ -131,14 +131,14 @@ def test_the_first_limit_ends_the_fit(horizon: Horizon, length: int | None, ends
         ("30ep", 29),
     ],
 )
-@pytest.mark.parametrize("horizon", [THIRTY, UNSIZED, Horizon(30, 1000, 10)])
-def test_shares_and_epochs_fall_on_epoch_starts(moment: str | float, position: int, horizon: Horizon) -> None:
-    assert place(moment, horizon) == (Unit.EPOCH, position)
+@pytest.mark.parametrize("horizon", [THIRTY, UNSIZED, FitLength(30, 1000, 10)])
+def test_shares_and_epochs_fall_on_epoch_starts(moment: str | float, position: int, horizon: FitLength) -> None:
+    assert place(moment, horizon) == (TimeUnit.EPOCH, position)
 
 
 @pytest.mark.parametrize(("moment", "position"), [("0st", 0), ("1st", 1), ("207st", 207), ("299st", 299)])
 def test_steps_fall_before_their_batch(moment: str, position: int) -> None:
-    assert place(moment, THIRTY) == (Unit.STEP, position)
+    assert place(moment, THIRTY) == (TimeUnit.STEP, position)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_steps_fall_before_their_batch(moment: str, position: int) -> None:
     ],
 )
 def test_one_epoch_is_counted_in_batches(moment: str, position: int) -> None:
-    assert place(moment, ONE) == (Unit.STEP, position)
+    assert place(moment, ONE) == (TimeUnit.STEP, position)
 
 
 @pytest.mark.parametrize(
@@ -168,29 +168,29 @@ def test_one_epoch_is_counted_in_batches(moment: str, position: int) -> None:
         (BY_STEPS, "30%", 62),  # 61.5: half to even
         (BY_STEPS, "100%", 204),
         (BY_STEPS, "204st", 204),
-        (Horizon(30, 100, 10), "33%", 33),
-        (Horizon(None, 205, None), "30%", 62),
-        (Horizon(None, 205, None), "3st", 3),
+        (FitLength(30, 100, 10), "33%", 33),
+        (FitLength(None, 205, None), "30%", 62),
+        (FitLength(None, 205, None), "3st", 3),
     ],
 )
-def test_shares_of_a_fit_that_steps_end_are_batches(horizon: Horizon, moment: str, position: int) -> None:
-    assert place(moment, horizon) == (Unit.STEP, position)
+def test_shares_of_a_fit_that_steps_end_are_batches(horizon: FitLength, moment: str, position: int) -> None:
+    assert place(moment, horizon) == (TimeUnit.STEP, position)
 
 
 @pytest.mark.parametrize(
     ("horizon", "moment", "expected"),
     [
-        (ENDLESS, "5ep", (Unit.EPOCH, 5)),
-        (ENDLESS, "0.1ep", (Unit.EPOCH, 1)),
-        (ENDLESS, "1000000st", (Unit.STEP, 1_000_000)),
-        (ENDLESS, "0%", (Unit.STEP, 0)),
-        (UNSIZED, "12345st", (Unit.STEP, 12_345)),
-        (Horizon(None, None, None), "5ep", (Unit.EPOCH, 5)),
-        (Horizon(1, None, None), "5st", (Unit.STEP, 5)),
-        (BY_STEPS, "5ep", (Unit.EPOCH, 5)),
+        (ENDLESS, "5ep", (TimeUnit.EPOCH, 5)),
+        (ENDLESS, "0.1ep", (TimeUnit.EPOCH, 1)),
+        (ENDLESS, "1000000st", (TimeUnit.STEP, 1_000_000)),
+        (ENDLESS, "0%", (TimeUnit.STEP, 0)),
+        (UNSIZED, "12345st", (TimeUnit.STEP, 12_345)),
+        (FitLength(None, None, None), "5ep", (TimeUnit.EPOCH, 5)),
+        (FitLength(1, None, None), "5st", (TimeUnit.STEP, 5)),
+        (BY_STEPS, "5ep", (TimeUnit.EPOCH, 5)),
     ],
 )
-def test_counts_need_no_end(horizon: Horizon, moment: str, expected: tuple[Unit, int]) -> None:
+def test_counts_need_no_end(horizon: FitLength, moment: str, expected: tuple[TimeUnit, int]) -> None:
     assert place(moment, horizon) == expected
 
 
@@ -199,37 +199,37 @@ def test_counts_need_no_end(horizon: Horizon, moment: str, expected: tuple[Unit,
     [
         # "5ep", "15%", "30%", "100%", "7st", 0
         (THIRTY, [50, 40, 90, 290, 7, 0]),
-        (Horizon(30, 1000, 10), [50, 40, 90, 290, 7, 0]),
+        (FitLength(30, 1000, 10), [50, 40, 90, 290, 7, 0]),
         (BY_STEPS, [50, 31, 62, 204, 7, 0]),
     ],
 )
-def test_one_moment_in_steps_puts_all_on_steps(horizon: Horizon, positions: list[int]) -> None:
+def test_one_moment_in_steps_puts_all_on_steps(horizon: FitLength, positions: list[int]) -> None:
     moments = parse("5ep", "15%", "30%", "100%", "7st", 0)
     grid = Grid.of(moments, horizon)
-    assert grid.unit is Unit.STEP
+    assert grid.unit is TimeUnit.STEP
     assert [grid.position(moment) for moment in moments] == positions
 
 
 def test_one_share_puts_all_on_steps_where_steps_end_the_fit() -> None:
     moments = parse("10%", "5ep")
     grid = Grid.of(moments, BY_STEPS)
-    assert grid.unit is Unit.STEP
+    assert grid.unit is TimeUnit.STEP
     assert [grid.position(moment) for moment in moments] == [20, 50]
 
 
 @pytest.mark.parametrize(
     ("horizon", "moment", "unit", "length"),
     [
-        (THIRTY, "5%", Unit.EPOCH, Fraction(3, 2)),
-        (THIRTY, "2.5ep", Unit.EPOCH, Fraction(5, 2)),
-        (THIRTY, "5%", Unit.STEP, Fraction(15)),
-        (THIRTY, "2.5ep", Unit.STEP, Fraction(25)),
-        (THIRTY, "7st", Unit.STEP, Fraction(7)),
-        (BY_STEPS, "10%", Unit.STEP, Fraction(41, 2)),
-        (BY_STEPS, "0.25ep", Unit.STEP, Fraction(5, 2)),
+        (THIRTY, "5%", TimeUnit.EPOCH, Fraction(3, 2)),
+        (THIRTY, "2.5ep", TimeUnit.EPOCH, Fraction(5, 2)),
+        (THIRTY, "5%", TimeUnit.STEP, Fraction(15)),
+        (THIRTY, "2.5ep", TimeUnit.STEP, Fraction(25)),
+        (THIRTY, "7st", TimeUnit.STEP, Fraction(7)),
+        (BY_STEPS, "10%", TimeUnit.STEP, Fraction(41, 2)),
+        (BY_STEPS, "0.25ep", TimeUnit.STEP, Fraction(5, 2)),
     ],
 )
-def test_stretches_are_not_rounded(horizon: Horizon, moment: str, unit: Unit, length: Fraction) -> None:
+def test_stretches_are_not_rounded(horizon: FitLength, moment: str, unit: TimeUnit, length: Fraction) -> None:
     (parsed,) = parse(moment)
     assert Grid(horizon, unit).length_of(parsed) == length
 
@@ -244,13 +244,13 @@ def test_stretches_are_not_rounded(horizon: Horizon, moment: str, unit: Unit, le
         (ONE, "1.5ep", "start='1.5ep' lies beyond the fit, which has 40 optimizer steps"),
         (ONE, "40st", "start='40st' leaves no training after it in a fit of 40 optimizer steps"),
         (BY_STEPS, "205st", "start='205st' leaves no training after it in a fit of 205 optimizer steps"),
-        (Horizon(1, None, 1), "50%", "start='50%' leaves no training after it"),
+        (FitLength(1, None, 1), "50%", "start='50%' leaves no training after it"),
         (ENDLESS, "30%", "start='30%' needs to know how long the fit is: set a finite max_epochs"),
-        (Horizon(1, None, None), "30%", "start='30%' needs to know how long the fit is"),
-        (Horizon(1, None, None), "0.5ep", "start='0.5ep' cannot be turned into optimizer steps"),
+        (FitLength(1, None, None), "30%", "start='30%' needs to know how long the fit is"),
+        (FitLength(1, None, None), "0.5ep", "start='0.5ep' cannot be turned into optimizer steps"),
     ],
 )
-def test_what_cannot_be_placed_is_refused_by_name(horizon: Horizon, moment: str, message: str) -> None:
+def test_what_cannot_be_placed_is_refused_by_name(horizon: FitLength, moment: str, message: str) -> None:
     with pytest.raises(ValueError, match="start=") as error:
         place(moment, horizon)
     assert str(error.value).startswith(message)
@@ -271,7 +271,7 @@ def test_steps_mix_with_nothing_where_data_have_no_length(moment: str, message: 
 
 
 horizons = st.builds(
-    Horizon,
+    FitLength,
     epochs=st.integers(1, 60) | st.none(),
     steps=st.integers(2, 2000) | st.none(),
     steps_per_epoch=st.integers(2, 30),
@@ -280,11 +280,11 @@ shares = st.integers(0, 1000).map(lambda tenths: f"{tenths / 10}%")
 
 
 @given(horizons, shares, shares)
-def test_shares_lie_inside_the_fit_in_order(horizon: Horizon, one: str, other: str) -> None:
+def test_shares_lie_inside_the_fit_in_order(horizon: FitLength, one: str, other: str) -> None:
     assume(horizon.length is not None)
     moments = sorted(parse(one, other), key=lambda moment: moment.value)
     grid = Grid.of(moments, horizon)
-    end = horizon.epochs if grid.unit is Unit.EPOCH else horizon.length
+    end = horizon.epochs if grid.unit is TimeUnit.EPOCH else horizon.length
     first, second = (grid.position(moment) for moment in moments)
     assert end is not None
     assert 0 <= first <= second <= end - 1
@@ -293,11 +293,11 @@ def test_shares_lie_inside_the_fit_in_order(horizon: Horizon, one: str, other: s
 
 @given(st.integers(2, 60), st.integers(1, 30), st.data())
 def test_epochs_lie_inside_the_fit_in_order(epochs: int, per_epoch: int, data: st.DataObject) -> None:
-    horizon = Horizon(epochs, None, per_epoch)
+    horizon = FitLength(epochs, None, per_epoch)
     tenths = st.integers(0, 10 * epochs)
     moments = parse(*(f"{value / 10}ep" for value in sorted((data.draw(tenths), data.draw(tenths)))))
-    by_epochs = [Grid(horizon, Unit.EPOCH).position(moment) for moment in moments]
-    by_steps = [Grid(horizon, Unit.STEP).position(moment) for moment in moments]
+    by_epochs = [Grid(horizon, TimeUnit.EPOCH).position(moment) for moment in moments]
+    by_steps = [Grid(horizon, TimeUnit.STEP).position(moment) for moment in moments]
     assert 0 <= by_epochs[0] <= by_epochs[1] <= epochs - 1
     assert by_steps == [position * per_epoch for position in by_epochs]
     for moment, position in zip(moments, by_epochs, strict=True):
@@ -308,4 +308,4 @@ def test_epochs_lie_inside_the_fit_in_order(epochs: int, per_epoch: int, data: s
 @given(st.integers(2, 60), st.integers(2, 30), st.data())
 def test_steps_are_taken_as_they_are(epochs: int, per_epoch: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, epochs * per_epoch - 1))
-    assert place(f"{step}st", Horizon(epochs, None, per_epoch)) == (Unit.STEP, step)
+    assert place(f"{step}st", FitLength(epochs, None, per_epoch)) == (TimeUnit.STEP, step)

@@ -24,7 +24,7 @@ from lightning_prune import (
     measure,
     save_packed,
 )
-from lightning_prune.export.compacted import masks_of, plans_of
+from lightning_prune.export.compacted import masks_in, plans_in
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.int8]
 
@@ -152,7 +152,7 @@ def test_a_compacted_network_comes_back_from_a_dense_one(tmp_path: Path, structu
     callback = PruningCallback(0.97, structure=structure, schedule=Steps({"1ep": 1.0}), compact=True)
     fit(tmp_path, model, callback, max_epochs=2).save_checkpoint(tmp_path / "net.ckpt")
     checkpoint = torch.load(tmp_path / "net.ckpt", weights_only=True)
-    masks, plans = masks_of(checkpoint), plans_of(checkpoint)
+    masks, plans = masks_in(checkpoint), plans_in(checkpoint)
     assert {name: bits(mask) for name, mask in masks.items()} == {
         name: bits(mask) for name, mask in callback.masks.items()
     }
@@ -179,7 +179,7 @@ def test_the_masks_of_several_callbacks_are_packed_together(tmp_path: Path) -> N
         for n in (0, 4)
     ]
     fit(tmp_path, model, *both, max_epochs=2).save_checkpoint(tmp_path / "net.ckpt")
-    masks = masks_of(torch.load(tmp_path / "net.ckpt", weights_only=True))
+    masks = masks_in(torch.load(tmp_path / "net.ckpt", weights_only=True))
     one, other = (callback.masks["net.4.weight"] for callback in both)
     assert int(masks["net.4.weight"].sum()) == int((one & other).sum()) == 288 * 16 // 4
     save_packed(model, masks, tmp_path / "net.packed")

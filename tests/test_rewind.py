@@ -26,15 +26,15 @@ from lightning_prune import (
     Taylor,
     Unstructured,
 )
-from lightning_prune.schedules.moments import Horizon
+from lightning_prune.schedules.moments import FitLength
 from lightning_prune.training.snapshots import (
-    Training,
-    copy_of,
-    not_redrawn,
-    redraw_,
-    restore_,
+    TrainingObjects,
+    copy_plain,
+    not_reinitialized,
+    reinitialize_,
     restore_optimizer_,
-    take,
+    restore_snapshot_,
+    take_snapshot,
 )
 
 TWICE = Steps({"2ep": 0.5, "3ep": 1.0})
@@ -49,7 +49,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self.seen.append(take(Training(pl_module, trainer.optimizers, schedules)))
+        self.seen.append(take_snapshot(TrainingObjects(pl_module, trainer.optimizers, schedules)))
         self.lrs.append([group["lr"] for each in trainer.optimizers for group in each.param_groups])
 
 
@@ -247,9 +247,9 @@ def test_random_weights_are_fresh_and_the_same_for_every_run(tmp_path: Path) -> 
     second, _, _ = run(Rewind("random", seed=1), 8)
     third, _, _ = run(Rewind("random", seed=2), 7)
     fresh = seeded(Lit)
-    redraw_(fresh, 1)
+    reinitialize_(fresh, 1)
     now = first.seen[10]
-    assert same(now["weights"], masked(take(Training(fresh))["weights"], dict(pruning.masks)))
+    assert same(now["weights"], masked(take_snapshot(TrainingObjects(fresh))["weights"], dict(pruning.masks)))
     assert same(now["weights"], second.seen[10]["weights"])
     assert not same(now["weights"], third.seen[10]["weights"])
     assert not same(now["weights"], masked(first.seen[0]["weights"], dict(pruning.masks)))
@@ -265,11 +265,11 @@ def test_drawing_leaves_the_random_state_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    redraw_(model, 0)
-    first = take(Training(model))
+    reinitialize_(model, 0)
+    first = take_snapshot(TrainingObjects(model))
     assert torch.equal(torch.rand(4), expected)
-    redraw_(model, 0)
-    assert same(take(Training(model)), first)
+    reinitialize_(model, 0)
+    assert same(take_snapshot(TrainingObjects(model)), first)
 
 
 def test_the_initialisation_of_a_parent_wins() -> None:
@@ -287,11 +287,11 @@ def test_the_initialisation_of_a_parent_wins() -> None:
         Parent(), nn.MultiheadAttention(4, 2), nn.Transformer(4, 2, 1, 1, 8, batch_first=True)
     )
     before = model[1].in_proj_weight.detach().clone()
-    redraw_(model, 0)
+    reinitialize_(model, 0)
     assert model[0].child.bias.tolist() == [0.0] * 3
     assert model[0].scale.tolist() == [2.0] * 3
     assert not torch.equal(model[1].in_proj_weight, before)
-    assert not_redrawn(model, 0) == []
+    assert not_reinitialized(model, 0) == []
 
 
 class Own(Lit):
@@ -305,10 +305,10 @@ class Own(Lit):
 def test_a_parameter_that_no_module_redraws_is_named_and_nothing_has_changed(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, rewind=Rewind("random"))
     model = seeded(Own)
-    before = take(Training(model))
+    before = take_snapshot(TrainingObjects(model))
     with pytest.raises(ValueError, match=r"cannot redraw 'scale': .* needs a reset_parameters method"):
         fit(tmp_path, model, pruning)
-    assert same(take(Training(model)), before)
+    assert same(take_snapshot(TrainingObjects(model)), before)
 
 
 # --- resuming
@@ -341,7 +341,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
     torch.manual_seed(99)
     fit(tmp_path, resumed, again, seen, ckpt_path=path, max_epochs=6)
     assert same(seen.seen, watch.seen[5 * (epoch + 1) :])
-    assert same(take(Training(resumed)), take(Training(whole)))
+    assert same(take_snapshot(TrainingObjects(resumed)), take_snapshot(TrainingObjects(whole)))
     assert same(dict(again.masks), dict(pruning.masks))
 
 
@@ -384,7 +384,7 @@ def test_a_memory_that_is_filled_on_the_way_can_be_brought_back(tmp_path: Path) 
     fit(tmp_path, whole, pruning, Keep(tmp_path), max_epochs=5, enable_checkpointing=True)
     resumed = seeded(Closure)
     fit(tmp_path, resumed, callback(), ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=5)
-    assert same(take(Training(resumed)), take(Training(whole)))
+    assert same(take_snapshot(TrainingObjects(resumed)), take_snapshot(TrainingObjects(whole)))
 
 
 def test_a_checkpoint_without_a_snapshot_cannot_be_resumed_past_the_point(tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_fast_dev_run_runs(tmp_path: Path, rewind: Rewind, batches: int) -> None
 def test_a_snapshot_can_be_used_again() -> None:
     model = nn.Linear(3, 3)
     optimizer = Adam(model.parameters(), 0.1)
-    training = Training(model, [optimizer], [MultiStepLR(optimizer, [2])])
+    training = TrainingObjects(model, [optimizer], [MultiStepLR(optimizer, [2])])
 
     def step() -> None:
         optimizer.zero_grad()
@@ -465,14 +465,14 @@ def test_a_snapshot_can_be_used_again() -> None:
         training.schedules[0].step()  # type: ignore[attr-defined]
 
     step()
-    snapshot = take(training)
-    kept = copy_of(snapshot)
+    snapshot = take_snapshot(training)
+    kept = copy_plain(snapshot)
     for _ in range(2):
         step()
         step()
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-        restore_(training, snapshot)
-        assert same(take(training), kept)
+        restore_snapshot_(training, snapshot)
+        assert same(take_snapshot(training), kept)
         assert optimizer.param_groups[0]["lr"] == 0.1
     assert same(snapshot, kept)
 
@@ -480,7 +480,7 @@ def test_a_snapshot_can_be_used_again() -> None:
 def test_groups_that_an_optimizer_was_given_since_stay() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = SGD(first.parameters(), 0.1, momentum=0.9)
-    state = copy_of(optimizer.state_dict())
+    state = copy_plain(optimizer.state_dict())
     optimizer.add_param_group({"params": list(second.parameters()), "lr": 0.5})
     optimizer.param_groups[0]["lr"] = 0.2
     restore_optimizer_(optimizer, state)
@@ -488,7 +488,7 @@ def test_groups_that_an_optimizer_was_given_since_stay() -> None:
 
 
 def test_further_moments_fall_on_the_grid_of_the_events() -> None:
-    horizon = Horizon(10, None, 5)
+    horizon = FitLength(10, None, 5)
     also = [Rewind("7st").moment]
     table = OneShot("2ep").timetable(horizon, also)
     assert [event.position for event in table.events] == [10]

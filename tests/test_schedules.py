@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 from lightning_prune import Cubic, Exponential, Linear, OneShot, Schedule, Steps
 from lightning_prune.schedules import Event, Timetable
-from lightning_prune.schedules.event_queue import Agenda
-from lightning_prune.schedules.moments import Grid, Horizon, Moment, Unit
+from lightning_prune.schedules.event_queue import EventQueue
+from lightning_prune.schedules.moments import FitLength, Grid, Moment, TimeUnit
 
 
-def fit(epochs: int | None, per_epoch: int | None = 10, steps: int | None = None) -> Horizon:
-    return Horizon(epochs, steps, per_epoch)
+def fit(epochs: int | None, per_epoch: int | None = 10, steps: int | None = None) -> FitLength:
+    return FitLength(epochs, steps, per_epoch)
 
 
-def positions(schedule: Schedule, horizon: Horizon) -> tuple[str, list[int]]:
+def positions(schedule: Schedule, horizon: FitLength) -> tuple[str, list[int]]:
     table = schedule.timetable(horizon)
     return table.unit.value, [event.position for event in table.events]
 
 
-def events(schedule: Schedule, horizon: Horizon) -> list[tuple[int, float]]:
+def events(schedule: Schedule, horizon: FitLength) -> list[tuple[int, float]]:
     return [(event.position, event.fraction) for event in schedule.timetable(horizon).events]
 
 
@@ -139,7 +139,7 @@ def test_steps(epochs: int, expected: list[tuple[int, float]]) -> None:
         (Cubic(start="1ep", end="50%", every="15st"), fit(10), ("st", [10, 25, 40, 50])),
     ],
 )
-def test_moments_of_every_unit(schedule: Schedule, horizon: Horizon, expected: tuple[str, list[int]]) -> None:
+def test_moments_of_every_unit(schedule: Schedule, horizon: FitLength, expected: tuple[str, list[int]]) -> None:
     assert positions(schedule, horizon) == expected
 
 
@@ -166,7 +166,7 @@ def test_moments_of_every_unit(schedule: Schedule, horizon: Horizon, expected: t
         ("2ep", fit(None, per_epoch=30, steps=200), ("st", [20, 80, 140])),
     ],
 )
-def test_every(every: str | float, horizon: Horizon, expected: tuple[str, list[int]]) -> None:
+def test_every(every: str | float, horizon: FitLength, expected: tuple[str, list[int]]) -> None:
     assert positions(Cubic(every=every), horizon) == expected
 
 
@@ -182,14 +182,14 @@ def test_moments_that_fall_together_are_one_event() -> None:
 EVENTS = Event(2, 0.25), Event(4, 0.5), Event(6, 1.0)
 
 
-def agenda(*events: Event) -> Agenda:
+def agenda(*events: Event) -> EventQueue:
     """At its beginning."""
-    found = Agenda(0.5)
-    found.timetable = Timetable(Unit.EPOCH, events)
+    found = EventQueue(0.5)
+    found.timetable = Timetable(TimeUnit.EPOCH, events)
     return found
 
 
-def handle(own: Agenda, epoch: int, event: Event) -> None:
+def handle(own: EventQueue, epoch: int, event: Event) -> None:
     """All that it asked for was given."""
     own.handle(epoch, event, event.fraction)
 
@@ -215,15 +215,15 @@ def test_the_latest_event_that_passed_is_due_once() -> None:
 def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
     own = agenda(*EVENTS)
     handle(own, 4, EVENTS[1])
-    own.timetable = Timetable(Unit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
+    own.timetable = Timetable(TimeUnit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
     assert own.due(4) == Event(3, 1.0)
     handle(own, 4, Event(3, 1.0))
     assert own.over
-    own.timetable = Timetable(Unit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
+    own.timetable = Timetable(TimeUnit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
     assert own.due(7) is None
     assert own.due(8) == Event(8, 0.5)
     handle(own, 8, Event(8, 0.5))
-    own.timetable = Timetable(Unit.EPOCH, (Event(2, 0.5), Event(4, 1.0)))  # nothing more than was asked for
+    own.timetable = Timetable(TimeUnit.EPOCH, (Event(2, 0.5), Event(4, 1.0)))  # nothing more than was asked for
     assert own.over
 
 
@@ -261,7 +261,7 @@ def test_what_was_not_given_is_lacking_if_that_is_taken_back() -> None:
 def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacking: bool) -> None:
     own = agenda(*EVENTS)
     handle(own, 6, EVENTS[2])
-    again = Agenda(target)
+    again = EventQueue(target)
     again.timetable = own.timetable
     again.load_state_dict(own.state_dict())
     assert again.over != lacking
@@ -290,7 +290,7 @@ stairs = st.lists(percent, min_size=1, max_size=5, unique=True).map(
 )
 schedules = ramps | stairs | st.builds(OneShot, percent.map("{}%".format))
 horizons = st.builds(
-    Horizon,
+    FitLength,
     epochs=st.integers(1, 40),
     steps=st.none() | st.integers(2, 500),
     steps_per_epoch=st.integers(2, 20),
@@ -298,9 +298,9 @@ horizons = st.builds(
 
 
 @given(schedules, horizons)
-def test_timetables_rise_to_one_at_the_last_moment(schedule: Schedule, horizon: Horizon) -> None:
+def test_timetables_rise_to_one_at_the_last_moment(schedule: Schedule, horizon: FitLength) -> None:
     table = schedule.timetable(horizon)
-    end = horizon.epochs if table.unit is Unit.EPOCH else horizon.length
+    end = horizon.epochs if table.unit is TimeUnit.EPOCH else horizon.length
     assert end is not None
     when = [event.position for event in table.events]
     shares = [event.fraction for event in table.events]
@@ -315,7 +315,7 @@ def test_timetables_rise_to_one_at_the_last_moment(schedule: Schedule, horizon: 
 
 
 @given(ramps, horizons)
-def test_events_are_as_far_apart_as_every_says(schedule: Cubic, horizon: Horizon) -> None:
+def test_events_are_as_far_apart_as_every_says(schedule: Cubic, horizon: FitLength) -> None:
     table = schedule.timetable(horizon)
     stretch = max(1, Grid(horizon, table.unit).length_of(schedule.interval))
     when = [event.position for event in table.events]
@@ -450,7 +450,7 @@ def test_moments_of_shares_must_rise(shares: dict[str, float], message: str) -> 
         (Cubic("10st", "50st"), fit(None, None), "every='1ep' cannot be turned into optimizer steps"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(schedule: Schedule, horizon: Horizon, message: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(schedule: Schedule, horizon: FitLength, message: str) -> None:
     with pytest.raises(ValueError, match="=") as error:
         schedule.timetable(horizon)
     assert str(error.value).startswith(message)

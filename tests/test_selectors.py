@@ -28,7 +28,7 @@ from lightning_prune import (
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.structures import Structure
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 
 class Signed(Criterion):
@@ -43,7 +43,7 @@ class Rows(Structure):
 
     def units(self, model: nn.Module, example: object = None) -> Units:
         groups = [
-            UnitGroup(name, (Slice(f"{name}.weight", module.weight, dim=0),))
+            UnitGroup(name, (AxisSlice(f"{name}.weight", module.weight, dim=0),))
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
         ]

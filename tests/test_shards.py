@@ -23,16 +23,16 @@ from two_plain import PLAIN
 from two_shards import FITS, REFUSED, pruning, run
 
 from lightning_prune.criteria import Criterion
-from lightning_prune.export.compacted import masks_of
+from lightning_prune.export.compacted import masks_in
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.radix import boundary, bracket
+from lightning_prune.selectors.radix import bracket, find_boundary
 from lightning_prune.selectors.selection import remove_lowest, remove_up_to
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.training.trainer_queries import check_strategy
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MaskStore, pack
 from lightning_prune.units.shards import Shards
-from lightning_prune.units.slices import Elements
+from lightning_prune.units.slices import ElementSlice
 
 SHAPES = {
     "net.0.weight": (3, 1, 3, 3),
@@ -162,11 +162,11 @@ def test_all_processes_find_the_boundary_of_all_scores(
     share = data.draw(st.floats(0.001, 1))
     scores = torch.tensor(values, dtype=torch.float32)
     parts = scores.tensor_split(cuts)  # some of them empty
-    expected = boundary(lambda: [scores], rank), bracket(scores, share)
+    expected = find_boundary(lambda: [scores], rank), bracket(scores, share)
 
     def work(shards: Shards) -> Any:
         mine = parts[shards.rank]
-        return boundary(lambda: [mine], rank, shards), bracket(mine, share, shards)
+        return find_boundary(lambda: [mine], rank, shards), bracket(mine, share, shards)
 
     assert together(count, work) == [expected] * count
 
@@ -182,8 +182,8 @@ class Rows(Candidates):
     """Units of which some rows are here; sizes are those of all."""
 
     def __init__(self, name: str, weights: Tensor, kept: Tensor, shards: Shards, misled: Tensor | None) -> None:
-        whole = UnitGroup(name, (Elements(name, weights),))
-        mine = UnitGroup(name, (Elements(name, shards.own(weights)),))
+        whole = UnitGroup(name, (ElementSlice(name, weights),))
+        mine = UnitGroup(name, (ElementSlice(name, shards.own(weights)),))
         zeros = Statistics.zeros((), kept, torch.float32)
         super().__init__(whole, shards.own(kept).clone(), Given(), zeros, torch.float32, shards)
         self._here = mine
@@ -412,7 +412,7 @@ def test_a_resumed_run_is_the_one_that_was_not_stopped(found: Found, name: str) 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(found: Found, folder: Path) -> None:
     path = folder / "gradient.ckpt"
     seen = found[0]["gradient"]
-    saved = masks_of(torch.load(path, weights_only=True))
+    saved = masks_in(torch.load(path, weights_only=True))
     assert same(saved, seen["masks"][1])
     resumed = run(folder, pruning(*FITS["gradient"][:2]), resume=path)
     assert resumed["losses"] == pytest.approx(seen["losses"][10:], rel=1e-4)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_prune import Blocks, Global, Magnitude, Pruner, Unstructured
 from lightning_prune.units.groups import Units
-from lightning_prune.units.slices import Elements
+from lightning_prune.units.slices import ElementSlice
 
 
 class Zoo(nn.Module):
@@ -60,7 +60,7 @@ def test_the_weights_of_linear_and_conv_by_default() -> None:
         (part,) = group.slices
         assert part.name == group.name
         assert part.weight is parameters[group.name]
-        assert isinstance(part, Elements)
+        assert isinstance(part, ElementSlice)
         assert group.shape == part.weight.shape
         assert group.size == part.weight.numel()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_prune.callbacks.pruning import PruningCallback
 
 
-class _Renewed(Callback, ABC):
+class _AfterPruning(Callback, ABC):
     """Forgets what was the best once the sparsity is another, be it that of an earlier fit."""
 
     monitor: Any
@@ -56,7 +56,7 @@ class _Renewed(Callback, ABC):
         self._sparsity = state_dict.get("sparsity")
 
 
-class PrunedCheckpoint(_Renewed, ModelCheckpoint):
+class PrunedCheckpoint(_AfterPruning, ModelCheckpoint):
     """A ModelCheckpoint whose best is the best at the final sparsity.
 
     With ``monitor``, nothing counts as best while a PruningCallback of the Trainer has an event left or, with a
@@ -108,7 +108,7 @@ class PrunedCheckpoint(_Renewed, ModelCheckpoint):
         self.best_model_score = None
 
 
-class PrunedEarlyStopping(_Renewed, EarlyStopping):
+class PrunedEarlyStopping(_AfterPruning, EarlyStopping):
     """An EarlyStopping that does not stop in the dip after a pruning event.
 
     While a PruningCallback of the Trainer has an event left, only a metric that is missing or, with

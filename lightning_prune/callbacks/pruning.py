@@ -16,12 +16,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.state import STATE_VERSION, changes, read_saved
+from lightning_prune.callbacks.state import STATE_VERSION, changed_settings, read_state
 from lightning_prune.callbacks.view import View
 from lightning_prune.core.averages import average_of, averaged_names
-from lightning_prune.core.parts import check_flag, check_part, described
+from lightning_prune.core.parts import check_flag, check_part, describe
 from lightning_prune.criteria import Criterion, Magnitude
-from lightning_prune.export.compacted import LoadHook, state_of
+from lightning_prune.export.compacted import LoadHook, callback_state_in
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report.history import History
 from lightning_prune.report.measurement import measure
@@ -29,20 +29,20 @@ from lightning_prune.report.report import Report
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
 from lightning_prune.structures import Structure, Unstructured
-from lightning_prune.training.example_input import Sight
-from lightning_prune.training.fit_events import Rounds
+from lightning_prune.training.example_input import ExampleInput
+from lightning_prune.training.fit_events import FitEvents
 from lightning_prune.training.guard import Guard
-from lightning_prune.training.pruned_network import Subject
+from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
-from lightning_prune.training.step_hooks import Gathering
+from lightning_prune.training.step_hooks import StepHooks
 from lightning_prune.training.trainer_queries import (
     averaged_by_callbacks,
-    averages_beside,
-    check_own_process,
+    averages_in_callbacks,
+    check_launcher,
     check_strategy,
-    fitting_batch,
-    monitored,
-    training_of,
+    monitored_metric,
+    training_batch,
+    training_objects,
     write_report,
 )
 
@@ -104,11 +104,11 @@ class PruningCallback(Callback):
         self.guard = guard
         self.compact = compact
         self.name = name
-        self._subject = Subject()
-        self._sight = Sight()
+        self._subject = PrunedNetwork()
+        self._sight = ExampleInput()
         self._module: LightningModule | None = None
         self._load_hook: LoadHook | None = None
-        self._gathering: Gathering | None = None
+        self._gathering: StepHooks | None = None
         self._rounds = self._new_rounds()
         self._global_step = 0
         self._history = History()
@@ -208,8 +208,8 @@ class PruningCallback(Callback):
         report = measure(model, pruner.masks, example)
         return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))
 
-    def _new_rounds(self) -> Rounds:
-        return Rounds(self.target, self.criterion, self.selector, self.schedule, self.rewind, self.guard)
+    def _new_rounds(self) -> FitEvents:
+        return FitEvents(self.target, self.criterion, self.selector, self.schedule, self.rewind, self.guard)
 
     def _new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
         return Pruner(
@@ -233,11 +233,11 @@ class PruningCallback(Callback):
         if self._loaded is not None and self._loaded["agenda"]["steps"] > trainer.global_step:
             # before this fit a tuner saved, and brought back, what an earlier one left: no place in this one
             self._loaded = self._loaded | self._rounds.state_dict()
-        check_own_process(trainer, self.compact)
+        check_launcher(trainer, self.compact)
         self._rounds.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._logged = None
-        self._sight = Sight()
+        self._sight = ExampleInput()
         if not self.needs_example:
             self._begin(trainer, pl_module)
 
@@ -253,14 +253,14 @@ class PruningCallback(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
         if self._loaded is not None:
-            self._rounds.check_state(read_saved(self._loaded), training_of(trainer, pl_module))
+            self._rounds.check_state(read_state(self._loaded), training_objects(trainer, pl_module))
         self.bind(pl_module, self._sight.probe)
         self._check_neighbours(trainer)
         self._rounds.check(pl_module)
         subject, agenda = self._subject, self._rounds.agenda
         assert subject.store is not None
-        self._gathering = Gathering(subject.pruner, subject.store, agenda, trainer.optimizers)
-        self._history.begin_fit(monitored(trainer) if self.guard is None else self.guard.monitor)
+        self._gathering = StepHooks(subject.pruner, subject.store, agenda, trainer.optimizers)
+        self._history.begin_fit(monitored_metric(trainer) if self.guard is None else self.guard.monitor)
         self._mask_averages(trainer)
 
     @property
@@ -293,7 +293,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
         """
-        saved = None if self._loaded is None else read_saved(self._loaded)
+        saved = None if self._loaded is None else read_state(self._loaded)
         known = self._subject.bound_to(model)
         if saved is not None and saved["pruner"]["plan"] is not None:
             self._subject.bind_saved(model, saved["pruner"])
@@ -310,7 +310,7 @@ class PruningCallback(Callback):
 
     def _check_neighbours(self, trainer: Trainer) -> None:
         assert self._subject.model is not None
-        averages = averages_beside(trainer, self._subject.model)
+        averages = averages_in_callbacks(trainer, self._subject.model)
         if averages and (self.rewind is not None or self.guard is not None):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
@@ -368,14 +368,14 @@ class PruningCallback(Callback):
         probe = self._sight.probe
         if subject.pruner is not None and probe is not None and subject.sparsity > 0:
             probe = probe.to(pl_module.device)
-            averages = averages_beside(trainer, pl_module)
+            averages = averages_in_callbacks(trainer, pl_module)
             example = self._sight.example(pl_module)
             subject.compact_(probe, example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learns from a batch what a fit that was resumed after its last step has not."""
-        batch = fitting_batch(trainer, pl_module)
+        batch = training_batch(trainer, pl_module)
         if batch is not None:
             self._learn(trainer, pl_module, batch, aside=True)
 
@@ -415,7 +415,7 @@ class PruningCallback(Callback):
         if (pruner := self._subject.pruner) is not None:
             self._rounds.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)
-        cast(Gathering, self._gathering).begin_batch(trainer, batch_idx)
+        cast(StepHooks, self._gathering).begin_batch(trainer, batch_idx)
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule, batch: int = 0) -> None:
         pruner = self._subject.pruner
@@ -460,11 +460,11 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Gradients are there, unscaled and not clipped."""
-        cast(Gathering, self._gathering).before_step(trainer, pl_module, optimizer)
+        cast(StepHooks, self._gathering).before_step(trainer, pl_module, optimizer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under manual optimization they are there now, before the user may clip them."""
-        cast(Gathering, self._gathering).after_backward(trainer, pl_module)
+        cast(StepHooks, self._gathering).after_backward(trainer, pl_module)
 
     def _stepped(self, trainer: Trainer) -> bool:
         """Whether the present batch stepped, with however many optimizers: not while gradients accumulate."""
@@ -481,7 +481,7 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
-        cast(Gathering, self._gathering).end_batch(pl_module)
+        cast(StepHooks, self._gathering).end_batch(pl_module)
         self._rounds.agenda.steps += self._stepped(trainer)
         self._global_step = trainer.global_step
         sparsity = self._history.sparsity
@@ -536,7 +536,7 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If it is none, or a later version of lightning_prune wrote it.
         """
-        read_saved(state_dict)
+        read_state(state_dict)
         self._loaded = state_dict
         if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
             self.bind(cast(nn.Module, self._subject.model), self._sight.probe)
@@ -553,15 +553,15 @@ class PruningCallback(Callback):
     def _loading(
         self, trainer: Trainer, model: nn.Module, checkpoint: Mapping[str, Any]
     ) -> AbstractContextManager[None]:
-        state = state_of(checkpoint, self.state_key)
+        state = callback_state_in(checkpoint, self.state_key)
         if state is not None:
-            read_saved(state)  # before anything changes
-        return self._subject.loading(model, averages_beside(trainer, model), checkpoint, self.state_key)
+            read_state(state)  # before anything changes
+        return self._subject.loading(model, averages_in_callbacks(trainer, model), checkpoint, self.state_key)
 
     def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
         self._rounds.load_state_dict(state)
         self._history.load_state_dict(state)
-        changed = changes(state["settings"], self._settings())
+        changed = changed_settings(state["settings"], self._settings())
         notes = [*notes, *changed.values()]
         if changed.keys() & _WHAT_GOES:
             if self._subject.plan is None:
@@ -573,5 +573,5 @@ class PruningCallback(Callback):
 
     def _settings(self) -> dict[str, str]:
         parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
-        settings = {name: described(getattr(self, name)) for name in parts}
+        settings = {name: describe(getattr(self, name)) for name in parts}
         return {"target": repr(self.selector.resolve(self.target)), **settings}

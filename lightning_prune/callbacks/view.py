@@ -8,23 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.callbacks.state import read_saved
+from lightning_prune.callbacks.state import read_state
 from lightning_prune.report.history import History
 from lightning_prune.report.report import Report
-from lightning_prune.training.fit_events import Rounds
-from lightning_prune.training.pruned_network import Subject
+from lightning_prune.training.fit_events import FitEvents
+from lightning_prune.training.pruned_network import PrunedNetwork
 
 
 @dataclass(frozen=True)
 class View:
     """A network, and what happened on the way."""
 
-    subject: Subject
+    subject: PrunedNetwork
     history: History
-    rounds: Rounds
+    rounds: FitEvents
 
     @classmethod
-    def of_saved(cls, model: nn.Module, state: Mapping[str, Any], rounds: Rounds) -> View:
+    def of_saved(cls, model: nn.Module, state: Mapping[str, Any], rounds: FitEvents) -> View:
         """As a saved state has it.
 
         Args:
@@ -35,8 +35,8 @@ class View:
         Raises:
             ValueError: If it is no state, or not of this model, or a later version of lightning_prune wrote it.
         """
-        saved = read_saved(state)
-        view = cls(Subject(), History(), rounds)
+        saved = read_state(state)
+        view = cls(PrunedNetwork(), History(), rounds)
         view.subject.bind_saved(model, saved["pruner"])
         view.history.load_state_dict(saved)
         view.rounds.load_state_dict(saved)

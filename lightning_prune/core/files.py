@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 
-def read(path: str | PathLike[str], argument: str, *, sums: bool = False) -> Mapping[str, Any]:
+def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -> Mapping[str, Any]:
     """What ``torch.save`` wrote, read with ``weights_only=True`` onto the CPU.
 
     Args:
@@ -40,7 +40,7 @@ def read(path: str | PathLike[str], argument: str, *, sums: bool = False) -> Map
 
 
 @contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
     """A place to write a file at, which takes its own place once all went well, and else is gone.
 
     Args:

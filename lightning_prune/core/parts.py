@@ -18,7 +18,7 @@ class Part:
         return f"{type(self).__name__}({arguments})"
 
 
-def described(part: object) -> str:
+def describe(part: object) -> str:
     """How a part is set, to compare with how it was set in another process, where addresses are others.
 
     >>> described(Part())
@@ -50,7 +50,7 @@ def check_counts(**arguments: int) -> None:
         ValueError: If one is not; the message names it.
     """
     for name, number in arguments.items():
-        if not is_whole(number) or number < 1:
+        if not is_integer(number) or number < 1:
             raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
 
 
@@ -60,7 +60,7 @@ def check_seed(seed: int) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not is_whole(seed):
+    if not is_integer(seed):
         raise ValueError(f"seed={seed!r} must be an integer of at most 63 bits.")
 
 
@@ -75,14 +75,14 @@ def check_flag(**arguments: bool) -> None:
             raise ValueError(f"{name}={value!r} must be True or False.")
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether it is a whole number that a tensor can hold; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number that a tensor can hold; a truth value is none."""
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:

@@ -115,13 +115,13 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
     return tree_map(transferred, data)
 
 
-def at_home(example: Any, model: nn.Module) -> Any:
+def to_model(example: Any, model: nn.Module) -> Any:
     """An example on a model's device, its floating-point tensors of the model's type."""
     parameter = next(model.parameters())
     return transfer(transfer(example, parameter.device), parameter.dtype)
 
 
-def twin_of(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
+def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     """A copy that runs its own code: what ``torch.compile`` has put on a module would run the module's.
 
     Args:
@@ -176,7 +176,7 @@ def _compiled_method(name: str, value: Any) -> bool:
     return ismethod(original) and original.__name__ == name
 
 
-def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
+def copy_sharing_weights(model: nn.Module, own: Container[str] = ()) -> nn.Module:
     """A copy whose parameters share the memory of the model's, unless they are given other ``data``.
 
     Args:
@@ -187,11 +187,11 @@ def lean_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
         id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)
         for name, each in model.named_parameters()
     }
-    return twin_of(model, shared)
+    return copy_model(model, shared)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients; modes and random state as before when it ends."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
@@ -205,7 +205,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def math_attention() -> Iterator[None]:
     """Attention in its plain form: fused ones hide their parameters and multiply-adds."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

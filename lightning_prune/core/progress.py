@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 _Item = TypeVar("_Item")
 
 
-def tracked(items: Iterable[_Item], what: str, show: bool, count: int | None = None) -> Iterator[_Item]:
+def progress_bar(items: Iterable[_Item], what: str, show: bool, count: int | None = None) -> Iterator[_Item]:
     """The items, one after the other, with a bar that says how far that is.
 
     Args:

@@ -12,19 +12,19 @@ from torch import Tensor
 from lightning_prune.core.schema import (
     Reader,
     anything,
-    flag,
+    boolean,
     mapping,
     optional,
+    satisfying,
     sequence,
-    shown,
-    text,
-    where,
+    string,
+    summary,
     within,
 )
 
 
 @singledispatch
-def like(present: object) -> Reader[Any]:
+def same_kind_as(present: object) -> Reader[Any]:
     """Something of the same kind as what there is now: it is to take its place.
 
     Entries that only one of two dicts has, and the rest of the longer of two lists, may be anything: what is
@@ -33,23 +33,23 @@ def like(present: object) -> Reader[Any]:
     return anything
 
 
-@like.register
+@same_kind_as.register
 def _(present: bool) -> Reader[Any]:
-    return optional(flag)
+    return optional(boolean)
 
 
-@like.register(int)
-@like.register(float)
+@same_kind_as.register(int)
+@same_kind_as.register(float)
 def _(present: float) -> Reader[Any]:
-    return where(anything, _number, "a number")
+    return satisfying(anything, _number, "a number")
 
 
-@like.register
+@same_kind_as.register
 def _(present: str) -> Reader[Any]:
-    return text
+    return string
 
 
-@like.register
+@same_kind_as.register
 def _(present: Tensor) -> Reader[Any]:
     def kind(tensor: Tensor) -> tuple[object, ...]:
         return tensor.shape, tensor.layout, tensor.is_complex(), tensor.is_meta
@@ -59,24 +59,25 @@ def _(present: Tensor) -> Reader[Any]:
             return True
         return torch.is_tensor(value) and kind(value) == (*kind(present)[:3], False)
 
-    return where(anything, fits, shown(present))
+    return satisfying(anything, fits, summary(present))
 
 
-@like.register(list)
-@like.register(tuple)
+@same_kind_as.register(list)
+@same_kind_as.register(tuple)
 def _(present: Sequence[Any]) -> Reader[Any]:
     items = sequence(anything)
     return lambda value: tuple(
-        within(f"[{place}]", optional(like(now)), each)  # LBFGS fills a list of None as it goes
+        within(f"[{place}]", optional(same_kind_as(now)), each)  # LBFGS fills a list of None as it goes
         for place, (each, now) in enumerate(zip(items(value), present, strict=False))
     )
 
 
-@like.register
+@same_kind_as.register
 def _(present: Mapping) -> Reader[Any]:  # type: ignore[type-arg]
     items = mapping(anything, key=anything)
     return lambda value: {
-        name: within(f"[{name!r}]", like(present.get(name)), each) for name, each in items(value).items()
+        name: within(f"[{name!r}]", same_kind_as(present.get(name)), each)
+        for name, each in items(value).items()
     }
 
 

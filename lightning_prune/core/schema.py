@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_prune.core.parts import is_whole
+from lightning_prune.core.parts import is_integer
 
 _Result = TypeVar("_Result")
 Reader: TypeAlias = Callable[[Any], _Result]  # raises MisfitError
@@ -19,7 +19,7 @@ _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
 
 
-class MisfitError(Exception):
+class SchemaError(Exception):
     """A part of a state is not what it should be.
 
     Args:
@@ -55,7 +55,7 @@ def read(state: object, reader: Reader[_Result], what: str) -> _Result:
     """
     try:
         return reader(state)
-    except MisfitError as error:
+    except SchemaError as error:
         raise ValueError(f"{what}: {error}.") from None
 
 
@@ -63,19 +63,19 @@ def within(place: str, reader: Reader[_Result], value: object) -> _Result:
     """What a reader makes of a part of a state; if it refuses, the error says where the part is."""
     try:
         return reader(value)
-    except MisfitError as error:
+    except SchemaError as error:
         error.place = place + error.place
         raise
 
 
-def shown(value: object) -> str:
+def summary(value: object) -> str:
     """A value in few words."""
     if torch.is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     return _repr.repr(value)
 
 
-def where(
+def satisfying(
     reader: Reader[_Result], test: Callable[[_Result], bool], wanted: str, place: str = ""
 ) -> Reader[_Result]:
     """What a reader reads, if it passes a test.
@@ -90,7 +90,7 @@ def where(
     def checked(value: object) -> _Result:
         found = reader(value)
         if not test(found):
-            problem = MisfitError(f"should be {wanted}" if place else f"is {shown(value)}, expected {wanted}")
+            problem = SchemaError(f"should be {wanted}" if place else f"is {summary(value)}, expected {wanted}")
             problem.place = place
             raise problem
         return found
@@ -103,36 +103,38 @@ def anything(value: _Result) -> _Result:
     return value
 
 
-def of(kinds: type[Any] | tuple[type[Any], ...], wanted: str) -> Reader[Any]:
+def instance_of(kinds: type[Any] | tuple[type[Any], ...], wanted: str) -> Reader[Any]:
     """An instance."""
-    return where(anything, lambda value: isinstance(value, kinds), wanted)
+    return satisfying(anything, lambda value: isinstance(value, kinds), wanted)
 
 
-text: Reader[str] = of(str, "text")
-flag: Reader[bool] = of(bool, "True or False")
-nothing: Reader[None] = of(type(None), "None")
+string: Reader[str] = instance_of(str, "text")
+boolean: Reader[bool] = instance_of(bool, "True or False")
+none: Reader[None] = instance_of(type(None), "None")
 
 
-def whole(low: int = 0) -> Reader[int]:
+def integer(low: int = 0) -> Reader[int]:
     """A whole number, of 64 bits at most."""
-    return where(anything, lambda value: is_whole(value) and value >= low, f"a whole number of at least {low}")
-
-
-def real(wanted: str = "a number", test: Callable[[float], bool] = lambda value: True) -> Reader[float]:
-    """A number, also nan or inf unless the test leaves them out."""
-    return where(
-        where(anything, lambda value: isinstance(value, float) or is_whole(value), wanted), test, wanted
+    return satisfying(
+        anything, lambda value: is_integer(value) and value >= low, f"a whole number of at least {low}"
     )
 
 
-share = real("a number in [0, 1]", lambda value: 0 <= value <= 1)
+def number(wanted: str = "a number", test: Callable[[float], bool] = lambda value: True) -> Reader[float]:
+    """A number, also nan or inf unless the test leaves them out."""
+    return satisfying(
+        satisfying(anything, lambda value: isinstance(value, float) or is_integer(value), wanted), test, wanted
+    )
+
+
+fraction = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 def dense_tensor(
     wanted: str = "a tensor", test: Callable[[Tensor], bool] = lambda value: True
 ) -> Reader[Tensor]:
     """A tensor that has its values in memory, one after the other."""
-    return where(
+    return satisfying(
         anything,
         lambda value: (
             torch.is_tensor(value)
@@ -151,22 +153,24 @@ def optional(reader: Reader[_Result]) -> Reader[_Result | None]:
 
 def sequence(reader: Reader[_Result]) -> Reader[tuple[_Result, ...]]:
     """A list or tuple."""
-    items = of((list, tuple), "a list")
+    items = instance_of((list, tuple), "a list")
     return lambda value: tuple(within(f"[{place}]", reader, each) for place, each in enumerate(items(value)))
 
 
-def row(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
+def fixed_list(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
     """A list with one place for each reader."""
-    cells = where(sequence(anything), lambda value: len(value) == len(readers), f"a list of {len(readers)}")
+    cells = satisfying(
+        sequence(anything), lambda value: len(value) == len(readers), f"a list of {len(readers)}"
+    )
     return lambda value: tuple(
         within(f"[{place}]", reader, each)
         for place, (reader, each) in enumerate(zip(readers, cells(value), strict=True))
     )
 
 
-def mapping(reader: Reader[_Result], key: Reader[Any] = text) -> Reader[dict[Any, _Result]]:
+def mapping(reader: Reader[_Result], key: Reader[Any] = string) -> Reader[dict[Any, _Result]]:
     """A dict of any entries."""
-    entries = of(Mapping, "a dict")
+    entries = instance_of(Mapping, "a dict")
     return lambda value: {
         within("'s key", key, name): within(f"[{name!r}]", reader, each)
         for name, each in entries(value).items()
@@ -184,16 +188,16 @@ def record(
         others: Whether there may be further entries, which are left out.
     """
     absent = before or {}
-    whole_dict = of(Mapping, "a dict")
+    whole_dict = instance_of(Mapping, "a dict")
 
     def reader(value: object) -> dict[str, Any]:
         found = whole_dict(value)
         for name in found:
             if name not in entries and not others:
-                raise MisfitError(f"has an entry {shown(name)}, expected {', '.join(entries)}")
+                raise SchemaError(f"has an entry {summary(name)}, expected {', '.join(entries)}")
         for name in entries:
             if name not in found and name not in absent:
-                raise MisfitError(f"has no entry {name!r}")
+                raise SchemaError(f"has no entry {name!r}")
         return {
             name: within(f".{name}", each, found[name] if name in found else absent[name])
             for name, each in entries.items()
@@ -202,7 +206,7 @@ def record(
     return reader
 
 
-def instance(cls: Callable[..., _Result], **entries: Reader[Any]) -> Reader[_Result]:
+def dataclass_of(cls: Callable[..., _Result], **entries: Reader[Any]) -> Reader[_Result]:
     """A dict of what a dataclass is made of; fields with a default may be missing."""
     known = fields(cls)  # type: ignore[arg-type]
     defaults = {each.name: each.default for each in known if each.default is not MISSING}

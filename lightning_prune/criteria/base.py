@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lightning_prune.core.parts import Part
-from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import ActivationObserver, Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
@@ -63,12 +63,12 @@ class Criterion(Part, ABC):
         """How many passes of a batch through the network one event takes, to ask for losses."""
         return 0
 
-    def rehearse(self, groups: Sequence[UnitGroup], trial: Trial) -> Tensor:
+    def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
         """One such pass, to see that it works and how long it takes: gives some number that comes of it."""
         return trial.loss(1)
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Asks for losses, at an event.
 

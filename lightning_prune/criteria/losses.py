@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.parts import check_counts, check_seed
-from lightning_prune.core.progress import tracked
+from lightning_prune.core.progress import progress_bar
 from lightning_prune.criteria.base import Criterion
-from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
@@ -57,7 +57,7 @@ class LossCriterion(Criterion):
 
     @abstractmethod
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """The scores, under "score"."""
 
@@ -84,7 +84,7 @@ class Oracle(LossCriterion):
         return max(1, min(self.batches, self.max_passes // units))
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """A unit after the other."""
         batches = self._batches(sum(group.size for group in groups))
@@ -97,7 +97,7 @@ class Oracle(LossCriterion):
         for group in groups:
             there = kept[group.name]
             places = there.nonzero()
-            bar = tracked(places, f"{self!r}: {group.name}", trial.progress)
+            bar = progress_bar(places, f"{self!r}: {group.name}", trial.progress)
             losses = trial.losses(group, (_without(there, place) for place in bar), batches)
             changes = torch.zeros(group.shape, dtype=group.dtype, device=there.device)
             # where nothing works without a unit, it matters most
@@ -146,7 +146,7 @@ class OptimalBrainDamage(LossCriterion):
         elements = sum(weight.numel() for weight in shares.values())
         return self.batches * {"exact": elements, "hutchinson": self.probes, "fisher": 1}[self.estimator]
 
-    def rehearse(self, groups: Sequence[UnitGroup], trial: Trial) -> Tensor:
+    def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
         """There and back, and back again."""
         weights = list(trial.copies(part for group in groups for part in group.slices).values())
         (loss,) = trial.differentiable(1)
@@ -156,7 +156,7 @@ class OptimalBrainDamage(LossCriterion):
         return grads[0].sum()
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Half of the curvature times the squared weights, added up over each unit."""
         weights = trial.copies(part for group in groups for part in group.slices)
@@ -167,7 +167,7 @@ class OptimalBrainDamage(LossCriterion):
         ]
         batches = min(self.batches, trial.batches)
         estimate, draws = _ESTIMATORS[self.estimator], torch.Generator().manual_seed(self.seed)
-        for loss in tracked(trial.differentiable(batches), repr(self), trial.progress, batches):
+        for loss in progress_bar(trial.differentiable(batches), repr(self), trial.progress, batches):
             signs = ([_signs(weight, draws) for weight in chosen] for _ in range(self.probes))
             for total, found in zip(totals, estimate(loss, chosen, signs, trial), strict=True):
                 total.add_(found)
@@ -181,7 +181,7 @@ class OptimalBrainDamage(LossCriterion):
 
 
 def _exact(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
     diagonals = []
     for weight, grad in zip(weights, _gradients(loss, weights, twice=True), strict=True):
@@ -193,7 +193,7 @@ def _exact(
 
 
 def _hutchinson(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
     grads = _gradients(loss, weights, twice=True)
     products = []
@@ -205,12 +205,14 @@ def _hutchinson(
 
 
 def _fisher(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: Trial
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
     return [trial.joint(_fine(grad)).square() for grad in _gradients(loss, weights)]
 
 
-_Estimator: TypeAlias = Callable[[Tensor, Sequence[Tensor], Iterable[Sequence[Tensor]], Trial], list[Tensor]]
+_Estimator: TypeAlias = Callable[
+    [Tensor, Sequence[Tensor], Iterable[Sequence[Tensor]], LossEvaluator], list[Tensor]
+]
 _ESTIMATORS: dict[str, _Estimator] = {"exact": _exact, "hutchinson": _hutchinson, "fisher": _fisher}
 
 

@@ -13,7 +13,7 @@ from lightning_prune.core.parts import check_seed, is_number
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import along
+from lightning_prune.units.slices import axis_slices
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +78,7 @@ class BatchNormScale(Criterion):
         if self.l1 == 0:
             return {}
         found = {}
-        for part in along(cast(UnitGroup, group.scales).slices):
+        for part in axis_slices(cast(UnitGroup, group.scales).slices):
             pull = self.l1 * part.weight.detach().sign()
             found[part.name] = pull if part.index is None else pull * (part.index >= 0)
         return found

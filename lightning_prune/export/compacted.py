@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction import PLAN, Plan, replay_, shapes_after
-from lightning_prune.core.files import read as read_file
-from lightning_prune.core.probes import lean_copy, twin_of
-from lightning_prune.core.same_kind import like
+from lightning_prune.core.files import read_file
+from lightning_prune.core.probes import copy_model, copy_sharing_weights
+from lightning_prune.core.same_kind import same_kind_as
 from lightning_prune.core.schema import anything, mapping, optional, read, record
 from lightning_prune.units.masks import MASKS, unpack
 
@@ -44,43 +44,45 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
     """
     if not isinstance(checkpoint, Mapping):
         checkpoint = read_file(checkpoint, "checkpoint")
-    weights = weights_of(checkpoint)
-    plans = plans_of(checkpoint)
-    check_fits(model, weights, plans)
-    fill_(model, weights, plans)
+    weights = weights_in(checkpoint)
+    plans = plans_in(checkpoint)
+    check_shapes(model, weights, plans)
+    load_weights_(model, weights, plans)
     return model
 
 
-def fill_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[Plan]) -> None:
+def load_weights_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[Plan]) -> None:
     """Replays plans on a model and loads what belongs to it then.
 
     Raises:
         ValueError: If that fails; nothing has changed then.
     """
-    rehearse(model, weights, plans)
+    check_weights(model, weights, plans)
     for plan in plans:
         replay_(model, plan)
     model.load_state_dict(weights)
 
 
-def rehearse(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan], strict: bool = True) -> None:
+def check_weights(
+    model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan], strict: bool = True
+) -> None:
     """Tries plans and weights on a copy of a model, which takes no memory for parameters as a rule.
 
     Raises:
         ValueError: If they do not belong to it.
     """
     own = type(model).load_state_dict is not nn.Module.load_state_dict  # which may not know of assign
-    twin = twin_of(model) if own else lean_copy(model)
+    twin = copy_model(model) if own else copy_sharing_weights(model)
     for plan in plans:
         replay_(twin, plan)
-    read(weights, like(twin.state_dict()), "the weights")
+    read(weights, same_kind_as(twin.state_dict()), "the weights")
     try:
         twin.load_state_dict(weights, strict, **({} if own else {"assign": True}))
     except Exception as error:  # modules may load what is theirs in ways of their own
         raise ValueError(f"the weights do not belong to this {type(model).__name__}: {error}") from error
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The ``state_dict`` in a checkpoint.
 
     Raises:
@@ -91,7 +93,7 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def state_of(checkpoint: Mapping[str, Any], state_key: str) -> Any:
+def callback_state_in(checkpoint: Mapping[str, Any], state_key: str) -> Any:
     """What the callback of this key has left in a checkpoint; ``None`` if there is nothing.
 
     Raises:
@@ -101,41 +103,41 @@ def state_of(checkpoint: Mapping[str, Any], state_key: str) -> Any:
     return None if isinstance(found, Mapping) and not found else found
 
 
-def plan_of(checkpoint: Mapping[str, Any], state_key: str) -> Plan | None:
+def plan_in(checkpoint: Mapping[str, Any], state_key: str) -> Plan | None:
     """The plan that the callback of this key has left in a checkpoint, if it compacted the network.
 
     Raises:
         ValueError: If its state is none.
     """
-    state = state_of(checkpoint, state_key)
+    state = callback_state_in(checkpoint, state_key)
     return None if state is None else _pruned(state)["plan"]
 
 
-def plans_of(checkpoint: Mapping[str, Any]) -> list[Plan]:
+def plans_in(checkpoint: Mapping[str, Any]) -> list[Plan]:
     """The plans of all callbacks, in their order."""
-    found = (plan_of(checkpoint, key) for key in pruned_by(checkpoint))
+    found = (plan_in(checkpoint, key) for key in state_keys_in(checkpoint))
     return [plan for plan in found if plan is not None]
 
 
-def masks_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def masks_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Parameter name to bool mask, True where kept: what the masks of all callbacks leave.
 
     Raises:
         ValueError: If a mask is none.
     """
     masks: dict[str, Tensor] = {}
-    for key in pruned_by(checkpoint):
-        for name, entry in _pruned(state_of(checkpoint, key))["masks"].items():
+    for key in state_keys_in(checkpoint):
+        for name, entry in _pruned(callback_state_in(checkpoint, key))["masks"].items():
             mask = unpack(entry["bits"], entry["shape"])
             masks[name] = mask & masks.get(name, mask)
     return masks
 
 
-def pruned_by(checkpoint: Mapping[str, Any]) -> list[str]:
+def state_keys_in(checkpoint: Mapping[str, Any]) -> list[str]:
     """State keys of the callbacks that have left something in a checkpoint, in their order."""
     callbacks = read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"]
     ours = (key for key in callbacks if key.startswith("PruningCallback"))
-    return [key for key in ours if state_of(checkpoint, key) is not None]
+    return [key for key in ours if callback_state_in(checkpoint, key) is not None]
 
 
 def _pruned(state: object) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _pruned(state: object) -> dict[str, Any]:
     return found
 
 
-def check_fits(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> None:
+def check_shapes(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> None:
     """Makes sure that a model has the shapes of a checkpoint, once plans are replayed on it.
 
     Raises:

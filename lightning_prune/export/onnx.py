@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
-from lightning_prune.core.files import replacing
-from lightning_prune.core.probes import ForwardProbe, evaluating, twin_of
+from lightning_prune.core.files import atomic_write
+from lightning_prune.core.probes import ForwardProbe, copy_model, evaluation_mode
 from lightning_prune.report.cost import batch_size, dense_bytes, of_size
-from lightning_prune.units.shards import check_whole
+from lightning_prune.units.shards import check_unsharded
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST = 1_500_000_000  # bytes of weights in one file: protobuf allows 2 GiB in all
@@ -54,9 +54,9 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"export_onnx needs {', '.join(missing)}: pip install 'lightning_prune[onnx]'.")
-    check_whole(model, "export_onnx")
-    twin = twin_of(model).cpu()
-    with evaluating(twin), replacing(path) as place:
+    check_unsharded(model, "export_onnx")
+    twin = copy_model(model).cpu()
+    with evaluation_mode(twin), atomic_write(path) as place:
         call = _Call(twin, example)
         failures: dict[str, str] = {}
         # a forward may insist on a batch size, and the newer exporter of torch 2.6 on no batch norm

@@ -11,30 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction import PLAN, Plan, shapes_after
-from lightning_prune.core.files import read as read_file
-from lightning_prune.core.files import replacing
+from lightning_prune.core.files import atomic_write, read_file
 from lightning_prune.core.schema import (
     anything,
     dense_tensor,
+    integer,
     mapping,
     read,
     record,
     sequence,
-    shown,
-    text,
-    whole,
+    string,
+    summary,
 )
-from lightning_prune.export.compacted import fill_
+from lightning_prune.export.compacted import load_weights_
 from lightning_prune.report.cost import packing_saves
 from lightning_prune.units.masks import BITS, masked_parameters, pack, unpack
-from lightning_prune.units.shards import check_whole
+from lightning_prune.units.shards import check_unsharded
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FORMAT = "lightning_prune packed 1"
-_MASKED = record({"bits": BITS, "values": dense_tensor(), "shape": sequence(whole())})
+_MASKED = record({"bits": BITS, "values": dense_tensor(), "shape": sequence(integer())})
 _CONTENT = record(
     {
-        "format": text,
+        "format": string,
         "plans": sequence(PLAN),
         "masked": mapping(_MASKED),
         "dense": mapping(anything),
@@ -69,7 +68,7 @@ def save_packed(
         ValueError: If a mask fits no parameter, or removes weights that are not 0, or ``state_dict`` holds
             what cannot be loaded safely. Nothing is written then.
     """
-    check_whole(model, "save_packed")
+    check_unsharded(model, "save_packed")
     masked = {}
     for name, parameter in masked_parameters(model, masks).items():
         mask = masks[name].to(parameter.device)
@@ -93,7 +92,7 @@ def save_packed(
         "masked": {name: masked[id(value)] for name, value in values.items() if id(value) in masked},
         "dense": {name: dense[id(value)] for name, value in values.items() if id(value) in dense},
     }
-    with replacing(path) as place:
+    with atomic_write(path) as place:
         torch.save(content, place)
         try:
             read_file(place, "path")
@@ -130,7 +129,7 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
     fault = _misfit(model, weights, plans)
     if fault is not None:
         raise ValueError(f"{place} does not belong to this {type(model).__name__}: {fault}.")
-    fill_(model, weights, plans)
+    load_weights_(model, weights, plans)
     return model
 
 
@@ -159,7 +158,7 @@ def _misfit(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan])
         if shape is None:
             continue  # what a module saves beside its tensors
         if not torch.is_tensor(saved):
-            return f"{name!r} is {shown(saved)} in the file"
+            return f"{name!r} is {summary(saved)} in the file"
         if saved.shape != shape:
             return f"{name!r} has shape {tuple(saved.shape)} in the file, {tuple(shape)} in the model"
         if saved.dtype != present.dtype:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.core.probes import as_probe, evaluating, plain_attention
-from lightning_prune.core.schema import instance, mapping, optional, real, whole
+from lightning_prune.core.probes import as_probe, evaluation_mode, math_attention
+from lightning_prune.core.schema import dataclass_of, integer, mapping, number, optional
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Cost:
     latency: Mapping[int, float] = field(default_factory=dict)
 
 
-LATENCY = mapping(real("a number above 0", lambda value: value > 0), key=whole(1))
-COST = instance(Cost, params=whole(1), bytes=whole(1), macs=optional(whole()), latency=LATENCY)
+LATENCY = mapping(number("a number above 0", lambda value: value > 0), key=integer(1))
+COST = dataclass_of(Cost, params=integer(1), bytes=integer(1), macs=optional(integer()), latency=LATENCY)
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:
@@ -58,7 +58,7 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     """
     probe = as_probe(example)
     counter = FlopCounterMode(display=False)
-    with evaluating(model), plain_attention(), counter:
+    with evaluation_mode(model), math_attention(), counter:
         probe(model)
     counts = counter.get_flop_counts()
     root = type(model).__name__
@@ -82,7 +82,7 @@ def latency(models: Sequence[nn.Module], example: Any, seconds: float = 0.2) -> 
     start = time.perf_counter()
     while len(times[0]) < 4 or time.perf_counter() - start < seconds:
         for model, own in zip(models, times, strict=True):
-            with evaluating(model):
+            with evaluation_mode(model):
                 _wait()
                 before = time.perf_counter()
                 probe(model)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.core.schema import Reader, optional, sequence, text
-from lightning_prune.report.report import ENTRY, Entry, dense_metric, last_metric
+from lightning_prune.core.schema import Reader, optional, sequence, string
+from lightning_prune.report.report import HISTORY_ENTRY, HistoryEntry, dense_metric, last_metric
 
-HISTORY: dict[str, Reader[Any]] = {"history": sequence(ENTRY), "monitor": optional(text)}
+HISTORY: dict[str, Reader[Any]] = {"history": sequence(HISTORY_ENTRY), "monitor": optional(string)}
 
 
 class History:
@@ -27,7 +27,7 @@ class History:
 
     def __init__(self) -> None:
         self.monitor: str | None = None
-        self.entries: list[Entry] = []
+        self.entries: list[HistoryEntry] = []
         self._before_epoch: Tensor | None = None
         self._before_validation: Tensor | None = None
         self._noted = False
@@ -57,7 +57,7 @@ class History:
 
     def prune(self, epoch: int, step: int, sparsity: float) -> None:
         """Notes an event."""
-        self.entries.append(Entry(epoch, step, sparsity))
+        self.entries.append(HistoryEntry(epoch, step, sparsity))
 
     def begin_epoch(self, metrics: Mapping[str, Tensor]) -> None:
         """Remembers the metric, to tell whether this epoch measures it."""
@@ -83,7 +83,7 @@ class History:
     def _note(self, metrics: Mapping[str, Tensor], epoch: int, step: int, before: Tensor | None) -> None:
         value = self._metric(metrics)
         if value is not None and value is not before:
-            self.entries.append(Entry(epoch, step, self.sparsity, float(value)))
+            self.entries.append(HistoryEntry(epoch, step, self.sparsity, float(value)))
             self._noted = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lightning_prune.report.cost import (
 )
 from lightning_prune.report.report import Layer, Report
 from lightning_prune.units.masks import masked_parameters
-from lightning_prune.units.shards import Shards, local, shards_of
+from lightning_prune.units.shards import Shards, shards_of, to_local
 
 _BATCHES = (1, 64)
 
@@ -52,7 +52,7 @@ def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
         masks: Parameter name to bool mask.
         shards: The processes that divide them: all have to ask, and are told the same.
     """
-    here = [(int(mask.count_nonzero()), _width(mask)) for mask in map(local, masks.values())]
+    here = [(int(mask.count_nonzero()), _width(mask)) for mask in map(to_local, masks.values())]
     counts = shards.add_up(torch.tensor(here, dtype=torch.int64).view(-1, 2)).tolist()
     return tuple(
         Layer(name, tuple(mask.shape), mask.numel(), kept, width=width)

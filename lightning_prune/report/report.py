@@ -9,10 +9,20 @@ from itertools import takewhile
 from os import PathLike
 from typing import Any
 
-from lightning_prune.core.schema import instance, mapping, optional, real, sequence, share, text, where, whole
+from lightning_prune.core.schema import (
+    dataclass_of,
+    fraction,
+    integer,
+    mapping,
+    number,
+    optional,
+    satisfying,
+    sequence,
+    string,
+)
 from lightning_prune.report.cost import COST, LATENCY, Cost
 from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths
-from lightning_prune.report.tables import draw_table
+from lightning_prune.report.tables import format_table
 
 _NO_SPEED = (
     "Zeros alone make nothing faster: the dense network still runs. They shrink a packed file, and speed up"
@@ -43,7 +53,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Entry:
+class HistoryEntry:
     """A line of the history: a pruning event, or a look at the monitored metric.
 
     Args:
@@ -59,12 +69,12 @@ class Entry:
     metric: float | None = None
 
 
-def last_metric(history: Iterable[Entry]) -> float | None:
+def last_metric(history: Iterable[HistoryEntry]) -> float | None:
     """The last value in a history, ``None`` if there is none."""
     return next((entry.metric for entry in reversed(list(history)) if entry.metric is not None), None)
 
 
-def dense_metric(history: Iterable[Entry]) -> float | None:
+def dense_metric(history: Iterable[HistoryEntry]) -> float | None:
     """The last value before anything was removed, ``None`` if none was seen."""
     return last_metric(takewhile(lambda entry: entry.sparsity == 0, history))
 
@@ -104,7 +114,7 @@ class Report:
     protected: tuple[str, ...] = ()
     left_out: int = 0
     monitor: str | None = None
-    history: tuple[Entry, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
     decisions: tuple[str, ...] = ()
 
     @property
@@ -161,7 +171,7 @@ class Report:
         known = all(layer.kept is not None for layer in self.layers)
         left = self.size - self.removed if known else None
         rows.append(("all", "", f"{self.size:,}", *_share(left, self.size)))
-        return draw_table(("layer", "shape", "weights", "kept", "kept %"), rows, 2) + "\n".join(self._lines())
+        return format_table(("layer", "shape", "weights", "kept", "kept %"), rows, 2) + "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
         lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
@@ -251,34 +261,36 @@ def _number(value: float | None) -> str:
 
 # --- what saved ones look like
 
-ENTRY = instance(Entry, epoch=whole(-1), step=whole(), sparsity=share, metric=optional(real()))
-_SHAPE = sequence(whole())
-_LAYER = instance(
-    Layer,
-    name=text,
-    shape=_SHAPE,
-    size=whole(1),
-    kept=optional(whole()),
-    compacted=optional(_SHAPE),
-    width=optional(whole()),
+HISTORY_ENTRY = dataclass_of(
+    HistoryEntry, epoch=integer(-1), step=integer(), sparsity=fraction, metric=optional(number())
 )
-REPORT = where(
-    instance(
+_SHAPE = sequence(integer())
+_LAYER = dataclass_of(
+    Layer,
+    name=string,
+    shape=_SHAPE,
+    size=integer(1),
+    kept=optional(integer()),
+    compacted=optional(_SHAPE),
+    width=optional(integer()),
+)
+REPORT = satisfying(
+    dataclass_of(
         Report,
         layers=sequence(_LAYER),
-        params=whole(1),
-        bytes=whole(1),
-        bytes_packed=whole(),
-        macs=optional(whole()),
-        macs_kept=optional(whole()),
+        params=integer(1),
+        bytes=integer(1),
+        bytes_packed=integer(),
+        macs=optional(integer()),
+        macs_kept=optional(integer()),
         latency=LATENCY,
         dense=optional(COST),
-        frozen=mapping(text),
-        protected=sequence(text),
-        left_out=whole(),
-        monitor=optional(text),
-        history=sequence(ENTRY),
-        decisions=sequence(text),
+        frozen=mapping(string),
+        protected=sequence(string),
+        left_out=integer(),
+        monitor=optional(string),
+        history=sequence(HISTORY_ENTRY),
+        decisions=sequence(string),
     ),
     lambda report: report.dense is None or report.latency.keys() <= report.dense.latency.keys(),
     "no more batch sizes than those of the dense network",

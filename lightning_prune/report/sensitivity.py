@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from lightning_prune.core.parts import check_part, is_number
-from lightning_prune.core.progress import tracked
+from lightning_prune.core.progress import progress_bar
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.report.plots import draw_sensitivity
-from lightning_prune.report.tables import draw_table
+from lightning_prune.report.tables import format_table
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MaskStore
-from lightning_prune.units.shards import check_whole
+from lightning_prune.units.shards import check_unsharded
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -52,7 +52,7 @@ class Sensitivity:
         rows = [(name, *(f"{value:.4g}" for value in line)) for name, line in self.values.items()]
         rows.append(("nothing removed", f"{self.dense:.4g}", *("" for _ in self.ratios[1:])))
         lines = [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
-        return draw_table(head, rows, 1) + "\n".join(lines)
+        return format_table(head, rows, 1) + "\n".join(lines)
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draws a line a group into an image file.
@@ -110,7 +110,7 @@ def sensitivity(
     """
     check_part(criterion, Criterion, "criterion")
     check_part(structure, Structure, "structure")
-    check_whole(model, "sensitivity")
+    check_unsharded(model, "sensitivity")
     if criterion.needs:
         raise ValueError(
             f"criterion={criterion!r} needs training steps, and there are none here: choose one that looks at"
@@ -126,7 +126,7 @@ def sensitivity(
     units = units.accepted(criterion.refuses, repr(criterion))
     dense = float(evaluate(model))
     values = {}
-    for group in tracked(units.groups, "pruning one layer at a time", progress):
+    for group in progress_bar(units.groups, "pruning one layer at a time", progress):
         line = []
         for ratio in ratios:
             with _without(model, group, criterion, ratio):

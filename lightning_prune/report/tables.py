@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 
-def draw_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
     """Draws a table whose last row stands apart, with rich where that is installed.
 
     Args:

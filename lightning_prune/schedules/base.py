@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lightning_prune.core.parts import Part
-from lightning_prune.schedules.moments import Grid, Horizon, Moment, Unit
+from lightning_prune.schedules.moments import FitLength, Grid, Moment, TimeUnit
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Timetable:
         marks: Positions of further moments that were asked for.
     """
 
-    unit: Unit
+    unit: TimeUnit
     events: tuple[Event, ...]
     marks: tuple[int, ...] = ()
 
@@ -83,14 +83,14 @@ class Schedule(Part, ABC):
         if not 0 <= progress <= 1:
             raise ValueError(f"progress={progress!r} must lie in [0, 1].")
         for moment in self.moments:
-            if moment.unit is not Unit.FIT and moment.value != 0:
+            if moment.unit is not TimeUnit.FIT and moment.value != 0:
                 raise ValueError(f'{moment.text} has no meaning without a Trainer: give a share such as "30%".')
         anchors = [float(moment.value) for moment in self.moments]
         if progress < anchors[0]:
             return 0.0
         return 1.0 if progress == 1 else self.fraction(progress, anchors)
 
-    def timetable(self, horizon: Horizon, also: Sequence[Moment] = ()) -> Timetable:
+    def timetable(self, horizon: FitLength, also: Sequence[Moment] = ()) -> Timetable:
         """The events in a fit of this length.
 
         Args:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_prune.core.schema import flag, record, share, whole
+from lightning_prune.core.schema import boolean, fraction, integer, record
 from lightning_prune.schedules.base import Event, Timetable
-from lightning_prune.schedules.moments import Unit
+from lightning_prune.schedules.moments import TimeUnit
 
-_SCALES = (Unit.EPOCH.value, Unit.STEP.value)
-AGENDA = record(
+_UNITS = (TimeUnit.EPOCH.value, TimeUnit.STEP.value)
+EVENT_QUEUE = record(
     {
-        "steps": whole(),
-        "stopped": flag,
-        "handled": record(dict.fromkeys(_SCALES, whole(-1))),
-        "asked": share,
-        "given": share,
+        "steps": integer(),
+        "stopped": boolean,
+        "handled": record(dict.fromkeys(_UNITS, integer(-1))),
+        "asked": fraction,
+        "given": fraction,
     },
     before={"stopped": False, "asked": 1.0, "given": 1.0},  # nothing was called off, and all was enough
 )
 
 
-class Agenda:
+class EventQueue:
     """The events of one fit, and which of them are behind it.
 
     An event is behind if the fit has handled one at its position or later. The last one also must not ask
@@ -40,10 +40,10 @@ class Agenda:
 
     def __init__(self, target: float) -> None:
         self._target = target
-        self.timetable = Timetable(Unit.EPOCH, ())
+        self.timetable = Timetable(TimeUnit.EPOCH, ())
         self.steps = 0
         self.stopped = False
-        self._handled = dict.fromkeys(_SCALES, -1)
+        self._handled = dict.fromkeys(_UNITS, -1)
         self._asked = self._given = 0.0
 
     def restart(self, steps: int = 0) -> None:
@@ -99,7 +99,7 @@ class Agenda:
         return event.position <= self._handled[self.timetable.unit.value] and not lacking
 
     def _now(self, epoch: int) -> dict[str, int]:
-        return {Unit.EPOCH.value: epoch, Unit.STEP.value: self.steps}
+        return {TimeUnit.EPOCH.value: epoch, TimeUnit.STEP.value: self.steps}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -13,7 +13,7 @@ _ALLOWED = 'a share of the fit ("30%" or 0.3), epochs ("5ep") or optimizer steps
 _PATTERN = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(%|ep|st)\s*")
 
 
-class Unit(Enum):
+class TimeUnit(Enum):
     """What a moment is counted in."""
 
     FIT = "%"
@@ -32,7 +32,7 @@ class Moment:
     """
 
     value: Fraction
-    unit: Unit
+    unit: TimeUnit
     text: str
 
     @classmethod
@@ -56,22 +56,22 @@ class Moment:
             match = _PATTERN.fullmatch(moment)
             if match is None:
                 raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
-            value, unit = Fraction(match[1]), Unit(match[2])
-            value /= 100 if unit is Unit.FIT else 1
+            value, unit = Fraction(match[1]), TimeUnit(match[2])
+            value /= 100 if unit is TimeUnit.FIT else 1
         elif not is_number(moment):
             raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
         else:
             # str() gives the decimal that the user wrote, not the binary fraction beside it
-            value, unit = Fraction(str(moment)), Unit.FIT
-        if unit is Unit.FIT and not 0 <= value <= 1:
+            value, unit = Fraction(str(moment)), TimeUnit.FIT
+        if unit is TimeUnit.FIT and not 0 <= value <= 1:
             raise ValueError(f"{text} must lie between 0 and 100 % of the fit: give {_ALLOWED}.")
-        if unit is Unit.STEP and value.denominator != 1:
+        if unit is TimeUnit.STEP and value.denominator != 1:
             raise ValueError(f"{text} must be a whole number of optimizer steps.")
         return cls(value, unit, text)
 
 
 @dataclass(frozen=True)
-class Horizon:
+class FitLength:
     """How long a fit is, as far as is known before it starts.
 
     Args:
@@ -121,19 +121,19 @@ class Grid:
         unit: ``Unit.EPOCH`` (positions are epochs) or ``Unit.STEP`` (optimizer steps).
     """
 
-    horizon: Horizon
-    unit: Unit
+    horizon: FitLength
+    unit: TimeUnit
 
     @classmethod
-    def of(cls, moments: list[Moment], horizon: Horizon) -> Grid:
+    def of(cls, moments: list[Moment], horizon: FitLength) -> Grid:
         """Epochs wherever they can carry every moment, optimizer steps otherwise."""
-        shares = any(moment.unit is Unit.FIT for moment in moments)
+        shares = any(moment.unit is TimeUnit.FIT for moment in moments)
         by_steps = (
-            any(moment.unit is Unit.STEP for moment in moments)
+            any(moment.unit is TimeUnit.STEP for moment in moments)
             or horizon.epochs_begun == 1
             or (shares and (horizon.epochs is None or horizon.ends_by_steps))
         )
-        return cls(horizon, Unit.STEP if by_steps else Unit.EPOCH)
+        return cls(horizon, TimeUnit.STEP if by_steps else TimeUnit.EPOCH)
 
     def position(self, moment: Moment) -> int:
         """The position of a point in training.
@@ -147,23 +147,23 @@ class Grid:
         if moment.value == 0:
             return 0
         place = self.length_of(moment)
-        end = self.horizon.length if self.unit is Unit.STEP else self.horizon.epochs_begun
+        end = self.horizon.length if self.unit is TimeUnit.STEP else self.horizon.epochs_begun
         if end is not None and place > end:
             raise ValueError(f"{moment.text} lies beyond the fit, which has {self._in_words(end)}.")
-        if self.unit is Unit.STEP and self._on_epoch_starts(moment):
+        if self.unit is TimeUnit.STEP and self._on_epoch_starts(moment):
             per_epoch = self._steps_per_epoch(moment)
             return self._inside(place / per_epoch, self.horizon.epochs_begun, moment) * per_epoch
         return self._inside(place, end, moment)
 
     def length_of(self, moment: Moment) -> Fraction:
         """A stretch of training in positions, not rounded."""
-        if moment.unit is Unit.STEP:
+        if moment.unit is TimeUnit.STEP:
             return moment.value
-        if self.unit is Unit.STEP and moment.unit is Unit.EPOCH:
+        if self.unit is TimeUnit.STEP and moment.unit is TimeUnit.EPOCH:
             return moment.value * self._steps_per_epoch(moment)
-        if moment.unit is Unit.EPOCH:
+        if moment.unit is TimeUnit.EPOCH:
             return moment.value
-        whole = self.horizon.epochs if self.unit is Unit.EPOCH else self.horizon.length
+        whole = self.horizon.epochs if self.unit is TimeUnit.EPOCH else self.horizon.length
         if whole is None:
             raise ValueError(
                 f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data that have"
@@ -172,9 +172,9 @@ class Grid:
         return moment.value * whole
 
     def _on_epoch_starts(self, moment: Moment) -> bool:
-        if self.horizon.epochs_begun == 1 or moment.unit is Unit.STEP:
+        if self.horizon.epochs_begun == 1 or moment.unit is TimeUnit.STEP:
             return False
-        return moment.unit is Unit.EPOCH or not self.horizon.ends_by_steps
+        return moment.unit is TimeUnit.EPOCH or not self.horizon.ends_by_steps
 
     def _steps_per_epoch(self, moment: Moment) -> int:
         if self.horizon.steps_per_epoch is None:
@@ -188,9 +188,9 @@ class Grid:
         """Rounds to a boundary that has training before it and after it."""
         if end is None:
             return max(1, round(place))
-        if end == 1 or (moment.unit is Unit.STEP and place >= end):
+        if end == 1 or (moment.unit is TimeUnit.STEP and place >= end):
             raise ValueError(f"{moment.text} leaves no training after it in a fit of {self._in_words(end)}.")
         return min(max(1, round(place)), end - 1)
 
     def _in_words(self, end: int) -> str:
-        return f"{end} {'optimizer steps' if self.unit is Unit.STEP else 'epochs'}"
+        return f"{end} {'optimizer steps' if self.unit is TimeUnit.STEP else 'epochs'}"

@@ -10,10 +10,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lightning_prune.core.parts import is_number, is_whole
+from lightning_prune.core.parts import is_integer, is_number
 from lightning_prune.selectors.base import Costs, Selector, checked_share
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.selection import meet, remove_lowest, remove_up_to
+from lightning_prune.selectors.selection import remove_lowest, remove_to_cost, remove_up_to
 from lightning_prune.units.groups import UnitGroup, Units
 
 _BUDGETS = ("units", "params", "macs")
@@ -108,7 +108,7 @@ class Global(Selector):
         if self.budget == "units":
             remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
         else:
-            meet(candidates, cost, 1 - fraction)
+            remove_to_cost(candidates, cost, 1 - fraction)
 
 
 def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
@@ -212,7 +212,7 @@ class NofM(Selector):
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if not is_whole(number):
+            if not is_integer(number):
                 raise ValueError(f"{name}={number!r} must be an integer.")
         if not 0 < self.n < self.m:
             raise ValueError(f"n={self.n!r} must lie between 0 and m={self.m!r}.")

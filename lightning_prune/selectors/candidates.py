@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria import Criterion
-from lightning_prune.selectors.radix import places
+from lightning_prune.selectors.radix import true_indices
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.shards import Shards, Whole
+from lightning_prune.units.shards import Shards, Unsharded
 
 _SAMPLED, _BLOCK = 16, 64  # a sample is one of so many blocks, of so many scores
 
@@ -43,7 +43,7 @@ class Candidates:
         criterion: Criterion,
         statistics: Statistics,
         dtype: torch.dtype,
-        shards: Shards = Whole(),
+        shards: Shards = Unsharded(),
     ) -> None:
         self.group = group
         self.kept = kept
@@ -97,7 +97,9 @@ class Candidates:
     def sample(self) -> Iterator[Tensor]:
         """Some of the scores, spread over the group; shields are not seen."""
         if self._criterion.pointwise and self.group.divisible:
-            yield self._seen(self._here.view(_thin), self._statistics.view(_thin), _thin)
+            yield self._seen(
+                self._here.view(_sample_blocks), self._statistics.view(_sample_blocks), _sample_blocks
+            )
         else:
             yield self._score(0, self._here.shape[0])
 
@@ -217,7 +219,7 @@ class Candidates:
             kept = self.kept[start:stop]
             torch.ge(piece, low, out=kept)
             left += int(kept.count_nonzero())
-            close = places((piece <= high).logical_and_(kept).flatten())
+            close = true_indices((piece <= high).logical_and_(kept).flatten())
             self._close.append((close, piece.take(close)))
         return self.kept.numel() - left, torch.cat([scores for _, scores in self._close])
 
@@ -239,17 +241,17 @@ class Candidates:
         """
         if self._close is None:
             for (start, stop), piece in zip(self._ranges, self.pieces(), strict=True):
-                ties = _cut(piece, level, ties, self.kept[start:stop])
+                ties = _keep_above(piece, level, ties, self.kept[start:stop])
             return
         for (start, stop), (close, scores) in zip(self._ranges, self._close, strict=True):
             stays = torch.empty_like(scores, dtype=torch.bool)
-            ties = _cut(scores, level, ties, stays)
+            ties = _keep_above(scores, level, ties, stays)
             rows = self.kept[start:stop]
             rows[torch.unravel_index(close, rows.shape)] = stays
         self._close = self._before = None
 
 
-def _cut(scores: Tensor, level: float, ties: int, kept: Tensor) -> int:
+def _keep_above(scores: Tensor, level: float, ties: int, kept: Tensor) -> int:
     torch.gt(scores, level, out=kept)
     if ties:
         equal = (scores == level).nonzero()[:ties]
@@ -258,7 +260,7 @@ def _cut(scores: Tensor, level: float, ties: int, kept: Tensor) -> int:
     return ties
 
 
-def _thin(tensor: Tensor) -> Tensor:
+def _sample_blocks(tensor: Tensor) -> Tensor:
     """Blocks of it: reading them costs less than single elements would, and they come from all over."""
     flat = tensor.flatten()
     return flat.unfold(0, min(_BLOCK, len(flat)), _BLOCK * _SAMPLED)

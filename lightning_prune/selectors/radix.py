@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.units.shards import Shards, Whole
+from lightning_prune.units.shards import Shards, Unsharded
 
 _BINS = 1 << 16
 _MARGIN = 0.003  # of the rank; scores between make up twice that share, to be kept for a moment
@@ -35,7 +35,7 @@ class Boundary:
     ties: int
 
 
-def boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Shards = Whole()) -> Boundary:
+def find_boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Shards = Unsharded()) -> Boundary:
     """Finds the ``count``-th smallest score.
 
     Args:
@@ -69,7 +69,7 @@ def boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Shards 
         seen += 16
         if seen == torch.finfo(dtype).bits:
             value = float(torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype))
-            return Boundary(value, below, ties) if value else _zero(pieces(), shards)
+            return Boundary(value, below, ties) if value else _boundary_at_zero(pieces(), shards)
 
 
 def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor, torch.dtype]:
@@ -86,7 +86,7 @@ def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor
     return total, piece.dtype
 
 
-def _zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
+def _boundary_at_zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
     """The boundary at zero, which has two bit patterns: -0.0 and 0.0 are one score."""
     below = ties = 0
     for piece in pieces:
@@ -96,7 +96,7 @@ def _zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
     return Boundary(0.0, below, ties)
 
 
-def bracket(sample: Tensor, share: float, shards: Shards = Whole()) -> tuple[float, float]:
+def bracket(sample: Tensor, share: float, shards: Shards = Unsharded()) -> tuple[float, float]:
     """Two scores of a sample, between which the one of this rank lies in all likelihood.
 
     Args:
@@ -107,10 +107,12 @@ def bracket(sample: Tensor, share: float, shards: Shards = Whole()) -> tuple[flo
     size = int(shards.add_up(torch.tensor(len(sample))))
     ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
     low, high = (min(max(1, round(rank)), size) for rank in ranks)
-    return boundary(lambda: [sample], low, shards).value, boundary(lambda: [sample], high, shards).value
+    return find_boundary(lambda: [sample], low, shards).value, find_boundary(
+        lambda: [sample], high, shards
+    ).value
 
 
-def places(rare: Tensor) -> Tensor:
+def true_indices(rare: Tensor) -> Tensor:
     """Where a flat bool tensor is True. Looks at eight at a time, which pays when few are."""
     whole = len(rare) // 8 * 8
     eights = rare[:whole].view(torch.int64).nonzero() * 8

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.radix import Boundary, boundary, bracket
+from lightning_prune.selectors.radix import Boundary, bracket, find_boundary
 
 _NEAR, _TRIES = 0.0025, 500  # a cost is met to this share of the dense one, if so many units can help
 
@@ -24,13 +24,13 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
     bound = list(candidates) if count > possible else []
     count = min(count, possible)
     if count > sum(each.removed for each in candidates):
-        edge, emptied = _edge(candidates, count)
+        edge, emptied = _find_boundary(candidates, count)
         while emptied:
             for each in emptied:
                 each.protect()
             bound += emptied
-            edge, emptied = _edge(candidates, count)
-        stay = _staying(candidates, edge.value, edge.below + edge.ties - count)
+            edge, emptied = _find_boundary(candidates, count)
+        stay = _ties_kept(candidates, edge.value, edge.below + edge.ties - count)
         for each, ties in zip(candidates, stay, strict=True):
             each.cut(edge.value, ties)
     for each in bound:
@@ -39,7 +39,7 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
         each.settle(before)
 
 
-def _staying(candidates: Sequence[Candidates], level: float, ties: int) -> list[int]:
+def _ties_kept(candidates: Sequence[Candidates], level: float, ties: int) -> list[int]:
     """How many of its units here that score just ``level`` each group keeps: ``ties`` in all, the earliest."""
     if not ties:
         return [0] * len(candidates)
@@ -50,7 +50,7 @@ def _staying(candidates: Sequence[Candidates], level: float, ties: int) -> list[
     return (ties - earlier).clamp_min(0).minimum(here).tolist()
 
 
-def _edge(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[Candidates]]:
+def _find_boundary(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[Candidates]]:
     """Where the ``count`` lowest scores end, and which groups that would empty.
 
     As a rule one look at each score is enough: a sample suggests a bracket, and what is below is removed at
@@ -66,12 +66,14 @@ def _edge(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[
         here = torch.tensor([sum(gone for gone, _ in swept), len(close)])
         below, within = shards.add_up(here).tolist()
         if below < count <= below + within:
-            found = boundary(lambda: [close], count - below, shards)
+            found = find_boundary(lambda: [close], count - below, shards)
             edge = Boundary(found.value, below + found.below, found.ties)
         else:
             for each in candidates:
                 each.restore()
-            edge = boundary(lambda: (piece for each in candidates for piece in each.pieces()), count, shards)
+            edge = find_boundary(
+                lambda: (piece for each in candidates for piece in each.pieces()), count, shards
+            )
         if edge.value == -math.inf:
             raise ValueError("a criterion must give finite scores; some are -inf.")
         emptied = [each for each in candidates if not each.survives(edge.value)]
@@ -93,7 +95,7 @@ def remove_up_to(candidates: Candidates, level: float) -> None:
         candidates.settle(before)
 
 
-def meet(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
+def remove_to_cost(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
     """Removes the lowest units until a cost is met as nearly as units allow.
 
     Args:
@@ -122,12 +124,12 @@ def meet(candidates: Sequence[Candidates], cost: Callable[[], float], goal: floa
         halve = not halve
     cost_without(few)
     if min(dear - goal, goal - cheap) > _NEAR:
-        _fill(candidates, cost, goal)
+        _remove_singly(candidates, cost, goal)
     if abs(cost() - goal) > abs(cheap - goal):
         cost_without(many)
 
 
-def _fill(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
+def _remove_singly(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
     """Removes single units, the lowest first, that do not cost too much: the next in line did."""
     free = [each for each in candidates if each.group.multiple == 1]
     lowest = sorted(

@@ -13,16 +13,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.statistics.losses import AddUp
+from lightning_prune.statistics.losses import SumOverRanks
 from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
-Reading: TypeAlias = tuple[nn.Module, Slice]  # a layer, and its weight along what it reads
+LayerInput: TypeAlias = tuple[nn.Module, AxisSlice]  # a layer, and its weight along what it reads
 
 
-def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
+def layer_inputs(model: nn.Module, group: UnitGroup) -> list[LayerInput]:
     """The layers that read a group's units and whose inputs can be looked at."""
     readers = {id(part.weight): part for part in group.readers}
     return [
@@ -38,7 +38,7 @@ def readings(model: nn.Module, group: UnitGroup) -> list[Reading]:
     ]
 
 
-class InputWatch:
+class InputHooks:
     """Looks at what layers are given, and keeps it until it is known whether their training step is taken.
 
     Passes without gradients, as those of a teacher, are left alone.
@@ -53,7 +53,7 @@ class InputWatch:
     def __init__(
         self,
         criterion: ActivationObserver,
-        groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
+        groups: Sequence[tuple[UnitGroup, Sequence[LayerInput]]],
         statistics: Mapping[str, Statistics],
         left_out: Tensor,
     ) -> None:
@@ -112,7 +112,9 @@ class InputWatch:
             for name, sums in self._statistics.items()
         }
 
-    def end_step(self, taken: Callable[[], bool] = lambda: True, add_up: AddUp = lambda tensor: tensor) -> None:
+    def end_step(
+        self, taken: Callable[[], bool] = lambda: True, add_up: SumOverRanks = lambda tensor: tensor
+    ) -> None:
         """Adds what was seen since the last step to the statistics, if all of it is finite.
 
         Args:
@@ -142,11 +144,11 @@ class InputWatch:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(
-        self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self, group: UnitGroup, reader: AxisSlice, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
         if not torch.is_grad_enabled():
             return
-        looked_at = self._look(group, reader, _given(args, kwargs).detach(), None)
+        looked_at = self._look(group, reader, _input_of(args, kwargs).detach(), None)
         if output.requires_grad:
             # of passes that checkpointing computes again, one gets a gradient
             output.register_hook(partial(self._add_once, group, [looked_at]))
@@ -154,10 +156,10 @@ class InputWatch:
             self._add(group, *looked_at)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _before(self, group: UnitGroup, reader: Slice, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _before(self, group: UnitGroup, reader: AxisSlice, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return None
-        given = _given(args, kwargs)
+        given = _input_of(args, kwargs)
         learns = reader.weight.requires_grad
         if not learns and not given.requires_grad:
             return None  # frozen all the way: no gradient comes here
@@ -169,7 +171,9 @@ class InputWatch:
         return ((seen, *args[1:]), kwargs) if args else ((), kwargs | {"input": seen})
 
     @torch.no_grad()
-    def _look(self, group: UnitGroup, reader: Slice, given: Tensor, grad: Tensor | None) -> tuple[Tensor, int]:
+    def _look(
+        self, group: UnitGroup, reader: AxisSlice, given: Tensor, grad: Tensor | None
+    ) -> tuple[Tensor, int]:
         """What one pass adds for each feature, and of how many examples."""
         inputs = _by_feature(given.to(group.dtype), reader)
         grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale(), reader)
@@ -187,12 +191,12 @@ class InputWatch:
         seen.count.add_(count)
 
 
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     given: Tensor = args[0] if args else kwargs["input"]
     return given
 
 
-def _by_feature(given: Tensor, reader: Slice) -> Tensor:
+def _by_feature(given: Tensor, reader: AxisSlice) -> Tensor:
     """A layer's inputs as examples x features x positions."""
     convolution = reader.weight.ndim > 2
     batched = given.ndim > (reader.weight.ndim - 1 if convolution else 1)
@@ -202,5 +206,5 @@ def _by_feature(given: Tensor, reader: Slice) -> Tensor:
         return inputs
     lines = inputs.movedim(1, 0)
     index = reader.index.repeat(len(lines) // len(reader.index))  # once for each group of a grouped convolution
-    rows = Slice(reader.name, lines, 0, index).vectors(lines)
+    rows = AxisSlice(reader.name, lines, 0, index).vectors(lines)
     return rows.view(len(rows), -1, *lines.shape[1:]).permute(2, 0, 1, 3).flatten(2)

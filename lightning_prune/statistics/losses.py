@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.core.probes import plain_attention, transfer, twin_of
+from lightning_prune.core.probes import copy_model, math_attention, transfer
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import Share
+from lightning_prune.units.slices import Slice
 
-LossOf: TypeAlias = Callable[[nn.Module, Any], Tensor]
-AddUp: TypeAlias = Callable[[Tensor], Tensor]
+LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
+SumOverRanks: TypeAlias = Callable[[Tensor], Tensor]
 
 # With more numbers in a batch, one variant after the other is as fast.
 _TOGETHER, _SMALL = 16, 2**18
@@ -37,13 +37,13 @@ class Losses:
         progress: Whether to show a progress bar.
     """
 
-    loss: LossOf
+    loss: LossFunction
     batches: Sequence[Any]
-    add_up: AddUp = lambda tensor: tensor
+    add_up: SumOverRanks = lambda tensor: tensor
     progress: bool = True
 
 
-class Trial:
+class LossEvaluator:
     """A copy of a network, in evaluation mode, to try the absence of units on.
 
     Args:
@@ -66,12 +66,12 @@ class Trial:
         self._renew()
         self._device = next(iter(self._parameters.values())).device
         self._batches = [transfer(batch, self._device) for batch in losses.batches]
-        self._together = _TOGETHER if _numbers(self._batches[0]) <= _SMALL else 1
+        self._together = _TOGETHER if _largest_numel(self._batches[0]) <= _SMALL else 1
         self.batches = len(self._batches)
         self.progress = losses.progress
 
     def _renew(self) -> None:
-        self._network = twin_of(self._model).eval().requires_grad_(requires_grad=False)
+        self._network = copy_model(self._model).eval().requires_grad_(requires_grad=False)
         self._parameters = dict(self._network.named_parameters())
         self._buffers = [
             (module, name, buffer.clone())
@@ -80,13 +80,13 @@ class Trial:
             if buffer is not None
         ]
 
-    def copies(self, parts: Iterable[Share]) -> dict[str, Tensor]:
+    def copies(self, parts: Iterable[Slice]) -> dict[str, Tensor]:
         """Name to parameter of the copy, which asks for gradients from now on."""
         return {part.name: self._parameters[part.name].requires_grad_() for part in parts}
 
     def differentiable(self, batches: int) -> Iterator[Tensor]:
         """The losses on the first ``batches``, one by one, which autograd can go back from, twice."""
-        with torch.enable_grad(), plain_attention(), self._alike():
+        with torch.enable_grad(), math_attention(), self._alike():
             for batch in self._batches[:batches]:
                 yield self._losses.loss(self._network, batch)
 
@@ -160,7 +160,7 @@ class Trial:
             result: Tensor = functional_call(judged, named, ())
             return result
 
-        judged = _Judged(self._network, lambda network: self._total(network, batches))
+        judged = _LossModule(self._network, lambda network: self._total(network, batches))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # and it is faster still
             found: Tensor = vmap(total)(kept)
@@ -180,7 +180,7 @@ class Trial:
             yield
 
 
-class _Judged(nn.Module):
+class _LossModule(nn.Module):
     """A network whose output is its loss: what is called with other parameters must be a module."""
 
     def __init__(self, network: nn.Module, judge: Callable[[nn.Module], Tensor]) -> None:
@@ -193,6 +193,6 @@ class _Judged(nn.Module):
         return self._judge(self.network)
 
 
-def _numbers(batch: Any) -> int:
+def _largest_numel(batch: Any) -> int:
     """How many numbers the largest tensor of a batch holds."""
     return max((leaf.numel() for leaf in tree_leaves(batch) if torch.is_tensor(leaf)), default=0)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.core.parts import described
-from lightning_prune.statistics.input_hooks import InputWatch, Reading
-from lightning_prune.statistics.losses import Trial
+from lightning_prune.core.parts import describe
+from lightning_prune.statistics.input_hooks import InputHooks, LayerInput
+from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs, Observer
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.shards import Shards, Whole, local
+from lightning_prune.units.shards import Shards, Unsharded, to_local
 
 
 class Observations:
@@ -33,14 +33,16 @@ class Observations:
     def __init__(
         self,
         criterion: Observer,
-        groups: Sequence[tuple[UnitGroup, Sequence[Reading]]],
-        shards: Shards = Whole(),
+        groups: Sequence[tuple[UnitGroup, Sequence[LayerInput]]],
+        shards: Shards = Unsharded(),
     ) -> None:
         self._criterion = criterion
         self._shards = shards
         self._layers = groups
         self._groups = [group for group, _ in groups]
-        self.statistics = {group.name: _empty(criterion, group.here, bool(layers)) for group, layers in groups}
+        self.statistics = {
+            group.name: _zero_sums(criterion, group.here, bool(layers)) for group, layers in groups
+        }
         device = self._groups[0].slices[0].weight.device
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -69,18 +71,18 @@ class Observations:
             if not self.seen(group)
         }
 
-    def watch_inputs(self) -> InputWatch | None:
+    def watch_inputs(self) -> InputHooks | None:
         """What looks at activations for these sums, if the criterion needs them."""
         if (observer := self._criterion.activations) is None:
             return None
-        return InputWatch(observer, self._layers, self.statistics, self._skipped)
+        return InputHooks(observer, self._layers, self.statistics, self._skipped)
 
     @torch.no_grad()
     def add(self, grads: Mapping[str, Tensor] | None) -> None:
         """Adds the gradients of one training step: by name, or each parameter's own."""
         observed = []
         for group in self._groups:
-            present = _gradients(group, grads)
+            present = _group_gradients(group, grads)
             if present is not None:
                 observed.append((group.here, present))
         if not observed:
@@ -106,7 +108,7 @@ class Observations:
         return self._shards.add_up(torch.stack(wrong).sum() if wrong else torch.zeros_like(self._skipped)) == 0
 
     @torch.no_grad()
-    def measure(self, kept: Mapping[str, Tensor], trial: Trial) -> None:
+    def measure(self, kept: Mapping[str, Tensor], trial: LossEvaluator) -> None:
         """Lets the criterion ask for losses, if it does: what it finds takes the place of earlier sums.
 
         Args:
@@ -130,7 +132,7 @@ class Observations:
             for group in self._groups
         }
         return {
-            "criterion": described(self._criterion),
+            "criterion": describe(self._criterion),
             "statistics": {name: each.state_dict() for name, each in gathered.items()},
             "left_out": self.left_out,
         }
@@ -150,7 +152,7 @@ class Observations:
         return []
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        if state["criterion"] != described(self._criterion):
+        if state["criterion"] != describe(self._criterion):
             raise ValueError(f"those of the state are of {state['criterion'] or 'an unknown criterion'}.")
         for name, statistics in self.statistics.items():
             if name not in state["statistics"]:
@@ -160,14 +162,14 @@ class Observations:
             statistics.load_state_dict({**saved, "sums": sums})
 
 
-def _empty(criterion: Observer, group: UnitGroup, watched: bool) -> Statistics:
+def _zero_sums(criterion: Observer, group: UnitGroup, watched: bool) -> Statistics:
     """No sums yet."""
     weight = group.slices[0].weight.detach()
     like = weight if group.divisible else weight.new_empty(group.shape)
     return Statistics.zeros(criterion.sums, like, group.dtype, group.inputs if watched else 0)
 
 
-def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
+def _group_gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
     """One for each slice, 0 for what is frozen; ``None`` if there are none, or one of the others is missing."""
     found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
     if all(grad is None for grad in found):
@@ -176,5 +178,5 @@ def _gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Ten
     for part, grad in zip(group.slices, found, strict=True):
         if grad is None and part.weight.requires_grad:
             return None
-        filled.append(torch.zeros_like(local(part.weight)) if grad is None else local(grad))
+        filled.append(torch.zeros_like(to_local(part.weight)) if grad is None else to_local(grad))
     return filled

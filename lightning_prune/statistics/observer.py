@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_prune.statistics.losses import Trial
+from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.units.groups import UnitGroup
 
 
@@ -67,6 +67,6 @@ class Observer(Protocol):
         """Return what one observation adds to each of ``sums``."""
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: Trial
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Return sums by group name, from losses on calibration batches."""

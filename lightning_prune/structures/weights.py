@@ -18,9 +18,9 @@ from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
-from lightning_prune.units.budgets import Budget, Line, Term
+from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Elements, Share, Tiles
+from lightning_prune.units.slices import BlockSlice, ElementSlice, Slice
 
 _Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
 
@@ -46,7 +46,7 @@ class Weights(Structure):
         set_patterns(self, "include", "exclude")
 
     @abstractmethod
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """The units of a tensor.
 
         Args:
@@ -119,9 +119,9 @@ class Unstructured(Weights):
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
 
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Each weight is one."""
-        return Elements(name, weight)
+        return ElementSlice(name, weight)
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,9 +150,9 @@ class Blocks(Weights):
         super().__post_init__()
         check_counts(rows=self.rows, cols=self.cols)
 
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Share:
+    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Each block is one."""
-        return Tiles(name, weight, *self._block(input_dim))
+        return BlockSlice(name, weight, *self._block(input_dim))
 
     def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
         """Tensors that are no multiple of a block, or have no dimension of inputs."""
@@ -170,7 +170,7 @@ class Blocks(Weights):
 
 def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
     """Parameters and, with an example, multiply-adds: of each weight as many as of the others in its tensor."""
-    shares = {group.name: (Line(group.size, 0, ((group.name, None),)),) for group in groups}
+    shares = {group.name: (Axis(group.size, 0, ((group.name, None),)),) for group in groups}
     sizes = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()

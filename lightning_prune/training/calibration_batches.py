@@ -10,19 +10,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_prune.core.probes import evaluating, twin_of
-from lightning_prune.core.schema import anything, sequence, where
+from lightning_prune.core.probes import copy_model, evaluation_mode
+from lightning_prune.core.schema import anything, satisfying, sequence
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.losses import Losses
-from lightning_prune.training.sandbox import NoLossError, loss_of
-from lightning_prune.training.trainer_queries import from_all
+from lightning_prune.training.sandbox import NoLossError, training_loss
+from lightning_prune.training.trainer_queries import gather_objects
 
 # a batch of each process in each
-HELD = sequence(where(sequence(anything), lambda batches: len(batches) > 0, "a batch at least"))
+CALIBRATION_BATCHES = sequence(
+    satisfying(sequence(anything), lambda batches: len(batches) > 0, "a batch at least")
+)
 
 
-class HeldBatches:
+class CalibrationBatches:
     """Copies of the first batches of a fit that give a loss, on the CPU, those of all processes in each.
 
     Args:
@@ -44,7 +46,7 @@ class HeldBatches:
         """
         self._try_saved(trainer, module)
         if len(self._batches) < self._count:
-            found = from_all(trainer, _copied(batch) if _gives_loss(trainer, module, batch) else None)
+            found = gather_objects(trainer, _cpu_copy(batch) if _gives_loss(trainer, module, batch) else None)
             if all(each is not None for each in found):
                 self._batches.append(found)
             elif not self._batches:
@@ -66,7 +68,7 @@ class HeldBatches:
             except Exception as error:  # a user's training_step may raise anything
                 problem = f"fails with {error!r}"
             # all processes stop if one does
-            problems = [found for found in from_all(trainer, problem) if found is not None]
+            problems = [found for found in gather_objects(trainer, problem) if found is not None]
             if problems:
                 raise ValueError(f"{PRUNING_STATE}: training_step {problems[0]} for held[{place}].")
 
@@ -79,7 +81,7 @@ class HeldBatches:
         # after a resume there may be more processes than before
         own = [each[rank % len(each)] for each in self._batches]
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return Losses(loss_of(trainer), own, add_up, progress=trainer.is_global_zero)
+        return Losses(training_loss(trainer), own, add_up, progress=trainer.is_global_zero)
 
     def clear(self) -> None:
         """Nothing more will be asked for."""
@@ -97,10 +99,10 @@ class HeldBatches:
 
 def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
     """Whether the step does not skip the batch."""
-    twin = twin_of(module)
+    twin = copy_model(module)
     try:
-        with evaluating(twin):
-            loss_of(trainer)(twin, batch)
+        with evaluation_mode(twin):
+            training_loss(trainer)(twin, batch)
     except NoLossError:
         return False
     except Exception as error:  # a user's step may raise anything
@@ -111,13 +113,13 @@ def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
     return True
 
 
-def _copied(value: Any) -> Any:
+def _cpu_copy(value: Any) -> Any:
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(map(_cpu_copy, value))
     if type(value) is dict:
-        return {key: _copied(each) for key, each in value.items()}
+        return {key: _cpu_copy(each) for key, each in value.items()}
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise ValueError(

@@ -7,12 +7,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_prune.core.probes import Probe, at_home, is_compiled
+from lightning_prune.core.probes import Probe, is_compiled, to_model
 from lightning_prune.training.hooks import ExampleCapture
-from lightning_prune.training.sandbox import example_of, probe_of
+from lightning_prune.training.sandbox import capture_example, find_probe
 
 
-class Sight:
+class ExampleInput:
     """Looks at a first batch, and keeps what it tells.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sight:
             ValueError: If it cannot be told.
         """
         if self.probe is None:
-            self.probe = probe_of(trainer, module, batch)
+            self.probe = find_probe(trainer, module, batch)
 
     def see_forward(
         self, trainer: Trainer, module: LightningModule, batch: Any, *, aside: bool = False
@@ -51,14 +51,14 @@ class Sight:
         """
         if self._capture is None:
             aside = aside or is_compiled(module)
-            self._capture = example_of(trainer, module, batch) if aside else ExampleCapture(module)
+            self._capture = capture_example(trainer, module, batch) if aside else ExampleCapture(module)
 
     def example(self, model: nn.Module) -> Any:
         """An example for ``forward``, the module's own before one that was seen; ``None`` if there is none."""
         example = getattr(model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
-        return None if example is None else at_home(example, model)  # which moves in the course of a fit
+        return None if example is None else to_model(example, model)  # which moves in the course of a fit
 
     def release(self) -> None:
         """Takes the hook away and lets go of the probe; what ``forward`` was given stays known."""

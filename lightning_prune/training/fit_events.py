@@ -8,38 +8,47 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_prune.core.parts import described
+from lightning_prune.core.parts import describe
 from lightning_prune.core.schema import Reader, optional
 from lightning_prune.criteria import Criterion
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
 from lightning_prune.schedules import Event, Schedule, Timetable
-from lightning_prune.schedules.event_queue import AGENDA, Agenda
-from lightning_prune.schedules.moments import Unit
+from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
+from lightning_prune.schedules.moments import TimeUnit
 from lightning_prune.selectors import Selector
 from lightning_prune.statistics.observer import Needs
-from lightning_prune.training.calibration_batches import HELD, HeldBatches
+from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
 from lightning_prune.training.guard import Guard
-from lightning_prune.training.guard_state import JUDGE, Judge, check_good
+from lightning_prune.training.guard_state import GUARD_STATE, GuardState, check_good
 from lightning_prune.training.rewind import Rewind
-from lightning_prune.training.snapshots import SNAPSHOT, Training, check_saved
-from lightning_prune.training.trainer_queries import check_alike, first_look, horizon, training_of
+from lightning_prune.training.snapshots import SNAPSHOT, TrainingObjects, check_snapshot
+from lightning_prune.training.trainer_queries import (
+    check_same_masks,
+    first_metric_position,
+    fit_length,
+    training_objects,
+)
 
-ROUNDS: dict[str, Reader[Any]] = {
-    "agenda": AGENDA,
-    "judge": JUDGE,
+FIT_EVENTS: dict[str, Reader[Any]] = {
+    "agenda": EVENT_QUEUE,
+    "judge": GUARD_STATE,
     "snapshot": optional(SNAPSHOT),
-    "held": HELD,
+    "held": CALIBRATION_BATCHES,
 }
-BEFORE_ROUNDS: dict[str, Any] = {"judge": {}, "snapshot": None, "held": ()}  # there was no more than the agenda
+FIT_EVENTS_BEFORE: dict[str, Any] = {
+    "judge": {},
+    "snapshot": None,
+    "held": (),
+}  # there was no more than the agenda
 _LOST = (
     ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
     " PrunedCheckpoint, which saves what came back."
 )
 
 
-class Rounds:
+class FitEvents:
     """Prunes when that is due; rewinds and judges, if that is wanted.
 
     Args:
@@ -70,11 +79,11 @@ class Rounds:
         self._schedule = schedule
         self._rewind = rewind
         self._guard = guard
-        self.agenda = Agenda(selector.resolve(target))
+        self.agenda = EventQueue(selector.resolve(target))
         self.undone = False
-        self._judge = Judge()
+        self._judge = GuardState()
         self._snapshot: Mapping[str, Any] | None = None
-        self._held = HeldBatches(self._wanted)
+        self._held = CalibrationBatches(self._wanted)
         self._said: set[str] = set()
 
     # --- a fit begins
@@ -82,9 +91,9 @@ class Rounds:
     def restart(self, steps: int) -> None:
         """A fit begins with no event behind it, after this many steps without pruning."""
         self.agenda.restart(steps)
-        self._judge = Judge()
+        self._judge = GuardState()
         self._snapshot = None
-        self._held = HeldBatches(self._wanted)
+        self._held = CalibrationBatches(self._wanted)
 
     def begin_fit(self, trainer: Trainer) -> None:
         """Works out when events are due.
@@ -100,7 +109,7 @@ class Rounds:
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 raise
             rank_zero_info(f"fast_dev_run is too short to prune: {error}")
-            self.agenda.timetable = Timetable(Unit.STEP, ())
+            self.agenda.timetable = Timetable(TimeUnit.STEP, ())
             return
         self.agenda.timetable = timetable
         wanted = {(moment.unit, moment.value) for moment in self._schedule.moments}
@@ -112,14 +121,14 @@ class Rounds:
 
     def _timetable(self, trainer: Trainer) -> Timetable:
         also = [] if self._rewind is None else [self._rewind.moment]
-        timetable = self._schedule.timetable(horizon(trainer), also)
+        timetable = self._schedule.timetable(fit_length(trainer), also)
         first = next(event for event in timetable.events if event.fraction > 0)
         if first.position == 0 and self._needs:
             raise ValueError(
                 f"{self._schedule!r} prunes before the first batch, when {self._parts} has seen no training"
                 " step: start later, or choose a criterion that looks at weights."
             )
-        if self._guard is not None and first.position < first_look(trainer, timetable.unit):
+        if self._guard is not None and first.position < first_metric_position(trainer, timetable.unit):
             raise ValueError(
                 f"{self._schedule!r} prunes before {self._guard!r} can have seen a metric of the dense network:"
                 " start later."
@@ -168,7 +177,7 @@ class Rounds:
         if self.agenda.over:
             return False
         epoch = trainer.current_epoch
-        training = training_of(trainer, module)
+        training = training_objects(trainer, module)
         self._take_snapshot(training, epoch, batch)
         event = self.agenda.due(epoch)
         if event is None:
@@ -195,7 +204,7 @@ class Rounds:
                 )
         if self.agenda.over:
             self._held.clear()
-        check_alike(trainer, pruner.store)
+        check_same_masks(trainer, pruner.store)
         return True
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
@@ -203,12 +212,12 @@ class Rounds:
         if not self.agenda.over:
             self._held.hold(trainer, module, pruner, batch)
 
-    def _take_snapshot(self, training: Training, epoch: int, batch: int) -> None:
+    def _take_snapshot(self, training: TrainingObjects, epoch: int, batch: int) -> None:
         """Takes the snapshot to rewind to, at its moment; a fit made longer once all is gone needs none."""
         if self._rewind is None or self._snapshot is not None or self._judge.reached == 1:
             return
         (mark,), now = self.agenda.timetable.marks, self.agenda.position(epoch)
-        begins = batch == 0 or self.agenda.timetable.unit is Unit.STEP
+        begins = batch == 0 or self.agenda.timetable.unit is TimeUnit.STEP
         if now == mark and begins:
             self._snapshot = self._rewind.take(training)
         elif now >= mark:
@@ -217,7 +226,7 @@ class Rounds:
                 " without a snapshot of it. Resume from one that has it, or from before that point."
             )
 
-    def _go_back(self, training: Training, pruner: Pruner, fraction: float) -> None:
+    def _go_back(self, training: TrainingObjects, pruner: Pruner, fraction: float) -> None:
         """Rewinds what is left after an event that removed something."""
         if self._rewind is None or self._snapshot is None or fraction == 0:
             return
@@ -229,7 +238,7 @@ class Rounds:
             self._snapshot = None
 
     def _allowed(
-        self, event: Event, trainer: Trainer, training: Training, pruner: Pruner, history: History
+        self, event: Event, trainer: Trainer, training: TrainingObjects, pruner: Pruner, history: History
     ) -> float | None:
         """The share of the target that an event may take; ``None`` if it is called off."""
         if self._guard is None or event.fraction == 0:
@@ -247,7 +256,12 @@ class Rounds:
         return self._judged(trainer, training, pruner, history, event.fraction)
 
     def _judged(
-        self, trainer: Trainer, training: Training, pruner: Pruner, history: History, wanted: float | None
+        self,
+        trainer: Trainer,
+        training: TrainingObjects,
+        pruner: Pruner,
+        history: History,
+        wanted: float | None,
     ) -> float | None:
         """What the guard leaves of the wanted share; ``None`` if the network went back."""
         assert self._guard is not None
@@ -287,7 +301,7 @@ class Rounds:
         """
         if self._guard is None or not self._judge.running:
             return False
-        self._judged(trainer, training_of(trainer, module), pruner, history, None)
+        self._judged(trainer, training_objects(trainer, module), pruner, history, None)
         if self.agenda.over:
             self._judge.end()
         self.undone = self.agenda.stopped
@@ -320,7 +334,7 @@ class Rounds:
         self.agenda.load_state_dict(state["agenda"])
         self._held.load_state_dict(state)
         self._judge.load_state_dict(state["judge"])
-        if state["settings"].get("guard") != described(self._guard):
+        if state["settings"].get("guard") != describe(self._guard):
             self.agenda.resume(anew=False)  # another rule has called it off, if one did
         if self._guard is None:
             self._judge.end()
@@ -337,21 +351,21 @@ class Rounds:
         self.agenda.resume(anew=anew)
         self._judge.reached = 0.0
 
-    def check_state(self, state: Mapping[str, Any], training: Training) -> None:
+    def check_state(self, state: Mapping[str, Any], training: TrainingObjects) -> None:
         """Makes sure that what a saved state would bring back is of this training.
 
         Raises:
             ValueError: If not.
         """
         if (snapshot := self._usable(state)) is not None:
-            check_saved(snapshot, training, f"{PRUNING_STATE}, snapshot")
+            check_snapshot(snapshot, training, f"{PRUNING_STATE}, snapshot")
         if self._guard is not None and (good := state["judge"]["good"]) is not None:
             check_good(good, training, f"{PRUNING_STATE}, judge.good")
 
     def _usable(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The snapshot of a saved state; another rewind would go back to another point."""
         snapshot: Mapping[str, Any] | None = state["snapshot"]
-        return snapshot if state["settings"].get("rewind") == described(self._rewind) else None
+        return snapshot if state["settings"].get("rewind") == describe(self._rewind) else None
 
 
 def _names(metrics: Mapping[str, Any]) -> str:

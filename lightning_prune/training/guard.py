@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_prune.core.parts import Part, is_number, is_whole
+from lightning_prune.core.parts import Part, is_integer, is_number
 
 _MODES = ("min", "max")
 
@@ -49,7 +49,7 @@ class Guard(Part):
         drop, patience = self.max_drop, self.patience
         if not is_number(drop) or drop < 0:
             raise ValueError(f"max_drop={drop!r} must be a finite number from 0 on.")
-        if not is_whole(patience) or patience < 0:
+        if not is_integer(patience) or patience < 0:
             raise ValueError(f"patience={patience!r} must be an integer from 0 on.")
 
     def allows(self, dense: float, value: float) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_prune.core.schema import optional, real, record, sequence, share, text, whole
+from lightning_prune.core.schema import fraction, integer, number, optional, record, sequence, string
 from lightning_prune.pruner import Pruner
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.snapshots import (
     OPTIMIZERS,
     WEIGHTS,
-    Training,
-    check_saved,
-    memory_of,
+    TrainingObjects,
+    check_snapshot,
+    optimizer_memory,
     restore_optimizer_,
     restore_weights_,
     weights_of,
@@ -25,24 +25,24 @@ _GOOD = record(
         "weights": WEIGHTS,
         "optimizers": OPTIMIZERS,
         "masks": MASKS,
-        "protected": sequence(text),
-        "reached": share,
+        "protected": sequence(string),
+        "reached": fraction,
     }
 )
 _UNSEEN: dict[str, Any] = {"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None}
-JUDGE = record(
+GUARD_STATE = record(
     {
-        "reached": share,
-        "decisions": sequence(text),
-        "dense": optional(real()),
-        "bad": whole(),
+        "reached": fraction,
+        "decisions": sequence(string),
+        "dense": optional(number()),
+        "bad": integer(),
         "good": optional(_GOOD),
     },
     before=_UNSEEN,
 )
 
 
-class Judge:
+class GuardState:
     """Judges rounds by a guard, and remembers the last good one.
 
     Attributes:
@@ -72,7 +72,7 @@ class Judge:
         """The dense metric is of no use: another one is looked at."""
         self._dense = None
 
-    def begin(self, dense: float, training: Training, pruner: Pruner) -> None:
+    def begin(self, dense: float, training: TrainingObjects, pruner: Pruner) -> None:
         """Before the first event: the network as it is will do."""
         if self._dense is None:
             self._dense = dense
@@ -88,7 +88,7 @@ class Judge:
         place: str,
         metric: float,
         wanted: float | None,
-        training: Training,
+        training: TrainingObjects,
         pruner: Pruner,
     ) -> float | None:
         """Ends a round.
@@ -124,16 +124,16 @@ class Judge:
         """There is no going back any more."""
         self._good = None
 
-    def _keep(self, training: Training, pruner: Pruner) -> None:
+    def _keep(self, training: TrainingObjects, pruner: Pruner) -> None:
         self._good = {
             "weights": weights_of(training.model),
-            "optimizers": [memory_of(optimizer) for optimizer in training.optimizers],
+            "optimizers": [optimizer_memory(optimizer) for optimizer in training.optimizers],
             "masks": pruner.store.state_dict(),
             "protected": sorted(pruner.protected),
             "reached": self.reached,
         }
 
-    def _go_back(self, training: Training, pruner: Pruner) -> None:
+    def _go_back(self, training: TrainingObjects, pruner: Pruner) -> None:
         assert self._good is not None
         restore_weights_(training.model, self._good["weights"])
         for optimizer, memory in zip(training.optimizers, self._good["optimizers"], strict=True):
@@ -162,13 +162,13 @@ class Judge:
         self._good = state["good"]
 
 
-def check_good(good: Mapping[str, Any], training: Training, what: str) -> None:
+def check_good(good: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
     """Makes sure that a network to go back to, out of a saved state, is one of this training.
 
     Raises:
         ValueError: If not.
     """
-    check_saved(good, training, what)
+    check_snapshot(good, training, what)
     MaskStore(training.model, ()).unpacked(good["masks"])
 
 

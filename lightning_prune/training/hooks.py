@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.units.masks import MaskStore
 
 
-class OptimizerWatch:
+class OptimizerHooks:
     """Enforces masks after each step of each optimizer, and tells the first look at a step's gradients.
 
     An optimizer with a closure, such as LBFGS, evaluates the loss several times in one step: the
@@ -59,7 +59,7 @@ class OptimizerWatch:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._seen.pop(optimizer, None)
-        self._store.apply_(parameters_of(optimizer))
+        self._store.apply_(parameters_in(optimizer))
 
 
 class GradientCopies:
@@ -119,14 +119,14 @@ class ExampleCapture:
         self.release()
 
 
-def gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
+def unscaled_gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
     """Name to gradient of the prunable ones among ``parameters``, divided by the loss scale."""
     found = store.named(parameters).items()
     grads = {name: parameter.grad for name, parameter in found if parameter.grad is not None}
     return grads if scale == 1 else {name: grad / scale for name, grad in grads.items()}
 
 
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+def parameters_in(optimizer: Optimizer) -> list[Tensor]:
     """All parameters that an optimizer steps."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

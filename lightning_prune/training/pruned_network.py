@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction import PLAN, Plan, compact_, expand_, replay_
 from lightning_prune.core.averages import Average
-from lightning_prune.core.probes import Probe, twin_of
-from lightning_prune.core.schema import Reader, anything, mapping, record, whole
-from lightning_prune.export.compacted import check_fits, plan_of, plans_of, rehearse, weights_of
+from lightning_prune.core.probes import Probe, copy_model
+from lightning_prune.core.schema import Reader, anything, integer, mapping, record
+from lightning_prune.export.compacted import check_shapes, check_weights, plan_in, plans_in, weights_in
 from lightning_prune.pruner import PRUNED, Pruner
 from lightning_prune.report.measurement import layers_of, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
@@ -25,19 +25,19 @@ from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
 
 _COMPACTED = record(
-    {"masks": MASKS, "statistics": mapping(anything), "left_out": whole(), "plan": PLAN, "report": REPORT}
+    {"masks": MASKS, "statistics": mapping(anything), "left_out": integer(), "plan": PLAN, "report": REPORT}
 )
 
 
-def _subject(state: Any) -> dict[str, Any]:
+def _pruned_network(state: Any) -> dict[str, Any]:
     compacted = mapping(anything)(state).get("plan") is not None
     return (_COMPACTED if compacted else PRUNED)(state)
 
 
-SUBJECT: Reader[dict[str, Any]] = _subject
+PRUNED_NETWORK: Reader[dict[str, Any]] = _pruned_network
 
 
-class Subject:
+class PrunedNetwork:
     """A network, and what became of it: pruned by a ``Pruner``, or compacted, when some masks may be left.
 
     Attributes:
@@ -176,7 +176,7 @@ class Subject:
         """
         assert self.pruner is not None
         model = cast(nn.Module, self.model)
-        dense = twin_of(model)
+        dense = copy_model(model)
         if isinstance(model, LightningModule):
             # which forward may read from, and a copy has not
             cast(LightningModule, dense).trainer = model.trainer
@@ -207,19 +207,19 @@ class Subject:
             ValueError: If they do not fit; the network is as it was then.
         """
         before = self.plan if self.model is model else None
-        _change(model, averages, expand_, before)
+        _apply_plan(model, averages, expand_, before)
         try:
             yield
             # a strategy that divides the model has loaded its weights already, and left none
-            weights = weights_of(checkpoint) if "state_dict" in checkpoint else {}
-            plan = plan_of(checkpoint, state_key)
-            check_fits(model, weights, plans_of(checkpoint))
+            weights = weights_in(checkpoint) if "state_dict" in checkpoint else {}
+            plan = plan_in(checkpoint, state_key)
+            check_shapes(model, weights, plans_in(checkpoint))
             if plan is not None:
-                rehearse(model, weights, [plan], getattr(model, "strict_loading", True))
+                check_weights(model, weights, [plan], getattr(model, "strict_loading", True))
         except BaseException:
-            _change(model, averages, replay_, before)
+            _apply_plan(model, averages, replay_, before)
             raise
-        _change(model, averages, replay_, plan)
+        _apply_plan(model, averages, replay_, plan)
         if before is not None or plan is not None:
             self.forget()
         if plan is not None:
@@ -251,7 +251,7 @@ def _measured(measure: Callable[[Any], Report], example: Any) -> Report:
         return measure(None)
 
 
-def _change(
+def _apply_plan(
     model: nn.Module,
     averages: Iterable[Average],
     change: Callable[[nn.Module, Plan], object],

@@ -11,7 +11,13 @@ from torch import nn
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.parts import Part, check_flag, check_seed
 from lightning_prune.schedules.moments import Moment
-from lightning_prune.training.snapshots import Training, not_redrawn, redraw_, restore_, take
+from lightning_prune.training.snapshots import (
+    TrainingObjects,
+    not_reinitialized,
+    reinitialize_,
+    restore_snapshot_,
+    take_snapshot,
+)
 
 _RANDOM = "random"
 
@@ -78,19 +84,19 @@ class Rewind(Part):
                 f"to={self.to!r} draws weights anew, of which {' and '.join(averaged_names(model))} would still"
                 " average earlier ones: take one or the other."
             )
-        left = not_redrawn(model, self.seed) if self.random else []
+        left = not_reinitialized(model, self.seed) if self.random else []
         if left:
             raise ValueError(
                 f"to={self.to!r} cannot redraw {', '.join(map(repr, left))}: the module that holds it needs a"
                 " reset_parameters method."
             )
 
-    def take(self, training: Training) -> dict[str, Any]:
+    def take(self, training: TrainingObjects) -> dict[str, Any]:
         """What :meth:`apply_` will need: plain values and tensors."""
-        return take(training, weights=self.weights and not self.random)
+        return take_snapshot(training, weights=self.weights and not self.random)
 
-    def apply_(self, training: Training, snapshot: Mapping[str, Any]) -> None:
+    def apply_(self, training: TrainingObjects, snapshot: Mapping[str, Any]) -> None:
         """Goes back, in place; masks must be enforced anew."""
-        restore_(training, snapshot)
+        restore_snapshot_(training, snapshot)
         if self.random:
-            redraw_(training.model, self.seed)
+            reinitialize_(training.model, self.seed)

@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.core.probes import ForwardProbe, Probe, at_home, evaluating, transfer, twin_of
-from lightning_prune.statistics.losses import LossOf
+from lightning_prune.core.probes import ForwardProbe, Probe, copy_model, evaluation_mode, to_model, transfer
+from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.hooks import ExampleCapture
-from lightning_prune.training.stub_trainer import BackwardError, detach_
+from lightning_prune.training.stub_trainer import BackwardError, use_stubs_
 
 _Watch = TypeVar("_Watch")
 _EXAMPLES = 2  # of a batch: one alone would hide what a squeeze does
@@ -28,7 +28,7 @@ class NoLossError(ValueError):
     """``training_step`` skips a batch."""
 
 
-class ForwardInFit(ForwardProbe):
+class ForwardInFitProbe(ForwardProbe):
     """Calls ``forward`` of a copy of a module in a fit, which may read from its Trainer.
 
     Args:
@@ -43,11 +43,11 @@ class ForwardInFit(ForwardProbe):
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's outputs."""
-        detach_(model, self._trainer)
+        use_stubs_(model, self._trainer)
         return super().__call__(model)
 
 
-class TrainingStep(Probe):
+class TrainingStepProbe(Probe):
     """Runs ``training_step`` on one batch, up to its first manual backward pass.
 
     Args:
@@ -62,7 +62,7 @@ class TrainingStep(Probe):
     def __call__(self, model: nn.Module) -> Any:
         """What ``training_step`` returns, or the loss that it wanted to go back from."""
         assert isinstance(model, LightningModule)
-        detach_(model, self._trainer)
+        use_stubs_(model, self._trainer)
         # by position, as Lightning gives it: a second argument may have any name
         given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
         result: Any = None
@@ -79,9 +79,9 @@ class TrainingStep(Probe):
             raise failure
         return result
 
-    def to(self, target: torch.dtype | torch.device) -> TrainingStep:
+    def to(self, target: torch.dtype | torch.device) -> TrainingStepProbe:
         """The same batch."""
-        return TrainingStep(self._trainer, transfer(self._batch, target))
+        return TrainingStepProbe(self._trainer, transfer(self._batch, target))
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _dtype_of(model: nn.Module) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
+def find_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     """What shows how data run through a module: its ``forward``, on an example, and its ``training_step``.
 
     Args:
@@ -109,15 +109,15 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     Raises:
         ValueError: If neither runs, or not on the module's own example.
     """
-    trials: list[Callable[[], Any]] = [lambda: tree_map(_few, batch), lambda: batch]
+    trials: list[Callable[[], Any]] = [lambda: tree_map(_first_examples, batch), lambda: batch]
     example, failures = module.example_input_array, []
     for few in trials:
-        step = TrainingStep(trainer, few())
-        capture, failure = _watched(step, module, partial(_Capture, trainer))
+        step = TrainingStepProbe(trainer, few())
+        capture, failure = _run_watched(step, module, partial(_ArgumentCapture, trainer))
         if failure is not None:
             failures.append(failure)
             continue
-        forward = capture.probe if example is None else _own(trainer, module, example)
+        forward = capture.probe if example is None else _example_probe(trainer, module, example)
         return step if forward is None else forward.with_others(step)
     if example is None:
         raise ValueError(
@@ -125,10 +125,10 @@ def probe_of(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
             " module an example_input_array."
         )
     rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failures[-1]!r}.")
-    return _own(trainer, module, example)
+    return _example_probe(trainer, module, example)
 
 
-def loss_of(trainer: Trainer) -> LossOf:
+def training_loss(trainer: Trainer) -> LossFunction:
     """What ``training_step`` makes of a batch: its loss, on a copy of the module.
 
     Args:
@@ -136,7 +136,7 @@ def loss_of(trainer: Trainer) -> LossOf:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        result = TrainingStep(trainer, batch)(model)
+        result = TrainingStepProbe(trainer, batch)(model)
         found = result.get("loss") if isinstance(result, Mapping) else result
         if not torch.is_tensor(found):
             raise NoLossError(f"training_step gives {found!r} for a held batch, and no loss.")
@@ -145,7 +145,7 @@ def loss_of(trainer: Trainer) -> LossOf:
     return loss
 
 
-def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:
+def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:
     """What ``training_step`` gives to ``forward``.
 
     Args:
@@ -156,7 +156,9 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
     Raises:
         ValueError: If the step does not run outside the loop, or does not call ``forward``.
     """
-    capture, failure = _watched(TrainingStep(trainer, batch), module, partial(_Capture, trainer))
+    capture, failure = _run_watched(
+        TrainingStepProbe(trainer, batch), module, partial(_ArgumentCapture, trainer)
+    )
     if capture.probe is None:  # a step may also fail after its call of forward
         why = "it does not call forward" if failure is None else repr(failure)
         raise ValueError(
@@ -166,7 +168,7 @@ def forward_of(trainer: Trainer, module: LightningModule, batch: Any) -> Forward
     return capture.probe
 
 
-def example_of(trainer: Trainer, module: LightningModule, batch: Any) -> ExampleCapture:
+def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> ExampleCapture:
     """Lets a copy of the module show, as far as it does, what ``forward`` is given.
 
     Args:
@@ -174,33 +176,33 @@ def example_of(trainer: Trainer, module: LightningModule, batch: Any) -> Example
         module: Stays as it is.
         batch: As ``training_step`` gets it.
     """
-    capture, failure = _watched(TrainingStep(trainer, batch), module, ExampleCapture)
+    capture, failure = _run_watched(TrainingStepProbe(trainer, batch), module, ExampleCapture)
     if failure is not None:
         rank_zero_info(f"training_step fails outside the loop with {failure!r}.")
     capture.release()
     return capture
 
 
-def _watched(
-    step: TrainingStep, module: LightningModule, watch: Callable[[LightningModule], _Watch]
+def _run_watched(
+    step: TrainingStepProbe, module: LightningModule, watch: Callable[[LightningModule], _Watch]
 ) -> tuple[_Watch, Exception | None]:
     """Runs a step on a copy of a module that something watches; a user's step may raise anything."""
-    twin = twin_of(module)
+    twin = copy_model(module)
     watching = watch(twin)
     try:
-        with evaluating(twin):
+        with evaluation_mode(twin):
             step(twin)
     except Exception as error:
         return watching, error
     return watching, None
 
 
-def _own(trainer: Trainer, module: LightningModule, example: Any) -> ForwardProbe:
+def _example_probe(trainer: Trainer, module: LightningModule, example: Any) -> ForwardProbe:
     """A pass on the module's ``example_input_array``, once it has been tried."""
-    probe = ForwardInFit(trainer, at_home(example, module))
-    twin = twin_of(module)
+    probe = ForwardInFitProbe(trainer, to_model(example, module))
+    twin = copy_model(module)
     try:
-        with evaluating(twin):
+        with evaluation_mode(twin):
             probe(twin)
     except Exception as error:  # a user's forward may raise anything
         raise ValueError(
@@ -210,7 +212,7 @@ def _own(trainer: Trainer, module: LightningModule, example: Any) -> ForwardProb
     return probe
 
 
-class _Capture:
+class _ArgumentCapture:
     """What a module's ``forward`` is first called with."""
 
     def __init__(self, trainer: Trainer, module: nn.Module) -> None:
@@ -219,9 +221,9 @@ class _Capture:
         self._handle = module.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.probe = ForwardInFit(self._trainer, args, kwargs)
+        self.probe = ForwardInFitProbe(self._trainer, args, kwargs)
         self._handle.remove()
 
 
-def _few(value: Any) -> Any:
+def _first_examples(value: Any) -> Any:
     return value[:_EXAMPLES] if torch.is_tensor(value) and value.ndim else value

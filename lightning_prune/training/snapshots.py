@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.core.probes import lean_copy
-from lightning_prune.core.same_kind import like
+from lightning_prune.core.probes import copy_sharing_weights
+from lightning_prune.core.same_kind import same_kind_as
 from lightning_prune.core.schema import (
     Reader,
     anything,
+    instance_of,
     mapping,
-    of,
     read,
     record,
+    satisfying,
     sequence,
-    where,
     within,
 )
 
@@ -43,7 +43,7 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingObjects:
     """What training changes.
 
     Args:
@@ -57,7 +57,7 @@ class Training:
     schedules: Sequence[Stateful] = ()
 
 
-def take(training: Training, weights: bool = True) -> dict[str, Any]:
+def take_snapshot(training: TrainingObjects, weights: bool = True) -> dict[str, Any]:
     """All that training changes, as plain values and tensors on the CPU.
 
     Args:
@@ -66,18 +66,18 @@ def take(training: Training, weights: bool = True) -> dict[str, Any]:
     """
     return {
         "weights": weights_of(training.model) if weights else {},
-        "optimizers": [copy_of(optimizer.state_dict()) for optimizer in training.optimizers],
-        "schedules": [copy_of(schedule.state_dict()) for schedule in training.schedules],
+        "optimizers": [copy_plain(optimizer.state_dict()) for optimizer in training.optimizers],
+        "schedules": [copy_plain(schedule.state_dict()) for schedule in training.schedules],
     }
 
 
-def restore_(training: Training, snapshot: Mapping[str, Any]) -> None:
+def restore_snapshot_(training: TrainingObjects, snapshot: Mapping[str, Any]) -> None:
     """Brings back what was taken; the snapshot can be used again."""
     restore_weights_(training.model, snapshot["weights"])
     for optimizer, state in zip(training.optimizers, snapshot["optimizers"], strict=True):
         restore_optimizer_(optimizer, state)
     for schedule, state in zip(training.schedules, snapshot["schedules"], strict=True):
-        schedule.load_state_dict({**schedule.state_dict(), **copy_of(state)})
+        schedule.load_state_dict({**schedule.state_dict(), **copy_plain(state)})
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -98,21 +98,21 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def memory_of(optimizer: Optimizer) -> dict[str, Any]:
+def optimizer_memory(optimizer: Optimizer) -> dict[str, Any]:
     """What an optimizer remembers of each parameter, without its hyper-parameters."""
-    return copy_of({"state": optimizer.state_dict()["state"]})
+    return copy_plain({"state": optimizer.state_dict()["state"]})
 
 
 def restore_optimizer_(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Brings back what is in a saved state; hyper-parameters that are not, and groups added since, stay."""
-    now, then = optimizer.state_dict(), copy_of(state)
+    now, then = optimizer.state_dict(), copy_plain(state)
     nothing: dict[str, Any] = {}
     groups = zip_longest(now["param_groups"], then.get("param_groups", ()), fillvalue=nothing)
     merged = [{**present, **earlier} for present, earlier in groups]
     optimizer.load_state_dict({**now, **then, "param_groups": merged})
 
 
-def copy_of(state: Mapping[str, Any]) -> dict[str, Any]:
+def copy_plain(state: Mapping[str, Any]) -> dict[str, Any]:
     """A copy that shares no memory and loads with ``weights_only=True``.
 
     Entries that hold anything else than tensors and plain values, such as functions, are left out.
@@ -167,7 +167,7 @@ def _(value: Any) -> Any:
 
 @_copy.register(dict)
 def _(value: dict[str, Any]) -> dict[str, Any]:
-    return copy_of(value)
+    return copy_plain(value)
 
 
 @_copy.register(Counter)
@@ -175,7 +175,7 @@ def _(value: Counter[int]) -> Counter[int]:
     return Counter(value)  # the milestones of MultiStepLR
 
 
-def redraw_(model: nn.Module, seed: int) -> None:
+def reinitialize_(model: nn.Module, seed: int) -> None:
     """Draws fresh weights: each module's own ``reset_parameters``, those inside it before its own.
 
     Random state stays as it is. Modules that keep running statistics reset them, too.
@@ -193,16 +193,16 @@ def redraw_(model: nn.Module, seed: int) -> None:
                 getattr(module, own)()
 
 
-def not_redrawn(model: nn.Module, seed: int) -> list[str]:
+def not_reinitialized(model: nn.Module, seed: int) -> list[str]:
     """Names of the parameters that :func:`redraw_` leaves as they are, or in part. Tried on a copy."""
-    twin = lean_copy(model, own=dict(model.named_parameters()))
+    twin = copy_sharing_weights(model, own=dict(model.named_parameters()))
     floating = {
         name: each for name, each in twin.named_parameters() if each.is_floating_point() or each.is_complex()
     }
     with torch.no_grad():
         for parameter in floating.values():
             parameter.fill_(torch.nan)
-    redraw_(twin, seed)
+    reinitialize_(twin, seed)
     return [name for name, parameter in floating.items() if bool(parameter.isnan().any())]
 
 
@@ -220,12 +220,12 @@ def _optimizer(value: Any) -> dict[str, Any]:
     return mapping(anything)(value)  # some optimizers have more to remember
 
 
-WEIGHTS = mapping(of(Tensor, "a tensor"))
+WEIGHTS = mapping(instance_of(Tensor, "a tensor"))
 OPTIMIZERS = sequence(_optimizer)
 SNAPSHOT = record({"weights": WEIGHTS, "optimizers": OPTIMIZERS, "schedules": sequence(mapping(anything))})
 
 
-def check_saved(saved: Mapping[str, Any], training: Training, what: str) -> None:
+def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
     """Makes sure that what is to be brought back one day is of this training.
 
     Args:
@@ -241,15 +241,17 @@ def check_saved(saved: Mapping[str, Any], training: Training, what: str) -> None
     schedules = [each.state_dict() for each in training.schedules]
 
     def reader(value: Mapping[str, Any]) -> None:
-        within(".weights", like(_tensors(training.model)), value["weights"])
+        within(".weights", same_kind_as(_tensors(training.model)), value["weights"])
         within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
-        within(".schedules", _each(like, schedules), value.get("schedules", schedules))
+        within(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
 
     read(saved, reader, what)
 
 
 def _each(reader: Callable[[Any], Reader[Any]], present: Sequence[Any]) -> Reader[Any]:
-    as_many = where(sequence(anything), lambda found: len(found) == len(present), f"{len(present)} of them")
+    as_many = satisfying(
+        sequence(anything), lambda found: len(found) == len(present), f"{len(present)} of them"
+    )
     return lambda value: [
         within(f"[{place}]", reader(now), each)
         for place, (each, now) in enumerate(zip(as_many(value), present, strict=True))
@@ -263,5 +265,5 @@ def _like_optimizer(present: Mapping[str, Any]) -> Reader[Any]:
         then = [group.get("params") for group in value.get("param_groups", ())]
         return then == own[: len(then)]
 
-    groups = where(anything, fits, "the same parameters in each group", ".param_groups")
-    return lambda value: like(present)(groups(value))
+    groups = satisfying(anything, fits, "the same parameters in each group", ".param_groups")
+    return lambda value: same_kind_as(present)(groups(value))

@@ -10,15 +10,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_prune.pruner import Pruner
-from lightning_prune.schedules.event_queue import Agenda
+from lightning_prune.schedules.event_queue import EventQueue
 from lightning_prune.statistics.observer import Needs
-from lightning_prune.training.hooks import GradientCopies, OptimizerWatch, gradients, parameters_of
+from lightning_prune.training.hooks import GradientCopies, OptimizerHooks, parameters_in, unscaled_gradients
 from lightning_prune.training.trainer_queries import loss_scale, will_step
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MaskStore
 
 
-class Gathering:
+class StepHooks:
     """Shows a pruner gradients and activations of training steps until the last event; keeps masks in force.
 
     Args:
@@ -29,13 +29,13 @@ class Gathering:
     """
 
     def __init__(
-        self, pruner: Pruner | None, store: MaskStore, agenda: Agenda, optimizers: Iterable[Optimizer]
+        self, pruner: Pruner | None, store: MaskStore, agenda: EventQueue, optimizers: Iterable[Optimizer]
     ) -> None:
         self._pruner = pruner
         self._store = store
         self._agenda = agenda
-        self._watch = OptimizerWatch(store)
-        self._copies = GradientCopies([] if pruner is None else _together(pruner.groups))
+        self._watch = OptimizerHooks(store)
+        self._copies = GradientCopies([] if pruner is None else _sharing_groups(pruner.groups))
         self._inputs = None if pruner is None else pruner.watch_inputs()
         self._looking = ExitStack()
         self.watch(optimizers)
@@ -59,18 +59,18 @@ class Gathering:
             return
         parameters = list(module.parameters())
         if self._observer(Needs.GRADIENT) is not None:
-            self._copies.hold(gradients(self._store, parameters, loss_scale(trainer)))
+            self._copies.hold(unscaled_gradients(self._store, parameters, loss_scale(trainer)))
         self._store.apply_to_grads_(parameters)
 
     def before_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         """Shows unclipped gradients, and takes those of masked weights out before they are clipped."""
-        parameters = parameters_of(optimizer)
+        parameters = parameters_in(optimizer)
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = 1.0 if unscaled else loss_scale(trainer)
         first = self._watch.first_look(optimizer)
         if (pruner := self._observer(Needs.GRADIENT)) is not None and first:
             if module.automatic_optimization:
-                pruner.observe(gradients(self._store, parameters, scale))
+                pruner.observe(unscaled_gradients(self._store, parameters, scale))
             else:
                 stepping = [parameter for parameter in parameters if parameter.grad is not None]
                 pruner.observe(self._copies.take(self._store.named(stepping)))
@@ -107,7 +107,7 @@ class Gathering:
         return pruner if pruner is not None and need in pruner.needs else None
 
 
-def _together(groups: Iterable[UnitGroup]) -> list[set[str]]:
+def _sharing_groups(groups: Iterable[UnitGroup]) -> list[set[str]]:
     """Names of parameters in disjoint sets: those of a group are in one."""
     sets: dict[str, set[str]] = {}
     for group in groups:

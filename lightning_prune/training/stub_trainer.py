@@ -18,16 +18,16 @@ class BackwardError(Exception):
         self.loss = loss
 
 
-class _Idle:
+class _NullObject:
     """A scheduler or a logger that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Idle()
+        return _NullObject()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _Idle()
+        return _NullObject()
 
     def __enter__(self) -> Any:
         return self
@@ -39,10 +39,10 @@ class _Idle:
         return iter(())
 
     def __getitem__(self, key: Any) -> Any:
-        return _Idle()
+        return _NullObject()
 
 
-class _Still(_Idle):
+class _OptimizerStub(_NullObject):
     """An optimizer that changes nothing, but lets its settings be read, and a closure work out its loss."""
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -54,37 +54,37 @@ class _Still(_Idle):
         return None if closure is None else closure()
 
 
-class _Onlooker:
+class _TrainerStub:
     """A Trainer to read from, whose loggers do nothing."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self.logger = _Idle()
+        self.logger = _NullObject()
         self.loggers: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer, name)
 
 
-def detach_(copy: nn.Module, trainer: Trainer) -> None:
+def use_stubs_(copy: nn.Module, trainer: Trainer) -> None:
     """Takes a copied module out of the loop: whatever it calls there does nothing."""
     assert copy is not trainer.lightning_module
-    optimizers = [_Still(optimizer) for optimizer in trainer.optimizers]
+    optimizers = [_OptimizerStub(optimizer) for optimizer in trainer.optimizers]
     for module in copy.modules():
         if isinstance(module, LightningModule):
             vars(module).update(
-                _trainer=_Onlooker(trainer),
-                log=_Idle(),
-                log_dict=_Idle(),
-                manual_backward=_stop,
+                _trainer=_TrainerStub(trainer),
+                log=_NullObject(),
+                log_dict=_NullObject(),
+                manual_backward=_stop_at_backward,
                 optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
-                lr_schedulers=_Idle(),
-                toggle_optimizer=_Idle(),
-                untoggle_optimizer=_Idle(),
-                toggled_optimizer=_Idle(),
-                clip_gradients=_Idle(),
+                lr_schedulers=_NullObject(),
+                toggle_optimizer=_NullObject(),
+                untoggle_optimizer=_NullObject(),
+                toggled_optimizer=_NullObject(),
+                clip_gradients=_NullObject(),
             )
 
 
-def _stop(loss: Any, *args: Any, **kwargs: Any) -> None:
+def _stop_at_backward(loss: Any, *args: Any, **kwargs: Any) -> None:
     raise BackwardError(loss)

@@ -22,17 +22,17 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.averages import Average, average_of
 from lightning_prune.report.report import Report
-from lightning_prune.schedules.moments import Horizon, Unit
-from lightning_prune.training.snapshots import Training
+from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.training.snapshots import TrainingObjects
 from lightning_prune.units.masks import MaskStore
 
 
-def horizon(trainer: Trainer) -> Horizon:
+def fit_length(trainer: Trainer) -> FitLength:
     """How long the fit is."""
-    batches, accumulated = trainer.num_training_batches, _accumulated(trainer)
+    batches, accumulated = trainer.num_training_batches, _accumulation_factors(trainer)
     constant = not math.isinf(batches) and len({*accumulated}) == 1
     optimizers = max(1, len(trainer.optimizers))
-    return Horizon(
+    return FitLength(
         epochs=training_epochs(trainer),
         # max_steps counts the steps of every optimizer
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
@@ -40,7 +40,7 @@ def horizon(trainer: Trainer) -> Horizon:
     )
 
 
-def _accumulated(trainer: Trainer) -> list[int]:
+def _accumulation_factors(trainer: Trainer) -> list[int]:
     """How many batches make a step, from the first epoch on, for each change within the fit."""
     end = training_epochs(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
     return held
 
 
-def averages_beside(trainer: Trainer, model: nn.Module) -> list[Average]:
+def averages_in_callbacks(trainer: Trainer, model: nn.Module) -> list[Average]:
     """What callbacks average of a network or of a part of it."""
     found = [average_of(model, module) for _, module in averaged_by_callbacks(trainer)]
     return [average for average in found if average is not None]
@@ -85,7 +85,7 @@ def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
     return [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
 
 
-def first_look(trainer: Trainer, unit: Unit) -> int:
+def first_metric_position(trainer: Trainer, unit: TimeUnit) -> int:
     """How far a fit must be before a metric can have been measured in it: at a validation, or an epoch's end.
 
     Args:
@@ -94,11 +94,11 @@ def first_look(trainer: Trainer, unit: Unit) -> int:
     """
     epoch = trainer.num_training_batches
     validation = trainer.val_check_batch if trainer.enable_validation else epoch
-    if unit is Unit.EPOCH or validation is None or math.isinf(epoch):
+    if unit is TimeUnit.EPOCH or validation is None or math.isinf(epoch):
         return 1  # or the clock says when, or the end of the data
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return 1  # and nothing is judged
-    return math.ceil(min(epoch, validation) / _accumulated(trainer)[0])
+    return math.ceil(min(epoch, validation) / _accumulation_factors(trainer)[0])
 
 
 def loss_scale(trainer: Trainer) -> float:
@@ -115,13 +115,13 @@ def will_step(trainer: Trainer) -> bool:
     return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
 
 
-def training_of(trainer: Trainer, module: LightningModule) -> Training:
+def training_objects(trainer: Trainer, module: LightningModule) -> TrainingObjects:
     """What the fit changes."""
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return Training(module, trainer.optimizers, schedules)
+    return TrainingObjects(module, trainer.optimizers, schedules)
 
 
-def from_all(trainer: Trainer, value: Any) -> list[Any]:
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     """What each process has, in the order of their ranks."""
     if trainer.world_size == 1:
         return [value]
@@ -130,11 +130,11 @@ def from_all(trainer: Trainer, value: Any) -> list[Any]:
     return found
 
 
-def check_alike(trainer: Trainer, store: MaskStore) -> None:
+def check_same_masks(trainer: Trainer, store: MaskStore) -> None:
     """Raises RuntimeError, in all processes, if they hold the same weights under other masks."""
     if trainer.world_size == 1 or store.shards.divided:
         return
-    digests = from_all(trainer, store.digest())
+    digests = gather_objects(trainer, store.digest())
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise RuntimeError(
@@ -143,7 +143,7 @@ def check_alike(trainer: Trainer, store: MaskStore) -> None:
         )
 
 
-def monitored(trainer: Trainer) -> str | None:
+def monitored_metric(trainer: Trainer) -> str | None:
     """The metric that the run is judged by, if a callback watches one."""
     watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
     names = (getattr(callback, "monitor", None) for callback in watching)
@@ -173,7 +173,7 @@ def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
         )
 
 
-def check_own_process(trainer: Trainer, compact: bool) -> None:
+def check_launcher(trainer: Trainer, compact: bool) -> None:
     """Looks at whether the fit runs in processes that come and go, of which only the weights come back.
 
     Args:
@@ -214,7 +214,7 @@ def write_report(trainer: Trainer, report: Report, folder: Path, name: str | Non
     rank_zero_info(f"Pruning report written to {folder / stem}.json.")
 
 
-def fitting_batch(trainer: Trainer, module: LightningModule) -> Any:
+def training_batch(trainer: Trainer, module: LightningModule) -> Any:
     """A batch of the present fit, as a training step would get it; ``None`` if there is none."""
     if trainer.train_dataloader is None:
         return None

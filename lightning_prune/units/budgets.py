@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class Axis:
     """One dimension of a tensor, and the units that its places belong to.
 
     Args:
@@ -32,7 +32,7 @@ class Line:
             stays += int((units if index is None else units[index]).count_nonzero())
         return stays / self.size
 
-    def within(self, names: Collection[str]) -> Line:
+    def within(self, names: Collection[str]) -> Axis:
         """The same, if units of other groups stay for good."""
         gone = [index for name, index in self.parts if name not in names]
         fixed = self.fixed + sum(self.size if index is None else len(index) for index in gone)
@@ -44,7 +44,7 @@ class Term:
     """What one tensor or op costs: the amount, times the share that stays along each line."""
 
     amount: int
-    lines: tuple[Line, ...]
+    lines: tuple[Axis, ...]
 
 
 class Budget:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.units.budgets import Budget
-from lightning_prune.units.shards import local
-from lightning_prune.units.slices import Share, Slice, along
+from lightning_prune.units.shards import to_local
+from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class UnitGroup:
     """
 
     name: str
-    slices: tuple[Share, ...]
-    followers: tuple[Share, ...] = ()
-    buffers: tuple[Share, ...] = ()
+    slices: tuple[Slice, ...]
+    followers: tuple[Slice, ...] = ()
+    buffers: tuple[Slice, ...] = ()
     input_dim: int | None = None
     minimum: int = 1
     multiple: int = 1
@@ -41,7 +41,7 @@ class UnitGroup:
     heads: bool = False
 
     @property
-    def masked(self) -> tuple[Share, ...]:
+    def masked(self) -> tuple[Slice, ...]:
         """All that is 0 where a unit is gone."""
         return self.slices + self.followers
 
@@ -90,15 +90,15 @@ class UnitGroup:
     @property
     def scales(self) -> UnitGroup | None:
         """The same units, in scales of batch norms alone; ``None`` if there are none."""
-        found = tuple(part for part in along(self.slices) if part.scale)
+        found = tuple(part for part in axis_slices(self.slices) if part.scale)
         return replace(self, slices=found) if found else None
 
     @property
-    def readers(self) -> list[Slice]:
+    def readers(self) -> list[AxisSlice]:
         """The weights that take its units in; of units within one tensor, the tensor, along its inputs."""
         if self.input_dim is not None:
-            return [Slice(part.name, part.weight, self.input_dim) for part in self.slices]
-        return [part for part in along(self.followers) if part.reads]
+            return [AxisSlice(part.name, part.weight, self.input_dim) for part in self.slices]
+        return [part for part in axis_slices(self.followers) if part.reads]
 
     @property
     def inputs(self) -> int:
@@ -135,7 +135,7 @@ class UnitGroup:
     @property
     def here(self) -> UnitGroup:
         """The units whose rows this process holds: all, unless they lie in several processes."""
-        return self.view(local)
+        return self.view(to_local)
 
     @property
     def divisible(self) -> bool:

@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.averages import Average
-from lightning_prune.core.schema import dense_tensor, mapping, record, sequence, whole
+from lightning_prune.core.schema import dense_tensor, integer, mapping, record, sequence
 from lightning_prune.units.groups import row_ranges
-from lightning_prune.units.shards import Shards, Whole, divided_like, is_divided, local
+from lightning_prune.units.shards import Shards, Unsharded, is_sharded, shard_like, to_local
 
 BITS = dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
-MASKS = mapping(record({"bits": BITS, "shape": sequence(whole())}))
+MASKS = mapping(record({"bits": BITS, "shape": sequence(integer())}))
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -32,7 +32,7 @@ class MaskStore:
         shards: Among which, if it is.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], shards: Shards = Whole()) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], shards: Shards = Unsharded()) -> None:
         self._shards = shards
         self._parameters = dict(model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -41,7 +41,7 @@ class MaskStore:
     @torch.no_grad()
     def _fresh(self, name: str) -> Tensor:
         parameter = self._parameters[name]
-        return divided_like(torch.ones_like(local(parameter), dtype=torch.bool), parameter)
+        return shard_like(torch.ones_like(to_local(parameter), dtype=torch.bool), parameter)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -56,7 +56,7 @@ class MaskStore:
     @property
     def removed(self) -> int:
         """How many weights are masked, in all processes."""
-        here = [local(mask) for mask in self._masks.values()]
+        here = [to_local(mask) for mask in self._masks.values()]
         removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in here)
         return int(self._shards.add_up(torch.tensor(removed)))
 
@@ -117,8 +117,8 @@ class MaskStore:
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
         # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
-        bits = local(tensor).detach().view(_INTEGER[tensor.element_size()])
-        mask = local(self._masks[name]).to(bits.device)
+        bits = to_local(tensor).detach().view(_INTEGER[tensor.element_size()])
+        mask = to_local(self._masks[name]).to(bits.device)
         for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
             bits[start:stop].mul_(mask[start:stop])
 
@@ -129,7 +129,7 @@ class MaskStore:
         """
         state = {}
         for name, mask in self._masks.items():
-            whole = self._shards.gather(local(mask), mask.shape) if is_divided(mask) else mask
+            whole = self._shards.gather(to_local(mask), mask.shape) if is_sharded(mask) else mask
             state[name] = {"bits": pack(whole), "shape": list(mask.shape)}
         return state
 
@@ -144,7 +144,7 @@ class MaskStore:
                 if unpack(state[name]["bits"], tuple(state[name]["shape"])).all():
                     continue
                 self._masks[name] = self._fresh(name)
-            local(self._masks[name]).copy_(mask)
+            to_local(self._masks[name]).copy_(mask)
 
     def go_back_(self, state: Mapping[str, Any]) -> None:
         """Puts saved masks in the place of the present ones; parameters that had none are kept whole.
@@ -154,7 +154,7 @@ class MaskStore:
         """
         self.load_state_dict(state)
         for name in self._masks.keys() - state.keys():
-            local(self._masks[name]).fill_(True)
+            to_local(self._masks[name]).fill_(True)
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Saved masks by parameter name, on the CPU, as far as they are held here; those in force stay.
@@ -173,7 +173,7 @@ class MaskStore:
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
             mask = unpack(entry["bits"], shape)
-            found[name] = self._shards.own(mask) if is_divided(parameter) else mask
+            found[name] = self._shards.own(mask) if is_sharded(parameter) else mask
         return found
 
 

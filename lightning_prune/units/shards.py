@@ -77,7 +77,7 @@ class Shards(ABC):
         return self.add_up(table)
 
 
-class Whole(Shards):
+class Unsharded(Shards):
     """One process holds all rows."""
 
     divided = False
@@ -105,7 +105,7 @@ class Whole(Shards):
         """Nothing was brought together."""
 
 
-class Divided(Shards):
+class RowSharded(Shards):
     """Rows are divided as ``fully_shard`` does it.
 
     Args:
@@ -159,17 +159,17 @@ class Divided(Shards):
             module.reshard()
 
 
-def is_divided(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether other processes hold other rows of it."""
     return isinstance(tensor, DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, not a copy: its rows, or all of it where it is not divided."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_like(rows: Tensor, whole: Tensor) -> Tensor:
+def shard_like(rows: Tensor, whole: Tensor) -> Tensor:
     """The tensor that has these rows here, divided as another of its shape is: a view of them.
 
     Args:
@@ -195,7 +195,7 @@ def shards_of(model: nn.Module) -> Shards:
         module.reshard()
     divided = {name: each for name, each in model.named_parameters() if isinstance(each, DTensor)}
     if not divided:
-        return Whole()
+        return Unsharded()
     first = next(iter(divided.values()))
     for name, parameter in divided.items():
         if parameter.placements != (Shard(0),) or parameter.device_mesh != first.device_mesh:
@@ -205,10 +205,10 @@ def shards_of(model: nn.Module) -> Shards:
                 " device mesh, as fully_shard does it, without tensor parallelism or replicas."
             )
     mesh = first.device_mesh
-    return Divided(mesh.get_group(), torch.device(mesh.device_type), modules)
+    return RowSharded(mesh.get_group(), torch.device(mesh.device_type), modules)
 
 
-def check_whole(model: nn.Module, who: str) -> None:
+def check_unsharded(model: nn.Module, who: str) -> None:
     """Raises ValueError if processes divide a model's parameters, for what cannot work on parts of them."""
     if shards_of(model).divided:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Share(ABC):
+class Slice(ABC):
     """One tensor's share in a group: which of its elements make each unit.
 
     Args:
@@ -74,7 +74,7 @@ class Share(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Elements(Share):
+class ElementSlice(Slice):
     """Each element is a unit of its own."""
 
     divisible = True
@@ -102,7 +102,7 @@ class Elements(Share):
 
 
 @dataclass(frozen=True, eq=False)
-class Slice(Share):
+class AxisSlice(Slice):
     """Units lie along one dimension.
 
     Args:
@@ -166,7 +166,7 @@ class Slice(Share):
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles(Share):
+class BlockSlice(Slice):
     """Blocks of ``height`` x ``width`` along the first two dimensions, whole along the others.
 
     Args:
@@ -202,6 +202,6 @@ class Tiles(Share):
         return elements.reshape(rows, self.height, columns, self.width, -1).transpose(1, 2).flatten(2)
 
 
-def along(parts: Iterable[Share]) -> list[Slice]:
+def axis_slices(parts: Iterable[Slice]) -> list[AxisSlice]:
     """Those that lie along a dimension: what can be cut out."""
-    return [part for part in parts if isinstance(part, Slice)]
+    return [part for part in parts if isinstance(part, AxisSlice)]

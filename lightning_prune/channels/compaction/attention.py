@@ -68,7 +68,7 @@ def _bias(mask: Tensor, scores: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(mask, float("-inf"))
 
 
-def settle_class_(module: nn.Module) -> None:
+def set_attention_class_(module: nn.Module) -> None:
     """Makes attention a narrow one, or a plain one again, as its parameters are; leaves anything else alone."""
     if type(module) not in (nn.MultiheadAttention, NarrowAttention):
         return

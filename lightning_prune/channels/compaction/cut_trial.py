@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.replay import replay_
-from lightning_prune.core.probes import Deadline, Probe, evaluating, lean_copy, relative_difference, twin_of
+from lightning_prune.core.probes import (
+    Deadline,
+    Probe,
+    copy_model,
+    copy_sharing_weights,
+    evaluation_mode,
+    relative_difference,
+)
 from lightning_prune.units.groups import UnitGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-class Trial:
+class CutTrial:
     """Cuts copies of a model: in single precision, to see roughly, then in double, where it runs in that.
 
     Args:
@@ -46,20 +53,20 @@ class Trial:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
     def _fresh(self) -> nn.Module:
-        model = twin_of(self._model).to(self._dtype)
+        model = copy_model(self._model).to(self._dtype)
         if self._ahead:
-            stir_(model)
+            perturb_(model)
         return model
 
     def _run(self, model: nn.Module) -> Any:
-        with evaluating(model):
+        with evaluation_mode(model):
             for other in self._probe.others:
                 other(model)
             return self._probe(model)
 
     def _copied(self, own: Container[str] = ()) -> nn.Module:
         """A copy to change: in its parameters' ``data``, or in those named in place."""
-        return self._fresh() if self._whole is None else lean_copy(self._whole, own)
+        return self._fresh() if self._whole is None else copy_sharing_weights(self._whole, own)
 
     def _shrunk(self, kept: Kept) -> nn.Module:
         model = self._copied()
@@ -124,13 +131,13 @@ class Trial:
         return None
 
 
-def uneven(groups: Sequence[UnitGroup]) -> Kept:
+def uneven_cut(groups: Sequence[UnitGroup]) -> Kept:
     """About half of each group's units, without a pattern; neither all nor none."""
     generator = torch.Generator().manual_seed(0)
-    return [(group, _half(group.size, generator)) for group in groups]
+    return [(group, _random_half(group.size, generator)) for group in groups]
 
 
-def _half(size: int, generator: torch.Generator) -> Tensor:
+def _random_half(size: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(size, generator=generator)
     kept = torch.zeros(size, dtype=torch.bool)
     kept[order[: max(1, math.floor(size * 9 / 16))]] = True
@@ -138,7 +145,7 @@ def _half(size: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def stir_(model: nn.Module) -> None:
+def perturb_(model: nn.Module) -> None:
     """Moves all weights a little, so that none that is 0 or 1 hides a mistake."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -26,7 +26,7 @@ def widths(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any
     return {} if computed else _widths(module, shapes)
 
 
-def speaks(module: nn.Module) -> bool:
+def has_widths(module: nn.Module) -> bool:
     """Whether it is known which attributes of a module follow from its tensors."""
     return _widths.dispatch(type(module)) is not _widths.dispatch(object)
 

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.module_widths import widths
 from lightning_prune.core.averages import averages_within
-from lightning_prune.core.schema import mapping, record, row, sequence, shown, text, where, whole
+from lightning_prune.core.schema import (
+    fixed_list,
+    integer,
+    mapping,
+    record,
+    satisfying,
+    sequence,
+    string,
+    summary,
+)
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import along
+from lightning_prune.units.slices import axis_slices
 
 Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
 
@@ -65,14 +74,14 @@ class Plan:
         }
 
 
-_CUT = where(
-    lambda value: Cut(*row(text, whole(), whole(1), sequence(whole()))(value)),
+_CUT = satisfying(
+    lambda value: Cut(*fixed_list(string, integer(), integer(1), sequence(integer()))(value)),
     lambda cut: all(one < other for one, other in pairwise((-1, *cut.kept, cut.size))) and len(cut.kept) > 0,
     "at least one of the places below its size, in ascending order",
     "[3]",
 )
-_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(row(whole(), whole())))})
-PLAN = where(  # as Plan.to_state writes it
+_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(fixed_list(integer(), integer())))})
+PLAN = satisfying(  # as Plan.to_state writes it
     lambda value: Plan(**_ENTRIES(value)),
     lambda plan: len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts),
     "each dimension of a tensor once",
@@ -123,7 +132,7 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
             if present != before or not own:
                 raise ValueError(
                     f"the plan changes {name}.{key} from {before} to {after}, but in this model it is"
-                    f" {shown(present)}: it was made for another architecture."
+                    f" {summary(present)}: it was made for another architecture."
                 )
     for name, sizes in due.items():
         for key, size in sizes.items():
@@ -143,7 +152,7 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
     for group, units in kept:
         if units.all():
             continue
-        for part in along((*group.masked, *group.buffers)):
+        for part in axis_slices((*group.masked, *group.buffers)):
             stays = part.places(units)
             before = places.get((part.name, part.dim))
             places[part.name, part.dim] = stays if before is None else before & stays

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.compaction.attention import settle_class_
+from lightning_prune.channels.compaction.attention import set_attention_class_
 from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
 
 
@@ -32,11 +32,11 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
     for name, own in cuts.items():
         tensor = tensors[name]
         for optimizer in optimizers:
-            _shorten_state(optimizer, tensor, own)
-        tensor.data = shorten(tensor.data, own)
+            _cut_optimizer_state(optimizer, tensor, own)
+        tensor.data = cut_tensor(tensor.data, own)
         tensor.grad = None
-    _set(model, plan, after=True)
-    _put_again(model)
+    _set_attributes(model, plan, after=True)
+    _reassign_tied(model)
 
 
 @torch.no_grad()
@@ -49,13 +49,13 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         sizes[cut.dim] = cut.size
         places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
         whole = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
-        tensor.data = _in_layout(whole, tensor)
+        tensor.data = _like_layout(whole, tensor)
         tensor.grad = None
-    _set(model, plan, after=False)
-    _put_again(model)
+    _set_attributes(model, plan, after=False)
+    _reassign_tied(model)
 
 
-def _put_again(model: nn.Module) -> None:
+def _reassign_tied(model: nn.Module) -> None:
     """Puts tensors where they are: torch 2.6 compiles again if a dict has changed, not if a shape in it has."""
     for module in model.modules():
         held: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -65,16 +65,16 @@ def _put_again(model: nn.Module) -> None:
                 tensors[name] = tensor
 
 
-def shorten(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     """A copy of the places that stay, in the tensor's memory layout."""
     lines = [torch.arange(size, device=tensor.device) for size in tensor.shape]
     for cut in cuts:
         lines[cut.dim] = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
     # all at once: cut by cut, half of a large one would be there twice
-    return _in_layout(tensor[torch.meshgrid(*lines, indexing="ij")], tensor)
+    return _like_layout(tensor[torch.meshgrid(*lines, indexing="ij")], tensor)
 
 
-def _in_layout(tensor: Tensor, like: Tensor) -> Tensor:
+def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     """Contiguous, its dimensions following each other in memory as in another tensor."""
     # where strides are equal, as with a single channel, channels_last has dimension 1 innermost
     strides = like.stride()
@@ -89,16 +89,16 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict((*model.named_parameters(), *model.named_buffers()))
 
 
-def _set(model: nn.Module, plan: Plan, *, after: bool) -> None:
+def _set_attributes(model: nn.Module, plan: Plan, *, after: bool) -> None:
     modules = dict(model.named_modules())
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
             setattr(modules[name], key, change[after])
     for name in plan.attributes:
-        settle_class_(modules[name])
+        set_attention_class_(modules[name])
 
 
-def _shorten_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:
+def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:
     state = optimizer.state.get(parameter, {})
     shaped = [value for value in state.values() if torch.is_tensor(value) and value.numel() > 1]
     if any(value.shape != parameter.shape for value in shaped):
@@ -106,4 +106,4 @@ def _shorten_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> 
         return
     for key, value in state.items():
         if torch.is_tensor(value) and value.shape == parameter.shape:
-            state[key] = shorten(value, cuts)
+            state[key] = cut_tensor(value, cuts)

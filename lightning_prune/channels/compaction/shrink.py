@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.analysis import analyse
-from lightning_prune.channels.compaction.cut_trial import Trial
+from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.plan import Kept, Plan, make_plan
-from lightning_prune.channels.compaction.replay import replay_, shorten
-from lightning_prune.core.probes import Probe, as_probe, twin_of
+from lightning_prune.channels.compaction.replay import cut_tensor, replay_
+from lightning_prune.core.probes import Probe, as_probe, copy_model
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import masked_parameters
-from lightning_prune.units.shards import check_whole
-from lightning_prune.units.slices import Share
+from lightning_prune.units.shards import check_unsharded
+from lightning_prune.units.slices import Slice
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -55,8 +55,8 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    check_whole(model, "compact")
-    smaller = twin_of(model)
+    check_unsharded(model, "compact")
+    smaller = copy_model(model)
     apply_masks_(smaller, masks)
     compact_(smaller, masks, None, as_probe(example))
     return smaller
@@ -85,10 +85,10 @@ def compact_(
         CompactionError: If outputs differ; nothing has changed then.
     """
     found = analyse(model, probe).groups if groups is None else groups
-    plan = prove(model, remaining(model, masks, found), probe)
+    plan = prove(model, remaining_units(model, masks, found), probe)
     replay_(model, plan, optimizers)
     shorter = {
-        name: shorten(mask, [cut for cut in plan.cuts if cut.name == name]) for name, mask in masks.items()
+        name: cut_tensor(mask, [cut for cut in plan.cuts if cut.name == name]) for name, mask in masks.items()
     }
     return plan, {name: mask for name, mask in shorter.items() if not mask.all()}
 
@@ -115,7 +115,7 @@ def prove(model: nn.Module, kept: Kept, probe: Probe) -> Plan:
     Raises:
         CompactionError: If outputs differ; the message names the groups at fault.
     """
-    trial = Trial(model, probe, ahead=False)
+    trial = CutTrial(model, probe, ahead=False)
     trial.sharpen()
     failing = trial.failing(kept)
     if failing:
@@ -124,7 +124,7 @@ def prove(model: nn.Module, kept: Kept, probe: Probe) -> Plan:
     return make_plan(model, kept)
 
 
-def remaining(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[UnitGroup]) -> Kept:
+def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[UnitGroup]) -> Kept:
     """What is left of each group: a unit is gone if all that reads it is 0, or all that makes it.
 
     Args:
@@ -134,14 +134,14 @@ def remaining(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[Un
     """
     parameters = dict(model.named_parameters())
 
-    def empty(parts: list[Share], size: int) -> Tensor:
+    def empty(parts: list[Slice], size: int) -> Tensor:
         if not any(part.name in masks for part in parts):
             return torch.zeros(size, dtype=torch.bool)
         return torch.stack([part.sum(parameters[part.name] != 0).cpu() == 0 for part in parts]).all(0)
 
     kept = []
     for group in groups:
-        readers: list[Share] = [*group.readers]
+        readers: list[Slice] = [*group.readers]
         makers = [part for part in group.masked if part not in readers]
         gone = empty(readers, group.size) | empty(makers, group.size)
         gone[0] &= not gone.all()  # no layer is emptied

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_prune.channels.compaction.module_widths import speaks
+from lightning_prune.channels.compaction.module_widths import has_widths
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import along
+from lightning_prune.units.slices import axis_slices
 
 Attributes = tuple[tuple[str, str], ...]  # module and attribute names
 
 
-def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
+def attribute_choices(model: nn.Module, group: UnitGroup) -> list[Attributes]:
     """Attributes that may have to shrink with a group, as they look like its size.
 
     Args:
@@ -21,12 +21,12 @@ def adjustments(model: nn.Module, group: UnitGroup) -> list[Attributes]:
     Returns:
         Choices to try, the likeliest first.
     """
-    counts = {int((part.index >= 0).sum()) for part in along(group.slices) if part.index is not None}
+    counts = {int((part.index >= 0).sum()) for part in axis_slices(group.slices) if part.index is not None}
     size = {group.size}
     parts = {count // share for count in counts for share in (2, 3)}  # of queries, keys and values in one
     makers = [part.name.rpartition(".")[0] for part in group.slices]
     around = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
-    own = [maker for maker in makers if not speaks(model.get_submodule(maker))]
+    own = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
     choices: list[Attributes] = []
     for level in ([*own, *around], [name.rpartition(".")[0] for name in around]):
         for wanted in (size | counts, size | counts | parts, size):

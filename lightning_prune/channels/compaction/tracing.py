@@ -5,38 +5,38 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.channels.compaction.cut_trial import stir_
-from lightning_prune.channels.graph import Split, Step, Tape, Trace, last
-from lightning_prune.core.probes import Deadline, Probe, evaluating, plain_attention, twin_of
+from lightning_prune.channels.compaction.cut_trial import perturb_
+from lightning_prune.channels.graph import OpRecord, OpRecorder, Split, Trace, last_dim
+from lightning_prune.core.probes import Deadline, Probe, copy_model, evaluation_mode, math_attention
 
 
-def check_way(model: nn.Module, probe: Probe) -> None:
+def check_same_ops(model: nn.Module, probe: Probe) -> None:
     """Runs a model with its weights and with others.
 
     Raises:
         ValueError: If it runs other ops then, or makes tensors of other shapes.
     """
-    if _way(model, probe, stirred=False) != _way(model, probe, stirred=True):
+    if _recorded_ops(model, probe, stirred=False) != _recorded_ops(model, probe, stirred=True):
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little: channels cannot be followed through it. Unstructured prunes it."
         )
 
 
-def _way(model: nn.Module, probe: Probe, *, stirred: bool) -> list[Step]:
+def _recorded_ops(model: nn.Module, probe: Probe, *, stirred: bool) -> list[OpRecord]:
     """What one pass runs, op by op."""
-    copied = twin_of(model)  # a second pass of one may differ: metrics count
+    copied = copy_model(model)  # a second pass of one may differ: metrics count
     if stirred:
-        stir_(copied)
-    tape = Tape()
-    with evaluating(copied), plain_attention(), tape:
+        perturb_(copied)
+    tape = OpRecorder()
+    with evaluation_mode(copied), math_attention(), tape:
         probe(copied)
     return tape.steps
 
 
 def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
     """Multiply-adds of one pass by name of the parameter that they read; "" is what reads none, or several."""
-    trace, _ = followed(model, probe, last)
+    trace, _ = trace_model(model, probe, last_dim)
     amounts = {"": 0}
     for amount, _, names in trace.terms:
         name = next(iter(names)) if len(names) == 1 else ""
@@ -44,7 +44,7 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
     return amounts
 
 
-def followed(
+def trace_model(
     model: nn.Module, probe: Probe, split: Split, deadline: Deadline | None = None
 ) -> tuple[Trace, dict[str, str]]:
     """A trace in evaluation mode and, for what has no part in that, in training mode: auxiliary heads.
@@ -58,15 +58,15 @@ def followed(
     Returns:
         The trace, and name to reason of matrices that it has not seen.
     """
-    copied = twin_of(model)
+    copied = copy_model(model)
     trace = Trace(copied, split, deadline)
     why = "took no part in the forward pass"
-    with evaluating(copied):
+    with evaluation_mode(copied):
         trace.follow(copied, probe, count=True)
         for other in probe.others:
             trace.follow(copied, other)
         if not trace.seen.issuperset(name for name, _ in copied.named_parameters()):
-            _train(copied)
+            _train_but_norms(copied)
             try:
                 for each in (probe, *probe.others):
                     trace.follow(copied, each)
@@ -76,7 +76,7 @@ def followed(
     return trace, {name: why for name in matrices if name not in trace.seen}
 
 
-def _train(model: nn.Module) -> None:
+def _train_but_norms(model: nn.Module) -> None:
     """Training mode, but for norms: those want more than one value to take statistics of."""
     model.train()
     for module in model.modules():

@@ -2,19 +2,19 @@
 
 from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups, unique_names
-from lightning_prune.channels.graph.liveness import Step, Tape
-from lightning_prune.channels.graph.trace import Split, Trace, first, heads, last, split_heads
+from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder
+from lightning_prune.channels.graph.trace import Split, Trace, first_dim, head_dim, last_dim, split_head_dim
 
 __all__ = [
+    "OpRecord",
+    "OpRecorder",
     "Split",
-    "Step",
-    "Tape",
     "Trace",
     "budgets",
     "find_groups",
-    "first",
-    "heads",
-    "last",
-    "split_heads",
+    "first_dim",
+    "head_dim",
+    "last_dim",
+    "split_head_dim",
     "unique_names",
 ]

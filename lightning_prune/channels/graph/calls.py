@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.channels.graph.label_fields import Fields, varying
+from lightning_prune.channels.graph.label_fields import Fields, varying_dims
 from lightning_prune.channels.graph.labels import Labels
 
 
-class Record(Protocol):
+class Tracer(Protocol):
     """What a trace keeps, as rules see it."""
 
     labels: Labels
@@ -59,7 +59,7 @@ class Call:
         outputs: The tensors that it gave.
     """
 
-    record: Record
+    record: Tracer
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -99,15 +99,15 @@ class Call:
 
     def without(self, fields: Fields, dims: frozenset[int], why: str) -> Fields:
         """The fields that vary in none of these dimensions; the others are frozen."""
-        self.freeze(tuple(field for field in fields if varying(field) & dims), why)
-        return tuple(field for field in fields if not varying(field) & dims)
+        self.freeze(tuple(field for field in fields if varying_dims(field) & dims), why)
+        return tuple(field for field in fields if not varying_dims(field) & dims)
 
     def disjoint(self, fields: Fields) -> Fields:
         """Of fields that vary along one dimension together, as heads and what lies within them, one is free."""
         crossing = [
             number
             for number, field in enumerate(fields)
-            if any(varying(field) & varying(other) for other in fields if other is not field)
+            if any(varying_dims(field) & varying_dims(other) for other in fields if other is not field)
         ]
         if not crossing:
             return fields

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.trace import Trace
-from lightning_prune.units.budgets import Budget, Line, Term
+from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import along
+from lightning_prune.units.slices import axis_slices
 
 
 def budgets(
@@ -29,9 +29,9 @@ def budgets(
     """
     main = traces[0]
     owner = _owners(main, groups)
-    known: dict[tuple[int, ...], Line] = {}
+    known: dict[tuple[int, ...], Axis] = {}
 
-    def line(labels: Tensor) -> Line:
+    def line(labels: Tensor) -> Axis:
         key = tuple(labels.tolist())
         if key not in known:
             places: dict[str, list[int]] = defaultdict(list)
@@ -40,7 +40,7 @@ def budgets(
                     group, unit, _ = owner[label]
                     places[group].append(unit)
             parts = tuple((group, torch.tensor(index)) for group, index in places.items())
-            known[key] = Line(len(key), len(key) - sum(map(len, places.values())), parts)
+            known[key] = Axis(len(key), len(key) - sum(map(len, places.values())), parts)
         return known[key]
 
     def view(labels: Tensor) -> int:
@@ -66,7 +66,7 @@ def _owners(trace: Trace, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[in
     """Label to group name, unit and the number of the trace."""
     owner = {}
     for group, number in groups:
-        for part in along((*group.masked, *group.buffers)):
+        for part in axis_slices((*group.masked, *group.buffers)):
             assert part.index is not None
             labels = trace.places[part.name][part.dim].tolist()
             for label, unit in zip(labels, part.index.tolist(), strict=True):

@@ -8,39 +8,43 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.graph.calls import Call, Rule
-from lightning_prune.channels.graph.label_fields import Fields, align, merge, varying
+from lightning_prune.channels.graph.label_fields import Fields, align_rank, merge_fields, varying_dims
 
 NOT_CUT = "meets elements that nothing cuts"
 
 
 def pointwise(call: Call) -> Sequence[Fields]:
     """Couples what meets."""
-    met = _meet(call, call.tensors, frozenset())
+    met = _couple_operands(call, call.tensors, frozenset())
     return [met for _ in call.outputs]
 
 
-def added_to(call: Call) -> Sequence[Fields]:
+def in_place_add(call: Call) -> Sequence[Fields]:
     """Rows that are added to others by position, as neighbours' in a graph: labels stay there."""
     dim = call.argument("dim") % call.outputs[0].ndim
-    return [_meet(call, [tensor for tensor in call.tensors if tensor.is_floating_point()], frozenset([dim]))]
+    return [
+        _couple_operands(
+            call, [tensor for tensor in call.tensors if tensor.is_floating_point()], frozenset([dim])
+        )
+    ]
 
 
-def _meet(call: Call, tensors: Sequence[Tensor], places: frozenset[int]) -> Fields:
+def _couple_operands(call: Call, tensors: Sequence[Tensor], places: frozenset[int]) -> Fields:
     """Couples what meets, but along the dimensions that are addressed by position."""
     rank = call.outputs[0].ndim
     found = []
     for tensor in tensors:
-        fields = tuple(align(field, rank) for field in call.fields(tensor))
+        fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
         found.append(call.without(fields, places, f"is addressed by position ({call.name})"))
     for tensor, own in zip(tensors, found, strict=True):
-        bare = _wide(tensor, rank)
-        bare -= places.union(*map(varying, own))
+        bare = _wide_dims(tensor, rank)
+        bare -= places.union(*map(varying_dims, own))
         for fields in found if not call.is_uniform(tensor) else ():
             call.without(fields, bare, NOT_CUT)
-    return merge(call.labels, (field for fields in found for field in fields))
+    return merge_fields(call.labels, (field for fields in found for field in fields))
 
 
-def _wide(tensor: Tensor, rank: int) -> frozenset[int]:
+def _wide_dims(tensor: Tensor, rank: int) -> frozenset[int]:
     """Dimensions along which elements may differ; where one was expanded it is the same for any size."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return frozenset(
@@ -59,7 +63,7 @@ def weight_norm(call: Call) -> Sequence[Fields]:
     return [pointwise(call)[0], ()]
 
 
-def along_last(count: int) -> Rule:
+def along_last_dims(count: int) -> Rule:
     """Works on the last dimensions, such as pooling: what comes before them is left as it is."""
 
     def rule(call: Call) -> Sequence[Fields]:
@@ -76,7 +80,7 @@ def reduce(call: Call) -> Sequence[Fields]:
     return _reduced(call, call.record.of_weights(call.tensors[0]))
 
 
-def added_up(call: Call) -> Sequence[Fields]:
+def sum_rule(call: Call) -> Sequence[Fields]:
     """Adds up along its dimensions: zeros may go."""
     return _reduced(call, True)
 
@@ -88,7 +92,7 @@ def _reduced(call: Call, lossless: bool) -> Sequence[Fields]:
     dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
     fields = call.fields(tensor)
     if lossless:
-        fields = tuple(field for field in fields if not varying(field) & dims)
+        fields = tuple(field for field in fields if not varying_dims(field) & dims)
     else:
         fields = call.without(fields, dims, f"is mixed along its dimension by {call.name}")
     reduced = tuple(field.squeeze(tuple(dims)) for field in fields)
@@ -119,8 +123,8 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
     for operand, dim in zip(operands, dims, strict=True):
         fields = call.fields(operand)
         others = frozenset(range(8)) - batch - {dim}
-        along = call.disjoint(tuple(field for field in fields if dim in varying(field)))
-        passed.append(call.disjoint(tuple(field for field in fields if dim not in varying(field))))
+        along = call.disjoint(tuple(field for field in fields if dim in varying_dims(field)))
+        passed.append(call.disjoint(tuple(field for field in fields if dim not in varying_dims(field))))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
             call.record.make(field)
@@ -138,7 +142,7 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         first, *rest = (field for side in lined for field in side)
         for field in rest:
             call.labels.couple(first, field)
-    return merge(call.labels, (*passed[0], *passed[1]))
+    return merge_fields(call.labels, (*passed[0], *passed[1]))
 
 
 def matmul(call: Call) -> Sequence[Fields]:
@@ -146,24 +150,24 @@ def matmul(call: Call) -> Sequence[Fields]:
     *added, left, right = call.tensors
     inner = (left.ndim - 1, max(0, right.ndim - 2))
     fields = _contract(call, [left, right], inner, frozenset(range(left.ndim - 2)))
-    summed = [field for field in call.fields(left) if inner[0] in varying(field)] or [
-        field for field in call.fields(right) if inner[1] in varying(field)
+    summed = [field for field in call.fields(left) if inner[0] in varying_dims(field)] or [
+        field for field in call.fields(right) if inner[1] in varying_dims(field)
     ]
     call.record.multiply([*fields, *summed[:1]], [left, right])
     if not call.record.of_weights(left) and not call.record.of_weights(right):
         for field in fields:
-            if max(varying(field)) < left.ndim - 2:
+            if max(varying_dims(field)) < left.ndim - 2:
                 call.record.attend(field)
     rank = call.outputs[0].ndim
     for tensor in added:
-        more = tuple(align(field, rank) for field in call.fields(tensor))
+        more = tuple(align_rank(field, rank) for field in call.fields(tensor))
         if not more and not call.is_uniform(tensor):
-            call.without(fields, _wide(tensor, rank), NOT_CUT)
-        fields = merge(call.labels, (*fields, *more))
+            call.without(fields, _wide_dims(tensor, rank), NOT_CUT)
+        fields = merge_fields(call.labels, (*fields, *more))
     return [fields]
 
 
-def _line(call: Call, candidates: list[Tensor]) -> Tensor:
+def _weight_axis(call: Call, candidates: list[Tensor]) -> Tensor:
     """Coupled lines as one, or the label of what nothing cuts."""
     first, *others = candidates or [torch.zeros(1, dtype=torch.int64)]
     for other in others:
@@ -179,21 +183,21 @@ def convolution(call: Call) -> Sequence[Fields]:
     labels = call.labels
     spatial = frozenset(range(2, image.ndim))
     found = call.without(call.fields(image), spatial, "varies along positions where it is convolved")
-    through = tuple(field for field in found if 1 not in varying(field))
+    through = tuple(field for field in found if 1 not in varying_dims(field))
     found = call.without(
-        tuple(field for field in found if 1 in varying(field)), frozenset({0}), "varies along the batch"
+        tuple(field for field in found if 1 in varying_dims(field)), frozenset({0}), "varies along the batch"
     )
     sides = []
     for dim in (inward, outward):
-        along = tuple(field for field in call.fields(weight) if dim in varying(field))
+        along = tuple(field for field in call.fields(weight) if dim in varying_dims(field))
         along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
         sides.append([field.flatten() for field in along])
     for field in sides[0]:
         call.record.read(field)
     channels, outputs = image.shape[1], call.outputs[0].shape[1]
-    inner, outer = (_line(call, side) for side in sides)
+    inner, outer = (_weight_axis(call, side) for side in sides)
     uniform = call.is_uniform(image) and groups == 1
-    read = (inner if uniform else _line(call, [field.flatten() for field in found])).expand(channels)
+    read = (inner if uniform else _weight_axis(call, [field.flatten() for field in found])).expand(channels)
     grid = read.view(groups, -1)
     unread = "reads what nothing cuts"
     if groups == 1:
@@ -220,4 +224,4 @@ def convolution(call: Call) -> Sequence[Fields]:
             labels.couple(made, field)
     call.record.make(made)
     call.record.multiply([*sides[0][:1], *sides[1][:1]], [weight])
-    return [merge(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]
+    return [merge_fields(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.units.groups import UnitGroup, Units
-from lightning_prune.units.slices import Slice
+from lightning_prune.units.slices import AxisSlice
 
 _Line = tuple[str, int]  # a tensor's name and a dimension
 _Unit = list[tuple[_Line, int]]  # lines, and how far along each
@@ -115,9 +115,9 @@ def _slices(
     index: Mapping[_Line, Tensor],
     scaling: Collection[_Line] = (),
     readers: Collection[_Line] = (),
-) -> tuple[Slice, ...]:
+) -> tuple[AxisSlice, ...]:
     return tuple(
-        Slice(name, tensors[name], dim, index[name, dim], (name, dim) in scaling, (name, dim) in readers)
+        AxisSlice(name, tensors[name], dim, index[name, dim], (name, dim) in scaling, (name, dim) in readers)
         for name, dim in lines
     )
 

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.channels.graph.calls import Call, Rule
-from lightning_prune.channels.graph.label_fields import Fields, align, product, shrink, varying
+from lightning_prune.channels.graph.label_fields import (
+    Fields,
+    align_rank,
+    couple_across,
+    drop_constant_dims,
+    varying_dims,
+)
 
 
 def same(call: Call) -> Sequence[Fields]:
@@ -35,7 +41,7 @@ def _fits(varied: int, size: int) -> bool:
 def copy(call: Call) -> Sequence[Fields]:
     """What was there is gone: labels are those of the source."""
     target, source = call.tensors
-    return [tuple(align(field, target.ndim) for field in call.fields(source))]
+    return [tuple(align_rank(field, target.ndim) for field in call.fields(source))]
 
 
 def _moved(call: Call, run: Callable[..., Any]) -> list[list[Tensor]]:
@@ -55,12 +61,12 @@ def _moved(call: Call, run: Callable[..., Any]) -> list[list[Tensor]]:
         args, kwargs = tree_map(labelled, (call.args, call.kwargs))
         leaves = [leaf for leaf in tree_leaves(run(*args, **kwargs)) if torch.is_tensor(leaf)]
         for result, leaf in zip(results, leaves, strict=True):
-            result.append(shrink(call.labels, leaf))
+            result.append(drop_constant_dims(call.labels, leaf))
     return results
 
 
 def _fields(fields: list[Tensor]) -> Fields:
-    return tuple(field for field in fields if varying(field))
+    return tuple(field for field in fields if varying_dims(field))
 
 
 def move(call: Call) -> Sequence[Fields]:
@@ -74,12 +80,12 @@ def reshape(call: Call) -> Sequence[Fields]:
     (moved,) = _moved(call, lambda tensor, *_, **__: tensor.reshape(call.outputs[0].shape))
     folded = []
     for old, new in zip(before, moved, strict=True):
-        dims = sorted(varying(new))
-        if len(dims) > len(varying(old)) == 1:
+        dims = sorted(varying_dims(new))
+        if len(dims) > len(varying_dims(old)) == 1:
             free = [dims[call.record.split([new.shape[dim] for dim in dims])]]
         else:
-            free = dims[len(dims) - len(varying(old)) :]
-        folded.append(product(call.labels, new, free))
+            free = dims[len(dims) - len(varying_dims(old)) :]
+        folded.append(couple_across(call.labels, new, free))
     return [_fields(folded)]
 
 
@@ -87,15 +93,15 @@ def pixel_shuffle(call: Call) -> Sequence[Fields]:
     """Positions made of channels: those go together."""
     (moved,) = _moved(call, call.func)
     channel = call.outputs[0].ndim - 3
-    return [_fields([product(call.labels, field, [channel]) for field in moved])]
+    return [_fields([couple_across(call.labels, field, [channel]) for field in moved])]
 
 
 def concatenate(call: Call) -> Sequence[Fields]:
     """Labels side by side; along all other dimensions the parts agree."""
     (moved,) = _moved(call, call.func)
-    before = [varying(field) for tensor in call.tensors for field in call.fields(tensor)]
+    before = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
     free = frozenset[int]().union(*before)
-    return [_fields([product(call.labels, field, free) for field in moved])]
+    return [_fields([couple_across(call.labels, field, free) for field in moved])]
 
 
 def stack(call: Call) -> Sequence[Fields]:
@@ -103,7 +109,7 @@ def stack(call: Call) -> Sequence[Fields]:
     (moved,) = _moved(call, call.func)
     dim = (call.argument("dim") or 0) % call.outputs[0].ndim
     free = frozenset(range(call.outputs[0].ndim)) - {dim}
-    return [_fields([product(call.labels, field, free) for field in moved])]
+    return [_fields([couple_across(call.labels, field, free) for field in moved])]
 
 
 def split(call: Call) -> Sequence[Fields]:
@@ -142,7 +148,7 @@ def cut_out(call: Call) -> Sequence[Fields]:
         call.without(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
     else:
         for field in call.fields(tensor):
-            if dim in varying(field):
+            if dim in varying_dims(field):
                 first, *rest = field.split(length, dim)
                 for part in rest:
                     call.labels.couple(first, part)
@@ -165,7 +171,7 @@ def embedding(call: Call) -> Sequence[Fields]:
     """Rows by position; the columns are what it makes."""
     weight, indices = call.args[:2]
     fields = call.without(call.fields(weight), frozenset({0}), "is addressed by position (embedding)")
-    return [tuple(align(field.view(-1), indices.ndim + 1) for field in fields)]
+    return [tuple(align_rank(field.view(-1), indices.ndim + 1) for field in fields)]
 
 
 def rolled(call: Call) -> Sequence[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_prune.channels.graph.calls import Call
-from lightning_prune.channels.graph.label_fields import Fields, merge
+from lightning_prune.channels.graph.label_fields import Fields, merge_fields
 
 
 def batch_norm(call: Call) -> Sequence[Fields]:
@@ -21,7 +21,7 @@ def batch_norm(call: Call) -> Sequence[Fields]:
         call.record.scale(field)
     if not fields:
         call.freeze(tuple(own), "normalises what nothing cuts")
-    return [merge(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]
+    return [merge_fields(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]
 
 
 def group_norm(call: Call) -> Sequence[Fields]:

@@ -9,14 +9,14 @@ import torch
 
 from lightning_prune.channels.graph.calls import Call, Rule
 from lightning_prune.channels.graph.coupling_rules import (
-    added_to,
-    added_up,
-    along_last,
+    along_last_dims,
     convolution,
     glu,
+    in_place_add,
     matmul,
     pointwise,
     reduce,
+    sum_rule,
     weight_norm,
 )
 from lightning_prune.channels.graph.label_fields import Fields
@@ -68,16 +68,16 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (picked(rolled), "roll flip"),
     (pad, "constant_pad_nd"),
     (embedding, "embedding"),
-    (along_last(1), "reflection_pad1d replication_pad1d avg_pool1d upsample_nearest1d upsample_linear1d"),
-    (along_last(2), "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d"),
-    (along_last(2), "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d"),
-    (along_last(2), "_upsample_bilinear2d_aa reflection_pad2d replication_pad2d"),
-    (along_last(3), "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
-    (along_last(3), "upsample_nearest3d upsample_trilinear3d"),
-    (added_up, "sum linalg_vector_norm"),
+    (along_last_dims(1), "reflection_pad1d replication_pad1d avg_pool1d upsample_nearest1d upsample_linear1d"),
+    (along_last_dims(2), "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d"),
+    (along_last_dims(2), "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d"),
+    (along_last_dims(2), "_upsample_bilinear2d_aa reflection_pad2d replication_pad2d"),
+    (along_last_dims(3), "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
+    (along_last_dims(3), "upsample_nearest3d upsample_trilinear3d"),
+    (sum_rule, "sum linalg_vector_norm"),
     (reduce, "norm mean amax amin max min var var_mean std argmax argmin prod"),
     (reduce, "_softmax _log_softmax _safe_softmax cumsum"),
-    (added_to, "index_add scatter_add"),
+    (in_place_add, "index_add scatter_add"),
     (weight_norm, "_weight_norm_interface"),
     (glu, "glu"),
     (matmul, "mm addmm bmm baddbmm mv dot vdot"),
@@ -100,7 +100,7 @@ def rule_for(func: Any) -> Rule:
     return pointwise if torch.Tag.pointwise in func.tags else unknown
 
 
-def alike(func: Any) -> bool:
+def keeps_uniform(func: Any) -> bool:
     """Whether an op makes something with one value everywhere of what has one: not so sums along positions."""
     return (
         rule_for(func) in (same, pointwise, move, reshape)

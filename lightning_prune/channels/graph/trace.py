@@ -15,9 +15,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_prune.channels.graph.calls import Call
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.labels import Labels
-from lightning_prune.channels.graph.liveness import Step, Tape, step_of
-from lightning_prune.channels.graph.rules import FILLED, alike, rule_for
-from lightning_prune.core.probes import Deadline, lean_copy, plain_attention
+from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder, op_record
+from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
+from lightning_prune.core.probes import Deadline, copy_sharing_weights, math_attention
 
 Split: TypeAlias = Callable[[Sequence[int]], int]
 
@@ -26,22 +26,22 @@ _KINDS = (2, 3)  # queries, keys and values, or keys and values
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-def last(sizes: Sequence[int]) -> int:
+def last_dim(sizes: Sequence[int]) -> int:
     """The last of several dimensions: channels within groups."""
     return len(sizes) - 1
 
 
-def heads(sizes: Sequence[int]) -> int:
+def head_dim(sizes: Sequence[int]) -> int:
     """Attention heads: the first, or the second where the first tells queries, keys and values apart."""
     return int(len(sizes) > 2 and sizes[0] in _KINDS)
 
 
-def split_heads(sizes: Sequence[int]) -> int:
+def split_head_dim(sizes: Sequence[int]) -> int:
     """The same, where queries, keys and values are told apart first, and heads in a second step."""
     return int(sizes[0] in _KINDS)
 
 
-def first(sizes: Sequence[int]) -> int:
+def first_dim(sizes: Sequence[int]) -> int:
     """The first of several dimensions: whole groups."""
     return 0
 
@@ -62,7 +62,7 @@ class Trace(TorchDispatchMode):
             and the names of the weights.
     """
 
-    def __init__(self, model: nn.Module, split: Split = last, deadline: Deadline | None = None) -> None:
+    def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
         self.divided = False
@@ -82,7 +82,7 @@ class Trace(TorchDispatchMode):
         self._fields: Any = WeakTensorKeyDictionary()
         self._weights: Any = WeakTensorKeyDictionary()
         self._uniform: Any = WeakTensorKeyDictionary()
-        self._steps: list[tuple[Step, bool]] = []
+        self._steps: list[tuple[OpRecord, bool]] = []
         tensors = {
             name: tensor
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -151,9 +151,9 @@ class Trace(TorchDispatchMode):
             ValueError: If the model does not run the same ops as its copy.
         """
         self._counting = count
-        copied = lean_copy(model)
-        with torch.no_grad(), plain_attention():
-            with (tape := Tape()):
+        copied = copy_sharing_weights(model)
+        with torch.no_grad(), math_attention():
+            with (tape := OpRecorder()):
                 result = run(copied)
             live = tape.live((result, [*copied.parameters(), *copied.buffers()]))
             self._steps = list(zip(tape.steps, live, strict=True))[::-1]
@@ -185,24 +185,24 @@ class Trace(TorchDispatchMode):
 
     def make(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
-        self._made.append(_own(field))
+        self._made.append(_flat_copy(field))
 
     def read(self, field: Tensor) -> None:
         """Notes labels along which a contraction sums over a weight."""
-        self._read.append(_own(field))
+        self._read.append(_flat_copy(field))
 
     def attend(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
-        self._heads.append(_own(field))
+        self._heads.append(_flat_copy(field))
 
     def scale(self, field: Tensor) -> None:
         """Notes labels of the scale of a batch norm."""
-        self._scales.append(_own(field))
+        self._scales.append(_flat_copy(field))
 
     def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
         names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
-        self._factors = [_own(line) for line in lines], frozenset().union(*names)
+        self._factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
@@ -210,7 +210,7 @@ class Trace(TorchDispatchMode):
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
         step, live = self._steps.pop() if self._steps else (None, False)
-        self._check(step == step_of(func, outputs))
+        self._check(step == op_record(func, outputs))
         call = Call(self, func, args, kwargs, outputs)
         if all(tensor in self._weights for tensor in call.tensors):
             names = frozenset[str]().union(*(self._weights[tensor] for tensor in call.tensors))
@@ -226,7 +226,7 @@ class Trace(TorchDispatchMode):
             with self.labels.lenient(not live):
                 passed = rule_for(func)(call)
             for output, fields in zip(call.outputs, passed, strict=True):
-                if func._schema.is_mutable and _is_part(output):
+                if func._schema.is_mutable and _is_view(output):
                     self._check_unchanged(output, fields)
                 self._fields[output] = self._bounded(fields)
         if macs and self._counting:
@@ -241,7 +241,7 @@ class Trace(TorchDispatchMode):
                 if tensor.untyped_storage().data_ptr() in memory:
                     del self._uniform[tensor]
         elif call.name in FILLED or (
-            call.tensors and all(map(self.is_uniform, call.tensors)) and alike(call.func)
+            call.tensors and all(map(self.is_uniform, call.tensors)) and keeps_uniform(call.func)
         ):
             self._uniform.update((output, True) for output in call.outputs)
 
@@ -277,10 +277,10 @@ def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
-def _own(field: Tensor) -> Tensor:
+def _flat_copy(field: Tensor) -> Tensor:
     """Its labels, in memory of their own: a view would keep all that it is a part of."""
     return field.flatten().clone()
 
 
-def _is_part(tensor: Tensor) -> bool:
+def _is_view(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
