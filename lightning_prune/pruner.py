@@ -112,7 +112,7 @@ class Pruner:
         self._schedule = schedule
         shards = shards_of(model)
         wanted = structure.needs_example or selector.needs_example
-        if wanted and shards.divided:
+        if wanted and shards.sharded:
             raise ValueError(
                 f"{structure!r} with {selector!r} follows an example through the model, whose parameters are"
                 " divided among processes: take Unstructured() with budget='units', or keep the model whole, as"
@@ -135,7 +135,7 @@ class Pruner:
 
     def _refuses(self, group: UnitGroup, shards: Shards) -> str | None:
         why = self._selector.refuses(group) or self._criterion.refuses(group)
-        if why is None and shards.divided:
+        if why is None and shards.sharded:
             why = self._refuses_divided(group)
         if why is None and Needs.ACTIVATION in self._criterion.needs and not self._layers[group.name]:
             return f"{self._criterion!r} needs an ungrouped layer that is called on the units"
@@ -228,15 +228,15 @@ class Pruner:
                 while nothing was seen since the last event.
             scale: What gradients are multiples of: that of the loss.
         """
-        inputs = self.watch_inputs()
+        inputs = self.input_hooks()
         with nullcontext() if inputs is None else inputs.look(batch, lambda: scale):
             yield
         if inputs is not None:
             inputs.end_step()
 
-    def watch_inputs(self) -> InputHooks | None:
+    def input_hooks(self) -> InputHooks | None:
         """The same in parts, for micro-batches and steps that a loss scaler may skip."""
-        return self._seen.watch_inputs()
+        return self._seen.input_hooks()
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:

@@ -182,7 +182,7 @@ def test_moments_that_fall_together_are_one_event() -> None:
 EVENTS = Event(2, 0.25), Event(4, 0.5), Event(6, 1.0)
 
 
-def agenda(*events: Event) -> EventQueue:
+def queue(*events: Event) -> EventQueue:
     """At its beginning."""
     found = EventQueue(0.5)
     found.timetable = Timetable(TimeUnit.EPOCH, events)
@@ -196,7 +196,7 @@ def handle(own: EventQueue, epoch: int, event: Event) -> None:
 
 def test_the_latest_event_that_passed_is_due_once() -> None:
     first, second, third = EVENTS
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     assert own.due(1) is None
     assert own.due(2) is first
     assert own.due(5) is second
@@ -213,7 +213,7 @@ def test_the_latest_event_that_passed_is_due_once() -> None:
 
 
 def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     handle(own, 4, EVENTS[1])
     own.timetable = Timetable(TimeUnit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
     assert own.due(4) == Event(3, 1.0)
@@ -228,7 +228,7 @@ def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
 
 
 def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     handle(own, 3, EVENTS[0])
     own.resume(anew=True)
     assert own.due(3) is None  # others are to come
@@ -240,7 +240,7 @@ def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
 
 
 def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     handle(own, 6, EVENTS[2])
     own.call_off(0.25)
     assert own.over
@@ -250,7 +250,7 @@ def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
 
 
 def test_what_was_not_given_is_lacking_if_that_is_taken_back() -> None:
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     own.handle(6, EVENTS[2], 0.75)
     assert own.over
     own.resume(anew=False)
@@ -259,7 +259,7 @@ def test_what_was_not_given_is_lacking_if_that_is_taken_back() -> None:
 
 @pytest.mark.parametrize(("target", "lacking"), [(0.6, True), (0.5, False), (0.4, False)])
 def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacking: bool) -> None:
-    own = agenda(*EVENTS)
+    own = queue(*EVENTS)
     handle(own, 6, EVENTS[2])
     again = EventQueue(target)
     again.timetable = own.timetable
@@ -270,7 +270,7 @@ def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacki
 
 def test_an_event_before_the_first_batch_is_due_at_once() -> None:
     (event,) = OneShot(0).timetable(fit(3)).events
-    assert agenda(event).due(0) is event
+    assert queue(event).due(0) is event
     assert event == Event(0, 1.0)
 
 

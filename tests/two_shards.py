@@ -54,12 +54,12 @@ class Parts(Lit):
     def __init__(self, optimizer: Any = lambda p: SGD(p, 0.05, momentum=0.9)) -> None:
         super().__init__(optimizer)
         self.net = network()
-        self.divided = False
+        self.sharded = False
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None and not self.divided:
+        if self.device_mesh is not None and not self.sharded:
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
-            self.divided = True
+            self.sharded = True
 
 
 class ByHand(Parts):
@@ -118,7 +118,7 @@ class Before(Callback):
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.weights.append(whole(self.parameters))
-        pruner = self.pruning._subject.pruner
+        pruner = self.pruning._network.pruner
         self.scores.append(pruner.scores() if pruner.ready else {})
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -201,7 +201,7 @@ class Heal(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         for parameter in module.parameters():
             held(parameter.grad).nan_to_num_(0, 0, 0)
-        statistics = self.pruning._subject.pruner._seen.statistics
+        statistics = self.pruning._network.pruner._seen.statistics
         self.counts.append({int(each.count) for each in statistics.values()})
 
 

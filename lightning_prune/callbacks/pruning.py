@@ -104,12 +104,12 @@ class PruningCallback(Callback):
         self.guard = guard
         self.compact = compact
         self.name = name
-        self._subject = PrunedNetwork()
-        self._sight = ExampleInput()
+        self._network = PrunedNetwork()
+        self._example_input = ExampleInput()
         self._module: LightningModule | None = None
         self._load_hook: LoadHook | None = None
-        self._gathering: StepHooks | None = None
-        self._rounds = self._new_rounds()
+        self._step_hooks: StepHooks | None = None
+        self._events = self._new_rounds()
         self._global_step = 0
         self._history = History()
         self._loaded: dict[str, Any] | None = None
@@ -133,7 +133,7 @@ class PruningCallback(Callback):
     @property
     def settled(self) -> bool:
         """Whether no pruning event is left in this fit and, with a guard, the present round is good."""
-        return not self.events_left and (self._subject.plan is not None or self._rounds.good(self._history))
+        return not self.events_left and (self._network.plan is not None or self._events.good(self._history))
 
     @property
     def sparsity(self) -> float:
@@ -143,12 +143,12 @@ class PruningCallback(Callback):
     @property
     def events_left(self) -> bool:
         """Whether a pruning event is left in this fit."""
-        return self._subject.plan is None and not self._rounds.agenda.over
+        return self._network.plan is None and not self._events.queue.over
 
     @property
     def undone(self) -> bool:
         """Whether the guard has gone back to an earlier network when the fit ended."""
-        return self._rounds.undone
+        return self._events.undone
 
     @property
     def report(self) -> Report:
@@ -161,7 +161,7 @@ class PruningCallback(Callback):
         model = shown.subject.model
         if model is None or shown.subject.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        return shown.report(self._sight.example(model))
+        return shown.report(self._example_input.example(model))
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
         """The report of a network out of a checkpoint; what this callback is in charge of does not matter.
@@ -180,7 +180,7 @@ class PruningCallback(Callback):
     def _shown(self) -> View:
         """The network as it is: until a fit takes over what was loaded, that is what it holds."""
         if self._loaded is None or self._module is None:
-            return View(self._subject, self._history, self._rounds)
+            return View(self._network, self._history, self._events)
         return View.of_saved(self._module, self._loaded, self._new_rounds())
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
@@ -226,46 +226,46 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over a loaded state, and the model with it unless that must wait for a batch."""
-        if trainer.global_step == 0 or not self._subject.bound_to(pl_module):
+        if trainer.global_step == 0 or not self._network.bound_to(pl_module):
             # there are steps in a run resumed from a checkpoint that knew nothing of pruning
-            self._rounds.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+            self._events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
         check_strategy(trainer.strategy, self._needs_whole)
         if self._loaded is not None and self._loaded["agenda"]["steps"] > trainer.global_step:
             # before this fit a tuner saved, and brought back, what an earlier one left: no place in this one
-            self._loaded = self._loaded | self._rounds.state_dict()
+            self._loaded = self._loaded | self._events.state_dict()
         check_launcher(trainer, self.compact)
-        self._rounds.begin_fit(trainer)
+        self._events.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._logged = None
-        self._sight = ExampleInput()
+        self._example_input = ExampleInput()
         if not self.needs_example:
             self._begin(trainer, pl_module)
 
     def _learn(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *, aside: bool = False) -> None:
         """Takes from a first batch what only one can tell; aside if no step is to come."""
         if self.compact or self.needs_example:
-            self._sight.find_probe(trainer, pl_module, batch)
-        if self._gathering is None:
+            self._example_input.find_probe(trainer, pl_module, batch)
+        if self._step_hooks is None:
             self._begin(trainer, pl_module)
-        if not self._subject.divided:  # it would take all processes to run it for a report
-            self._sight.see_forward(trainer, pl_module, batch, aside=aside)
+        if not self._network.sharded:  # it would take all processes to run it for a report
+            self._example_input.capture_forward(trainer, pl_module, batch, aside=aside)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Binds to the model and its optimizers."""
         if self._loaded is not None:
-            self._rounds.check_state(read_state(self._loaded), training_objects(trainer, pl_module))
-        self.bind(pl_module, self._sight.probe)
+            self._events.check_state(read_state(self._loaded), training_objects(trainer, pl_module))
+        self.bind(pl_module, self._example_input.probe)
         self._check_neighbours(trainer)
-        self._rounds.check(pl_module)
-        subject, agenda = self._subject, self._rounds.agenda
+        self._events.check(pl_module)
+        subject, queue = self._network, self._events.queue
         assert subject.store is not None
-        self._gathering = StepHooks(subject.pruner, subject.store, agenda, trainer.optimizers)
+        self._step_hooks = StepHooks(subject.pruner, subject.store, queue, trainer.optimizers)
         self._history.begin_fit(monitored_metric(trainer) if self.guard is None else self.guard.monitor)
         self._mask_averages(trainer)
 
     @property
     def _steps(self) -> int:
-        return self._rounds.agenda.steps
+        return self._events.queue.steps
 
     @property
     def needs_example(self) -> bool:
@@ -294,23 +294,23 @@ class PruningCallback(Callback):
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
         """
         saved = None if self._loaded is None else read_state(self._loaded)
-        known = self._subject.bound_to(model)
+        known = self._network.bound_to(model)
         if saved is not None and saved["pruner"]["plan"] is not None:
-            self._subject.bind_saved(model, saved["pruner"])
+            self._network.bind_saved(model, saved["pruner"])
             notes: list[str] = []
         else:
             found = None if saved is None else saved["pruner"]
-            notes = self._subject.bind(model, lambda: self._new_pruner(model, example), found)
+            notes = self._network.bind(model, lambda: self._new_pruner(model, example), found)
         if not known:
             self._history = History()
         if saved is not None:
             self._take_over(saved, notes)
             self._loaded = None
-        self._subject.count()
+        self._network.count()
 
     def _check_neighbours(self, trainer: Trainer) -> None:
-        assert self._subject.model is not None
-        averages = averages_in_callbacks(trainer, self._subject.model)
+        assert self._network.model is not None
+        averages = averages_in_callbacks(trainer, self._network.model)
         if averages and (self.rewind is not None or self.guard is not None):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
@@ -318,8 +318,8 @@ class PruningCallback(Callback):
             )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, PruningCallback) and other is not self:
-                shared = sorted(self._subject.chosen & other._subject.chosen)
-                if shared and other._subject.model is self._subject.model:
+                shared = sorted(self._network.chosen & other._network.chosen)
+                if shared and other._network.model is self._network.model:
                     raise ValueError(
                         f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                         " that keep them apart."
@@ -336,15 +336,15 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, unless the network is to be compacted first."""
-        if self._gathering is None or not (self._sight.forward_seen or self._subject.divided):
+        if self._step_hooks is None or not (self._example_input.forward_captured or self._network.sharded):
             self._catch_up(trainer, pl_module)
-        if self._gathering is None:
+        if self._step_hooks is None:
             return
         self._end_epoch(trainer, trainer.current_epoch - 1)
-        pruner = self._subject.pruner
-        if pruner is not None and self._rounds.finish(trainer, pl_module, pruner, self._history):
+        pruner = self._network.pruner
+        if pruner is not None and self._events.finish(trainer, pl_module, pruner, self._history):
             self._note(trainer)
-        if pruner is not None and not self._rounds.agenda.over:
+        if pruner is not None and not self._events.queue.over:
             stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
@@ -354,22 +354,22 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compacts: others have had their ``on_train_end``, and the strategy has let go of the model."""
-        resumed = self._loaded is not None or self._subject.plan is not None
-        if self._gathering is None and resumed and trainer.train_dataloader is not None:
+        resumed = self._loaded is not None or self._network.plan is not None
+        if self._step_hooks is None and resumed and trainer.train_dataloader is not None:
             # Lightning had nothing to do, and has called no hook of training
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
-        if self._gathering is None:
+        if self._step_hooks is None:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
             return
         if not self.compact:
             return
-        subject = self._subject
-        probe = self._sight.probe
+        subject = self._network
+        probe = self._example_input.probe
         if subject.pruner is not None and probe is not None and subject.sparsity > 0:
             probe = probe.to(pl_module.device)
             averages = averages_in_callbacks(trainer, pl_module)
-            example = self._sight.example(pl_module)
+            example = self._example_input.example(pl_module)
             subject.compact_(probe, example, trainer.optimizers, averages, self.report)
         write_report(trainer, self.report, self._folder, self.name)
 
@@ -381,8 +381,8 @@ class PruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing on the model, after an error or Ctrl-C, be it in the middle of an event."""
-        if self._gathering is not None and self._subject.store is not None:
-            self._subject.store.apply_()
+        if self._step_hooks is not None and self._network.store is not None:
+            self._network.store.apply_()
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -390,11 +390,11 @@ class PruningCallback(Callback):
         self._release()
 
     def _release(self) -> None:
-        self._sight.release()
+        self._example_input.release()
         if self._load_hook is not None:
             self._load_hook.release()
-        if self._gathering is not None:
-            self._gathering.release()
+        if self._step_hooks is not None:
+            self._step_hooks.release()
 
     # --- events
 
@@ -403,8 +403,8 @@ class PruningCallback(Callback):
         # the module's own on_train_epoch_end, which may log the metric, comes after that of this callback
         self._end_epoch(trainer, trainer.current_epoch - 1)
         self._history.begin_epoch(trainer.callback_metrics)
-        if self._gathering is not None:
-            self._gathering.watch(trainer.optimizers)
+        if self._step_hooks is not None:
+            self._step_hooks.watch(trainer.optimizers)
             self._advance(trainer, pl_module)
 
     def on_train_batch_start(
@@ -412,24 +412,24 @@ class PruningCallback(Callback):
     ) -> None:
         """Prunes before a batch, for moments in steps; the first one is an example, where one is needed."""
         self._learn(trainer, pl_module, batch)
-        if (pruner := self._subject.pruner) is not None:
-            self._rounds.hold(trainer, pl_module, pruner, batch)
+        if (pruner := self._network.pruner) is not None:
+            self._events.hold(trainer, pl_module, pruner, batch)
         self._advance(trainer, pl_module, batch_idx)
-        cast(StepHooks, self._gathering).begin_batch(trainer, batch_idx)
+        cast(StepHooks, self._step_hooks).begin_batch(trainer, batch_idx)
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule, batch: int = 0) -> None:
-        pruner = self._subject.pruner
-        if pruner is None or not self._rounds.advance(trainer, pl_module, pruner, self._history, batch):
+        pruner = self._network.pruner
+        if pruner is None or not self._events.advance(trainer, pl_module, pruner, self._history, batch):
             return
         self._note(trainer)
-        agenda = self._rounds.agenda
-        if agenda.over and not agenda.stopped and self._subject.sparsity == 0:
+        queue = self._events.queue
+        if queue.over and not queue.stopped and self._network.sparsity == 0:
             raise RuntimeError(f"{self.selector!r} removed nothing at the last pruning event.")
         self._mask_averages(trainer)
 
     def _mask_averages(self, trainer: Trainer) -> None:
         """What is averaged from now on is 0 where masked, so that the average stays 0."""
-        subject = self._subject
+        subject = self._network
         assert subject.model is not None
         assert subject.store is not None
         held = [*averaged_by_callbacks(trainer), *averaged_names(subject.model).items()]
@@ -444,12 +444,12 @@ class PruningCallback(Callback):
                 subject.store.apply_to_average_(average)
 
     def _note(self, trainer: Trainer) -> None:
-        self._subject.count()
-        sparsity = self._subject.sparsity
+        self._network.count()
+        sparsity = self._network.sparsity
         self._history.prune(trainer.current_epoch, self._steps, sparsity)
         removed = {
             f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size
-            for layer in self._subject.layers
+            for layer in self._network.layers
         }
         for logger in trainer.loggers:
             logger.log_metrics({"prune/sparsity": sparsity} | removed, step=self._steps)
@@ -460,11 +460,11 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Gradients are there, unscaled and not clipped."""
-        cast(StepHooks, self._gathering).before_step(trainer, pl_module, optimizer)
+        cast(StepHooks, self._step_hooks).before_step(trainer, pl_module, optimizer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under manual optimization they are there now, before the user may clip them."""
-        cast(StepHooks, self._gathering).after_backward(trainer, pl_module)
+        cast(StepHooks, self._step_hooks).after_backward(trainer, pl_module)
 
     def _stepped(self, trainer: Trainer) -> bool:
         """Whether the present batch stepped, with however many optimizers: not while gradients accumulate."""
@@ -481,8 +481,8 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Counts, shows the sparsity in the progress bar, and offers it to other callbacks."""
-        cast(StepHooks, self._gathering).end_batch(pl_module)
-        self._rounds.agenda.steps += self._stepped(trainer)
+        cast(StepHooks, self._step_hooks).end_batch(pl_module)
+        self._events.queue.steps += self._stepped(trainer)
         self._global_step = trainer.global_step
         sparsity = self._history.sparsity
         if batch_idx == 0 or sparsity != self._logged:
@@ -496,14 +496,14 @@ class PruningCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the monitored metric beside the sparsity that it was measured at."""
         if trainer.sanity_checking:
-            self._rounds.check_logged(trainer)
+            self._events.check_logged(trainer)
         elif trainer.state.fn == TrainerFn.FITTING:
             self._history.end_validation(trainer.callback_metrics, trainer.current_epoch, self._steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does the same for a metric of training steps, and ends a look at a batch that the module skipped."""
-        if self._gathering is not None:
-            self._gathering.abandon_batch()
+        if self._step_hooks is not None:
+            self._step_hooks.abandon_batch()
         self._end_epoch(trainer, trainer.current_epoch)
 
     def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
@@ -515,17 +515,17 @@ class PruningCallback(Callback):
         """Masks, statistics, position and history: tensors and plain values only."""
         if self._loaded is not None:  # and not taken over yet
             return self._loaded
-        if self._subject.store is None:
+        if self._network.store is None:
             return {}
         state = {
             "version": STATE_VERSION,
             "settings": self._settings(),
-            "pruner": self._subject.state_dict(),
-            **self._rounds.state_dict(),
+            "pruner": self._network.state_dict(),
+            **self._events.state_dict(),
             **self._history.state_dict(),
         }
         trainer = None if self._module is None else self._module._trainer
-        if self._gathering is not None and trainer is not None:
+        if self._step_hooks is not None and trainer is not None:
             # another callback may save it after a step, before this one has counted the step
             state["agenda"]["steps"] += self._stepped(trainer)
         return state
@@ -538,16 +538,16 @@ class PruningCallback(Callback):
         """
         read_state(state_dict)
         self._loaded = state_dict
-        if self._gathering is not None or self._subject.plan is not None:  # in a fit, or compacted
-            self.bind(cast(nn.Module, self._subject.model), self._sight.probe)
+        if self._step_hooks is not None or self._network.plan is not None:  # in a fit, or compacted
+            self.bind(cast(nn.Module, self._network.model), self._example_input.probe)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets what earlier runs left that is of no use here; minds the shapes of what is loaded."""
         self._loaded = None
-        self._gathering = None
+        self._step_hooks = None
         self._module = pl_module
-        if stage == TrainerFn.FITTING and self._subject.model is not pl_module:
-            self._subject.forget()
+        if stage == TrainerFn.FITTING and self._network.model is not pl_module:
+            self._network.forget()
         self._load_hook = LoadHook(pl_module, lambda checkpoint: self._loading(trainer, pl_module, checkpoint))
 
     def _loading(
@@ -556,16 +556,16 @@ class PruningCallback(Callback):
         state = callback_state_in(checkpoint, self.state_key)
         if state is not None:
             read_state(state)  # before anything changes
-        return self._subject.loading(model, averages_in_callbacks(trainer, model), checkpoint, self.state_key)
+        return self._network.loading(model, averages_in_callbacks(trainer, model), checkpoint, self.state_key)
 
     def _take_over(self, state: Mapping[str, Any], notes: list[str]) -> None:
-        self._rounds.load_state_dict(state)
+        self._events.load_state_dict(state)
         self._history.load_state_dict(state)
         changed = changed_settings(state["settings"], self._settings())
         notes = [*notes, *changed.values()]
         if changed.keys() & _WHAT_GOES:
-            if self._subject.plan is None:
-                self._rounds.resume(anew=changed.keys() & _WHAT_GOES != {"target"})
+            if self._network.plan is None:
+                self._events.resume(anew=changed.keys() & _WHAT_GOES != {"target"})
             else:
                 rank_zero_warn("The checkpoint's network is compacted, and nothing more of it is pruned.")
         for note in notes:

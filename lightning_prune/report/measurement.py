@@ -42,7 +42,7 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     masks = masks or {}
     masked_parameters(model, masks)
     shards = shards_of(model)
-    return measure_layers(model, layers_of(masks, shards), None if shards.divided else example)
+    return measure_layers(model, layers_of(masks, shards), None if shards.sharded else example)
 
 
 def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:

@@ -71,7 +71,7 @@ class Observations:
             if not self.seen(group)
         }
 
-    def watch_inputs(self) -> InputHooks | None:
+    def input_hooks(self) -> InputHooks | None:
         """What looks at activations for these sums, if the criterion needs them."""
         if (observer := self._criterion.activations) is None:
             return None

@@ -24,7 +24,7 @@ class ExampleInput:
         self._capture: ExampleCapture | None = None
 
     @property
-    def forward_seen(self) -> bool:
+    def forward_captured(self) -> bool:
         """Whether ``forward`` was looked at, or will be in the pass to come."""
         return self._capture is not None
 
@@ -37,7 +37,7 @@ class ExampleInput:
         if self.probe is None:
             self.probe = find_probe(trainer, module, batch)
 
-    def see_forward(
+    def capture_forward(
         self, trainer: Trainer, module: LightningModule, batch: Any, *, aside: bool = False
     ) -> None:
         """Looks at what ``forward`` is given, unless it was looked at.

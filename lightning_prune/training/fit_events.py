@@ -79,9 +79,9 @@ class FitEvents:
         self._schedule = schedule
         self._rewind = rewind
         self._guard = guard
-        self.agenda = EventQueue(selector.resolve(target))
+        self.queue = EventQueue(selector.resolve(target))
         self.undone = False
-        self._judge = GuardState()
+        self._guard_state = GuardState()
         self._snapshot: Mapping[str, Any] | None = None
         self._held = CalibrationBatches(self._wanted)
         self._said: set[str] = set()
@@ -90,8 +90,8 @@ class FitEvents:
 
     def restart(self, steps: int) -> None:
         """A fit begins with no event behind it, after this many steps without pruning."""
-        self.agenda.restart(steps)
-        self._judge = GuardState()
+        self.queue.restart(steps)
+        self._guard_state = GuardState()
         self._snapshot = None
         self._held = CalibrationBatches(self._wanted)
 
@@ -109,9 +109,9 @@ class FitEvents:
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 raise
             rank_zero_info(f"fast_dev_run is too short to prune: {error}")
-            self.agenda.timetable = Timetable(TimeUnit.STEP, ())
+            self.queue.timetable = Timetable(TimeUnit.STEP, ())
             return
-        self.agenda.timetable = timetable
+        self.queue.timetable = timetable
         wanted = {(moment.unit, moment.value) for moment in self._schedule.moments}
         if len(timetable.events) < min(2, len(wanted)):
             rank_zero_warn(
@@ -142,7 +142,7 @@ class FitEvents:
 
     def check(self, module: LightningModule) -> None:
         """Raises ValueError if this model cannot be rewound as it should."""
-        if self._rewind is not None and not self.agenda.over:
+        if self._rewind is not None and not self.queue.over:
             self._rewind.check(module)
 
     def check_logged(self, trainer: Trainer) -> None:
@@ -174,12 +174,12 @@ class FitEvents:
             ValueError: If the point to rewind to is past, or the guard's metric was never measured.
             RuntimeError: If the processes do not hold the same masks afterwards.
         """
-        if self.agenda.over:
+        if self.queue.over:
             return False
         epoch = trainer.current_epoch
         training = training_objects(trainer, module)
         self._take_snapshot(training, epoch, batch)
-        event = self.agenda.due(epoch)
+        event = self.queue.due(epoch)
         if event is None:
             return False
         losses = self._held.losses(trainer)
@@ -191,33 +191,35 @@ class FitEvents:
         fraction = self._allowed(event, trainer, training, pruner, history)
         if fraction is not None:
             pruner.prune(fraction, *training.optimizers, losses=losses)
-            self.agenda.handle(epoch, event, fraction)
-            self._judge.reached = max(self._judge.reached, fraction)  # a longer fit's events may want less
+            self.queue.handle(epoch, event, fraction)
+            self._guard_state.reached = max(
+                self._guard_state.reached, fraction
+            )  # a longer fit's events may want less
             self._go_back(training, pruner, fraction)
             # what is frozen may yet thaw
-            left = [name for name, trains in unseen.items() if trains or self.agenda.over]
+            left = [name for name, trains in unseen.items() if trains or self.queue.over]
             if left and fraction > 0:
                 self._warn_once(
                     trainer,
                     f"A pruning event left {', '.join(left)} alone, and took its share of the rest:"
                     f" {self._parts} has seen no finite step of them since the last one.",
                 )
-        if self.agenda.over:
+        if self.queue.over:
             self._held.clear()
         check_same_masks(trainer, pruner.store)
         return True
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
         """Keeps a batch for what asks for the loss, if any does and an event is left."""
-        if not self.agenda.over:
+        if not self.queue.over:
             self._held.hold(trainer, module, pruner, batch)
 
     def _take_snapshot(self, training: TrainingObjects, epoch: int, batch: int) -> None:
         """Takes the snapshot to rewind to, at its moment; a fit made longer once all is gone needs none."""
-        if self._rewind is None or self._snapshot is not None or self._judge.reached == 1:
+        if self._rewind is None or self._snapshot is not None or self._guard_state.reached == 1:
             return
-        (mark,), now = self.agenda.timetable.marks, self.agenda.position(epoch)
-        begins = batch == 0 or self.agenda.timetable.unit is TimeUnit.STEP
+        (mark,), now = self.queue.timetable.marks, self.queue.position(epoch)
+        begins = batch == 0 or self.queue.timetable.unit is TimeUnit.STEP
         if now == mark and begins:
             self._snapshot = self._rewind.take(training)
         elif now >= mark:
@@ -234,7 +236,7 @@ class FitEvents:
         pruner.store.apply_()
         for optimizer in training.optimizers:
             pruner.store.apply_to_state_(optimizer)
-        if self._judge.reached == 1:  # a guard may have left something for a longer fit
+        if self._guard_state.reached == 1:  # a guard may have left something for a longer fit
             self._snapshot = None
 
     def _allowed(
@@ -243,10 +245,10 @@ class FitEvents:
         """The share of the target that an event may take; ``None`` if it is called off."""
         if self._guard is None or event.fraction == 0:
             return event.fraction
-        if not self._judge.running:
+        if not self._guard_state.running:
             dense = trainer.strategy.broadcast(history.reference)
             if dense is not None:
-                self._judge.begin(dense, training, pruner)
+                self._guard_state.begin(dense, training, pruner)
             elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 raise ValueError(
                     f"monitor={self._guard.monitor!r} was not measured before the first pruning event: start"
@@ -270,18 +272,18 @@ class FitEvents:
             raise ValueError(
                 f"monitor={self._guard.monitor!r} is not logged: {_names(trainer.callback_metrics)}."
             )
-        if metric is None or not self._judge.informed:
+        if metric is None or not self._guard_state.informed:
             self._warn_once(
                 trainer, f"A round cannot be judged: no {self._guard.monitor} to compare was measured in it."
             )
             return wanted
         place = f"epoch {trainer.current_epoch}"
-        fraction = self._judge.judge(self._guard, place, metric, wanted, training, pruner)
-        say = rank_zero_warn if self._judge.bad else rank_zero_info
-        lost = wanted is None and not self._judge.running
-        say(self._judge.decisions[-1] + (_LOST if lost else ""))
-        if not self._judge.running:
-            self.agenda.call_off(self._judge.reached)
+        fraction = self._guard_state.judge(self._guard, place, metric, wanted, training, pruner)
+        say = rank_zero_warn if self._guard_state.bad else rank_zero_info
+        lost = wanted is None and not self._guard_state.running
+        say(self._guard_state.decisions[-1] + (_LOST if lost else ""))
+        if not self._guard_state.running:
+            self.queue.call_off(self._guard_state.reached)
             self._snapshot = None
         return fraction
 
@@ -299,47 +301,47 @@ class FitEvents:
         Returns:
             Whether the network went back to an earlier one.
         """
-        if self._guard is None or not self._judge.running:
+        if self._guard is None or not self._guard_state.running:
             return False
         self._judged(trainer, training_objects(trainer, module), pruner, history, None)
-        if self.agenda.over:
-            self._judge.end()
-        self.undone = self.agenda.stopped
+        if self.queue.over:
+            self._guard_state.end()
+        self.undone = self.queue.stopped
         return self.undone
 
     def good(self, history: History) -> bool:
         """Whether the present round is, by the guard, if it is judged at all."""
-        if self._guard is None or not self._judge.running:
+        if self._guard is None or not self._guard_state.running:
             return True
-        return self._judge.good(self._guard, history.measured)
+        return self._guard_state.good(self._guard, history.measured)
 
     # --- state
 
     @property
     def decisions(self) -> tuple[str, ...]:
         """What the guard has decided, in words."""
-        return tuple(self._judge.decisions)
+        return tuple(self._guard_state.decisions)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         return {
-            "agenda": self.agenda.state_dict(),
-            "judge": self._judge.state_dict(),
+            "agenda": self.queue.state_dict(),
+            "judge": self._guard_state.state_dict(),
             "snapshot": self._snapshot,
             **self._held.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a saved state of the whole callback, its part as ``ROUNDS`` reads it."""
-        self.agenda.load_state_dict(state["agenda"])
+        self.queue.load_state_dict(state["agenda"])
         self._held.load_state_dict(state)
-        self._judge.load_state_dict(state["judge"])
+        self._guard_state.load_state_dict(state["judge"])
         if state["settings"].get("guard") != describe(self._guard):
-            self.agenda.resume(anew=False)  # another rule has called it off, if one did
+            self.queue.resume(anew=False)  # another rule has called it off, if one did
         if self._guard is None:
-            self._judge.end()
+            self._guard_state.end()
         elif state["monitor"] != self._guard.monitor:
-            self._judge.forget_metric()
+            self._guard_state.forget_metric()
         self._snapshot = self._usable(state)
 
     def resume(self, *, anew: bool) -> None:
@@ -348,8 +350,8 @@ class FitEvents:
         Args:
             anew: Whether other units are to go, so that the last event comes once more if it is behind.
         """
-        self.agenda.resume(anew=anew)
-        self._judge.reached = 0.0
+        self.queue.resume(anew=anew)
+        self._guard_state.reached = 0.0
 
     def check_state(self, state: Mapping[str, Any], training: TrainingObjects) -> None:
         """Makes sure that what a saved state would bring back is of this training.

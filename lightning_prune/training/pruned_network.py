@@ -67,9 +67,9 @@ class PrunedNetwork:
         return self.model is model and self.store is not None
 
     @property
-    def divided(self) -> bool:
+    def sharded(self) -> bool:
         """Whether processes hold a part of it each."""
-        return self.store is not None and self.store.shards.divided
+        return self.store is not None and self.store.shards.sharded
 
     @property
     def chosen(self) -> set[str]:
@@ -142,7 +142,7 @@ class PrunedNetwork:
             return self.record
         assert self.model is not None
         assert self.store is not None
-        if self.divided:
+        if self.sharded:
             example = None  # a pass would need all processes
         model = self.model
         report = _measured(lambda shown: measure_layers(model, self.layers, shown), example)

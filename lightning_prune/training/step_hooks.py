@@ -24,19 +24,19 @@ class StepHooks:
     Args:
         pruner: Is shown them; ``None`` where nothing more is pruned.
         store: The masks.
-        agenda: Tells whether an event is left.
+        queue: Tells whether an event is left.
         optimizers: Of the module.
     """
 
     def __init__(
-        self, pruner: Pruner | None, store: MaskStore, agenda: EventQueue, optimizers: Iterable[Optimizer]
+        self, pruner: Pruner | None, store: MaskStore, queue: EventQueue, optimizers: Iterable[Optimizer]
     ) -> None:
         self._pruner = pruner
         self._store = store
-        self._agenda = agenda
+        self._queue = queue
         self._watch = OptimizerHooks(store)
         self._copies = GradientCopies([] if pruner is None else _sharing_groups(pruner.groups))
-        self._inputs = None if pruner is None else pruner.watch_inputs()
+        self._inputs = None if pruner is None else pruner.input_hooks()
         self._looking = ExitStack()
         self.watch(optimizers)
 
@@ -46,7 +46,7 @@ class StepHooks:
 
     def begin_batch(self, trainer: Trainer, batch: int) -> None:
         """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
-        if self._inputs is not None and not self._agenda.over:
+        if self._inputs is not None and not self._queue.over:
             # the loss that is trained on is the mean over processes, of which each goes back through its own
             self._looking.enter_context(
                 self._inputs.look(batch, lambda: loss_scale(trainer) * trainer.world_size)
@@ -103,7 +103,7 @@ class StepHooks:
 
     def _observer(self, need: Needs) -> Pruner | None:
         """What is told of training steps, until the last event, if its criterion needs that."""
-        pruner = None if self._agenda.over else self._pruner
+        pruner = None if self._queue.over else self._pruner
         return pruner if pruner is not None and need in pruner.needs else None
 
 

@@ -132,7 +132,7 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
 
 def check_same_masks(trainer: Trainer, store: MaskStore) -> None:
     """Raises RuntimeError, in all processes, if they hold the same weights under other masks."""
-    if trainer.world_size == 1 or store.shards.divided:
+    if trainer.world_size == 1 or store.shards.sharded:
         return
     digests = gather_objects(trainer, store.digest())
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]

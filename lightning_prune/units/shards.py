@@ -23,10 +23,10 @@ class Shards(ABC):
         size: How many there are.
 
     Attributes:
-        divided: Whether some rows may lie elsewhere.
+        sharded: Whether some rows may lie elsewhere.
     """
 
-    divided: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -80,7 +80,7 @@ class Shards(ABC):
 class Unsharded(Shards):
     """One process holds all rows."""
 
-    divided = False
+    sharded = False
 
     def __init__(self) -> None:
         super().__init__(0, 1)
@@ -210,7 +210,7 @@ def shards_of(model: nn.Module) -> Shards:
 
 def check_unsharded(model: nn.Module, who: str) -> None:
     """Raises ValueError if processes divide a model's parameters, for what cannot work on parts of them."""
-    if shards_of(model).divided:
+    if shards_of(model).sharded:
         raise ValueError(
             f"{who} needs whole parameters, but processes divide those of this {type(model).__name__}: save a"
             " checkpoint in one file, and load it in one process."

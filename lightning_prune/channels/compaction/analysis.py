@@ -52,8 +52,8 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     traces, found = {last_dim: main}, {last_dim: find_groups(model, main)}
     views: list[int] = []  # the trace that each group of the search was found in
     of_heads: dict[str, str] = {}
-    # where no dimension was divided, the graph is the same whatever the split
-    for split, adjusted in _ATTEMPTS if main.divided else [way for way in _ATTEMPTS if way[0] is last_dim]:
+    # where no dimension was split_used, the graph is the same whatever the split
+    for split, adjusted in _ATTEMPTS if main.split_used else [way for way in _ATTEMPTS if way[0] is last_dim]:
         if split not in traces:
             traces[split] = trace_model(model, probe, split, deadline)[0]
             found[split] = find_groups(model, traces[split])

@@ -31,19 +31,19 @@ class Tracer(Protocol):
     def split(self, sizes: Sequence[int]) -> int:
         """Which of the dimensions that a labelled one becomes is free, given their sizes."""
 
-    def make(self, field: Tensor) -> None:
+    def note_outputs(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
 
-    def read(self, field: Tensor) -> None:
+    def note_inputs(self, field: Tensor) -> None:
         """Notes labels along which a contraction sums over a weight."""
 
-    def attend(self, field: Tensor) -> None:
+    def note_heads(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
 
-    def scale(self, field: Tensor) -> None:
+    def note_scales(self, field: Tensor) -> None:
         """Notes labels of the scale of a batch norm."""
 
-    def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    def note_macs(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
 
 
@@ -52,14 +52,14 @@ class Call:
     """One op that ran.
 
     Args:
-        record: Of the whole trace.
+        tracer: Of the whole trace.
         func: The op.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors that it gave.
     """
 
-    record: Tracer
+    tracer: Tracer
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -68,15 +68,15 @@ class Call:
     @property
     def labels(self) -> Labels:
         """Of the whole trace."""
-        return self.record.labels
+        return self.tracer.labels
 
     def fields(self, tensor: Tensor) -> Fields:
         """The fields of a tensor."""
-        return self.record.fields(tensor)
+        return self.tracer.fields(tensor)
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Whether a tensor has one value everywhere, so that parts of any size meet it alike."""
-        return self.record.is_uniform(tensor)
+        return self.tracer.is_uniform(tensor)
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class Call:
         ]
         if not crossing:
             return fields
-        free = crossing[self.record.split([fields[number].numel() for number in crossing])]
+        free = crossing[self.tracer.split([fields[number].numel() for number in crossing])]
         stuck = [number for number in crossing if number != free]
         self.freeze(tuple(fields[number] for number in stuck), "shares a dimension with other units")
         return tuple(field for number, field in enumerate(fields) if number not in stuck)

@@ -18,7 +18,7 @@ def batch_norm(call: Call) -> Sequence[Fields]:
     own = [field.view(shape) for tensor in others for field in call.fields(tensor)]
     scale = call.argument("weight")
     for field in () if scale is None else call.fields(scale):
-        call.record.scale(field)
+        call.tracer.note_scales(field)
     if not fields:
         call.freeze(tuple(own), "normalises what nothing cuts")
     return [merge_fields(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]

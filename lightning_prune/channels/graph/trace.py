@@ -55,7 +55,7 @@ class Trace(TorchDispatchMode):
         split: Where a labelled dimension becomes several, which of them is free, given their sizes.
 
     Attributes:
-        divided: Whether it made a difference which.
+        split_used: Whether it made a difference which.
         labels: All labels, coupled and frozen by what ran.
         places: Tensor name to its labels, a line for each dimension.
         terms: Multiply-adds of each op that was counted, the labels along each dimension that they run over,
@@ -65,7 +65,7 @@ class Trace(TorchDispatchMode):
     def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels()
-        self.divided = False
+        self.split_used = False
         self._split = split
         self._deadline = deadline
         self.places: dict[str, tuple[Tensor, ...]] = {}
@@ -180,26 +180,26 @@ class Trace(TorchDispatchMode):
 
     def split(self, sizes: Sequence[int]) -> int:
         """Which of the dimensions that a labelled one becomes is free, given their sizes."""
-        self.divided = True
+        self.split_used = True
         return self._split(sizes)
 
-    def make(self, field: Tensor) -> None:
+    def note_outputs(self, field: Tensor) -> None:
         """Notes labels of what a contraction made."""
         self._made.append(_flat_copy(field))
 
-    def read(self, field: Tensor) -> None:
+    def note_inputs(self, field: Tensor) -> None:
         """Notes labels along which a contraction sums over a weight."""
         self._read.append(_flat_copy(field))
 
-    def attend(self, field: Tensor) -> None:
+    def note_heads(self, field: Tensor) -> None:
         """Notes labels of attention heads."""
         self._heads.append(_flat_copy(field))
 
-    def scale(self, field: Tensor) -> None:
+    def note_scales(self, field: Tensor) -> None:
         """Notes labels of the scale of a batch norm."""
         self._scales.append(_flat_copy(field))
 
-    def multiply(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    def note_macs(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Notes the labels along each dimension that multiply-adds run over, and the operands."""
         names = (self._weights.get(tensor, frozenset[str]()) for tensor in tensors)
         self._factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
