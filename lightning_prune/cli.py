@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
-from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction import compact
 from lightning_prune.core.files import read_file
 from lightning_prune.criteria import Magnitude
@@ -48,7 +48,7 @@ class PruningTrainer(Trainer):
         """
         if ckpt_path is not None:
             load_compact(read_file(ckpt_path, "ckpt_path"), model)
-        for callback in self._pruning():
+        for callback in pruning_callbacks(self):
             print(callback.plan(model, self._example_if(callback.needs_example, model, datamodule)).table())
 
     def report(
@@ -71,7 +71,7 @@ class PruningTrainer(Trainer):
         """
         checkpoint = read_file(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
-        for callback in self._pruning():
+        for callback in pruning_callbacks(self):
             state = callback_state_in(checkpoint, callback.state_key)
             if state is None:
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
@@ -105,7 +105,7 @@ class PruningTrainer(Trainer):
         if Path(path).suffix.lower() == ".onnx":
             example = self._example(model, datamodule)
             # checkpoints that the fit itself saved are older than its end, when it compacts
-            if any(callback.compact for callback in self._pruning()) and not plans_in(checkpoint):
+            if any(callback.compact for callback in pruning_callbacks(self)) and not plans_in(checkpoint):
                 model = compact(model, masks_in(checkpoint), example)
             kind, size = "ONNX", export_onnx(model, path, example)
         else:
@@ -157,7 +157,7 @@ class PruningTrainer(Trainer):
                 )
             return float(logged[wanted])
 
-        for pruning in self._pruning():
+        for pruning in pruning_callbacks(self):
             found = sensitivity(
                 model,
                 evaluate,
@@ -183,10 +183,6 @@ class PruningTrainer(Trainer):
         if model.example_input_array is not None:
             return model.example_input_array
         return forward_probe(self, model, first_batch(self, model, datamodule))
-
-    def _pruning(self) -> list[PruningCallback]:
-        callbacks = self.callbacks  # type: ignore[attr-defined]
-        return [callback for callback in callbacks if isinstance(callback, PruningCallback)]
 
 
 class PruningCLI(LightningCLI):

@@ -1,50 +1,50 @@
-"""The pipeline, free of any framework: observe, score, select, mask. One page, usable in a plain loop."""
+"""The pipeline for any training loop: observe, score, select, mask."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.core import schema
 from lightning_prune.core.parts import check_part
-from lightning_prune.core.schema import integer, mapping, none, read, record, sequence, string
 from lightning_prune.criteria import Criterion, Magnitude
 from lightning_prune.schedules import Cubic, Schedule
 from lightning_prune.selectors import Global, Selector
-from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.statistics.input_hooks import InputHooks, layer_inputs
-from lightning_prune.statistics.losses import Losses, LossEvaluator
+from lightning_prune.selectors.acceptance import accepted_units, check_units
+from lightning_prune.selectors.loss_passes import estimate_seconds
+from lightning_prune.selectors.scoring import Scoring
+from lightning_prune.statistics.input_hooks import layer_inputs
+from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
-from lightning_prune.units.shards import Shards, shards_of, to_local
+from lightning_prune.units.shards import shards_of
 from lightning_prune.units.slices import axis_slices
 
-PRUNED = record(
+PRUNED = schema.record(
     {
         "masks": MASKS,
-        "plan": none,
-        "frozen": mapping(string),
-        "protected": sequence(string),
-        "left_out": integer(),
-        "criterion": string,
-        "statistics": mapping(STATISTICS),
+        "plan": schema.none,
+        "frozen": schema.mapping(schema.string),
+        "protected": schema.sequence(schema.string),
+        "left_out": schema.integer(),
+        "criterion": schema.string,
+        "statistics": schema.mapping(STATISTICS),
     },
     before={"frozen": {}, "criterion": ""},  # the first is for a report alone; the other one is not known
 )
 
 
 def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
-    """Raises ValueError if a part is of the wrong kind, or the selector cannot work with the target."""
+    """Raise ValueError if a part is of the wrong kind, or the selector cannot work with the target."""
     check_part(criterion, Criterion, "criterion")
     check_part(structure, Structure, "structure")
     check_part(selector, Selector, "selector")
@@ -60,18 +60,19 @@ class Pruner:
 
     Args:
         model: The module to prune, in place. Its parameters stay the ones they are.
-        target: Share of the units to be gone at the end, in (0, 1); ``None`` where the selector decides.
+        target: Share of the units to be removed at the end, in (0, 1); ``None`` where the selector decides.
         criterion: How much a unit matters.
-        structure: What lives or dies together.
-        selector: Which units go.
-        schedule: How much, and when; its moments must be shares of the fit. ``None`` if only
+        structure: Which weights are removed together.
+        selector: Which units are removed.
+        schedule: How much is removed, and when; its moments must be shares of the fit. ``None`` if only
             :meth:`prune` is called.
-        example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
+        example: A tensor, or a tuple of the arguments of ``forward``, for structures that need one.
 
     Attributes:
         groups: What may be pruned.
         frozen: What stays as it is, with the reason.
         protected: Names of groups that would have been emptied, and keep a last unit.
+        store: The masks, and the methods that enforce them.
 
     Raises:
         ValueError: If an argument is wrong, or there is nothing that it could prune.
@@ -120,62 +121,22 @@ class Pruner:
             )
         found = structure.units(model, example if wanted else None)
         looks = Needs.ACTIVATION in criterion.needs
-        self._layers = {group.name: layer_inputs(model, group) if looks else [] for group in found.groups}
-        units = found.accepted(lambda group: self._refuses(group, shards), f"{criterion!r} with {selector!r}")
+        layers = {group.name: layer_inputs(model, group) if looks else [] for group in found.groups}
+        units = accepted_units(found, criterion, selector, shards, layers)
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
-        self._left: dict[str, str] = {}  # dense, as nothing was seen of them when they could have been pruned
-        self._check_groups(target)
+        self._left_dense: dict[str, str] = {}  # nothing was observed of these groups by the last event
+        check_units(self.groups, target, self._share, criterion)
         selector.check(self._share, units)
-        self._store = MaskStore(
-            model, dict.fromkeys(part.name for group in self.groups for part in group.masked), shards
-        )
-        seen = [(group, self._layers[group.name]) for group in self.groups]
-        self._seen = Observations(criterion, seen, shards)
-
-    def _refuses(self, group: UnitGroup, shards: Shards) -> str | None:
-        why = self._selector.refuses(group) or self._criterion.refuses(group)
-        if why is None and shards.sharded:
-            why = self._refuses_divided(group)
-        if why is None and Needs.ACTIVATION in self._criterion.needs and not self._layers[group.name]:
-            return f"{self._criterion!r} needs an ungrouped layer that is called on the units"
-        return why
-
-    def _refuses_divided(self, group: UnitGroup) -> str | None:
-        if any(to_local(part.weight) is part.weight for part in group.slices):
-            return "each process has a copy of its own, while other parameters are divided among them"
-        alone = self._criterion.pointwise and self._criterion.needs in Needs.GRADIENT
-        fits = {
-            "structure=Unstructured()": group.divisible,
-            "a criterion that scores each weight by itself, such as Magnitude() or Taylor()": alone,
-            "selector=Global() or PerLayer()": self._selector.splits(group),
-        }
-        wanted = [part for part, fit in fits.items() if not fit]
-        return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None
-
-    def _check_groups(self, target: float | None) -> None:
-        units = sum(group.size for group in self.groups)
-        if target is not None and round(self._share * units) == 0:
-            raise ValueError(f"target={target!r} of {units} units removes none.")
-        if all(group.least == group.size for group in self.groups):
-            bounds = ", ".join(f"{group.name} at least {group.least} of {group.size}" for group in self.groups)
-            raise ValueError(f"no unit can go: {bounds} must stay.")
-        trainable = [part.weight.requires_grad for group in self.groups for part in group.slices]
-        if Needs.GRADIENT in self._criterion.needs and not any(trainable):
-            raise ValueError(
-                f"criterion={self._criterion!r} needs gradients, but no prunable parameter has any:"
-                " set requires_grad, or choose a criterion that looks at weights."
-            )
+        masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
+        self.store = MaskStore(model, masked, shards)
+        groups = [(group, layers[group.name]) for group in self.groups]
+        self._scoring = Scoring(model, criterion, selector, groups, self.store)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
         """Bool masks by parameter name, True where a weight is kept; live, not copies."""
-        return self._store.masks
-
-    @property
-    def store(self) -> MaskStore:
-        """The masks, with what enforces them."""
-        return self._store
+        return self.store.masks
 
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:
@@ -184,8 +145,8 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """Removed share of the elements that the structure covers."""
-        return self._store.removed / sum(mask.numel() for mask in self.masks.values())
+        """Removed share, in [0, 1], of the elements that the structure covers."""
+        return self.store.removed / sum(mask.numel() for mask in self.masks.values())
 
     @property
     def needs(self) -> Needs:
@@ -193,77 +154,73 @@ class Pruner:
         return self._criterion.needs | self._selector.needs
 
     @property
+    def observations(self) -> Observations:
+        """What the criterion has observed since the last event."""
+        return self._scoring.observations
+
+    @property
+    def ready(self) -> bool:
+        """Whether some group can be scored: criteria of gradients must have observed a step."""
+        return self.observations.ready
+
+    @property
     def left_out(self) -> int:
-        """How many observations were left out, because a gradient was inf or nan."""
-        return self._seen.left_out
+        """How many observations were left out, because a gradient or an activation was inf or nan."""
+        return self.observations.left_out
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What a report says beside numbers: plain values."""
+        """What a report says beside numbers, as plain values."""
         return {
-            "frozen": {**self.frozen, **self._left},
+            "frozen": {**self.frozen, **self._left_dense},
             "protected": sorted(self.protected),
             "left_out": self.left_out,
         }
 
-    @property
-    def ready(self) -> bool:
-        """Whether some group can be scored: criteria of gradients must have seen a step."""
-        return self._seen.ready
-
-    @property
-    def unseen(self) -> dict[str, bool]:
-        """Names of groups that the next event leaves as they are, and whether they train: nothing was seen."""
-        return self._seen.unseen
-
     @contextmanager
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
-        """A ``with`` block for the passes of one training step, in which criteria may see activations.
+        """Observe activations in a ``with`` block around the forward and backward passes of one training step.
 
         Hooks are there within the block alone. With inf or nan anywhere, or after an error, the step is left
         out. Nothing happens where the criterion needs no activations.
 
         Args:
-            batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
-                while nothing was seen since the last event.
-            scale: What gradients are multiples of: that of the loss.
+            batch: Its number. A batch that the criterion's ``every`` does not divide is observed only while
+                nothing was observed since the last event.
+            scale: Factor by which the loss, and so its gradients, are scaled.
         """
-        inputs = self.input_hooks()
-        with nullcontext() if inputs is None else inputs.look(batch, lambda: scale):
+        hooks = self.observations.input_hooks()
+        with nullcontext() if hooks is None else hooks.look(batch, lambda: scale):
             yield
-        if inputs is not None:
-            inputs.end_step()
-
-    def input_hooks(self) -> InputHooks | None:
-        """The same in parts, for micro-batches and steps that a loss scaler may skip."""
-        return self._seen.input_hooks()
+        if hooks is not None:
+            hooks.end_step()
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:
-        """Adds the gradients of one training step to the statistics, after backward.
+        """Add the gradients of one training step to the statistics, after backward.
 
         Gradients must be accumulated over micro-batches, unscaled and not clipped. With inf or nan in one
         of them the step is left out and counted.
 
         Args:
-            grads: Parameter name to gradient; by default each parameter's ``.grad``, to which the criterion's
-                penalty is added then, if it has one. Groups in which one is missing, and not for being
-                frozen, are not observed.
+            grads: Parameter name to gradient. By default the ``.grad`` of each parameter, to which the
+                criterion's penalty is then added, if it has one. A group of which a gradient is missing is not
+                observed, unless the weight is frozen.
         """
         if Needs.GRADIENT in self._criterion.needs:
-            self._seen.add(grads)
+            self.observations.add(grads)
         if grads is None:
             self.penalize_(part.weight for group in self.groups for part in group.slices)
 
     @torch.no_grad()
     def penalize_(self, parameters: Iterable[Tensor], scale: float = 1.0) -> None:
-        """Adds the criterion's penalty to gradients.
+        """Add the criterion's penalty to the gradients of some parameters.
 
         Args:
-            parameters: Whose gradients.
-            scale: What they are multiples of: that of the loss.
+            parameters: The parameters.
+            scale: Factor by which the loss, and so its gradients, are scaled.
         """
-        named = self._store.named(parameters)
+        named = self.store.named(parameters)
         for group in self.groups:
             for name, penalty in self._criterion.penalty(group).items():
                 grad = named[name].grad if name in named else None
@@ -271,12 +228,12 @@ class Pruner:
                     grad.add_(penalty, alpha=scale)
 
     def step(self, progress: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
-        """Prunes to what the schedule says, before training goes on.
+        """Prune to what the schedule says, before training goes on.
 
         Args:
             progress: Where training is, in [0, 1] of the fit; 1 prunes to the target now.
             optimizers: Their state of masked weights is zeroed.
-            losses: For criteria and selectors that ask for the loss.
+            losses: For criteria and selectors that evaluate the loss.
 
         Raises:
             ValueError: If ``progress`` is outside [0, 1].
@@ -287,15 +244,15 @@ class Pruner:
 
     @torch.no_grad()
     def prune(self, fraction: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
-        """Prunes to a share of the target: score, select, mask. Masks only ever grow.
+        """Prune to a share of the target: score, select, mask. Masked weights stay masked.
 
         Args:
-            fraction: Of the target, in [0, 1].
+            fraction: Share of the target, in [0, 1].
             optimizers: Their state of masked weights is zeroed.
-            losses: For criteria and selectors that ask for the loss.
+            losses: For criteria and selectors that evaluate the loss.
 
         Raises:
-            ValueError: If ``fraction`` is outside [0, 1], or the loss would be asked for too often.
+            ValueError: If ``fraction`` is outside [0, 1], or the loss would be evaluated too often.
             RuntimeError: If there is nothing to score yet.
         """
         if not 0 <= fraction <= 1:
@@ -303,28 +260,27 @@ class Pruner:
         if fraction == 0:
             return
         self.select(fraction, losses)
-        self._store.apply_()
+        self.store.apply_()
         for optimizer in optimizers:
-            self._store.apply_to_state_(optimizer)
-        self._seen.reset_()
+            self.store.apply_to_state_(optimizer)
+        self.observations.reset_()
 
     @torch.no_grad()
     def select(self, fraction: float, losses: Losses | None = None) -> None:
-        """Decides what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
+        """Decide what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
+        scoring = self._scoring
         if losses is None and Needs.LOSS in self._selector.needs:
-            raise self._unseen(self._selector.needs)
-        trial = self._trial(losses, self.needs)
-        candidates = self._scorable(trial)
-        reason = f"{self._criterion!r} has seen no step of it"
-        self._left = {group.name: reason for group in self.groups if self._is_left(group)}
-        kept = {group.name: self._kept(group) for group in self.groups}
-        kept |= {each.group.name: each.kept for each in candidates}
+            raise scoring.nothing_seen(self._selector.needs)
+        evaluator = scoring.evaluator(losses, self.needs)
+        candidates = scoring.candidates(evaluator)
+        self._left_dense = scoring.left_dense()
+        kept = scoring.kept() | {each.group.name: each.kept for each in candidates}
 
         def costs(budget: str) -> float:
             if budget == "loss":
-                assert trial is not None
-                trial.put(self.groups, kept)
-                return float(trial.loss(self._selector.held))
+                assert evaluator is not None
+                evaluator.put(self.groups, kept)
+                return float(evaluator.loss(self._selector.held))
             return self._budgets[budget].cost(kept) / self._budgets[budget].total
 
         self._selector.select(candidates, fraction * self._share, costs)
@@ -335,127 +291,59 @@ class Pruner:
         self.protected |= {each.group.name for each in candidates if each.protected}
 
     def rehearse(self, losses: Losses) -> float:
-        """Tries the loss on one batch, before much depends on it.
+        """Evaluate the loss on one batch, before pruning depends on it.
 
         Returns:
-            How many seconds an event is likely to ask for losses.
+            How many seconds of loss evaluations an event is likely to take.
 
         Raises:
-            ValueError: If it would take more passes through the network than the criterion allows.
+            ValueError: If an event would take more passes through the network than the criterion allows.
         """
-        trial = LossEvaluator(self._model, Losses(losses.loss, losses.batches[:1]))
-        trial.loss(1)  # the first pass takes longer
-        asked = self._criterion.passes(self.groups) * _seconds(
-            lambda: self._criterion.rehearse(self.groups, trial)
-        )
-        self._check_passes(f", about {asked / 60:.3g} minutes here")
-        return asked + self._selector.passes(self.groups) * _seconds(lambda: trial.loss(1))
-
-    def _check_passes(self, time_taken: str = "") -> None:
-        passes = self._criterion.passes(self.groups)
-        if passes > self._criterion.max_passes:
-            raise ValueError(
-                f"{self._criterion!r} would take {passes:,} passes of a batch through the network in one"
-                f" event{time_taken}: raise max_passes={self._criterion.max_passes!r}, leave layers out with"
-                " include and exclude, or take another criterion."
-            )
+        return estimate_seconds(self._model, losses, self._criterion, self._selector, self.groups)
 
     def apply_(self) -> None:
-        """Sets each masked weight to exactly 0, after the optimizer's step."""
-        self._store.apply_()
+        """Set each masked weight to exactly 0, after the optimizer's step."""
+        self.store.apply_()
 
     @torch.no_grad()
     def scores(self, losses: Losses | None = None) -> dict[str, Tensor]:
-        """What the criterion makes of the units now.
+        """Return the criterion's scores of the units.
 
         Args:
-            losses: For criteria that ask for the loss.
+            losses: For criteria that evaluate the loss.
 
         Returns:
-            Group name to one number a unit, higher = keep; -inf for units that are gone.
+            Group name to one number a unit, higher = keep; -inf for units that are removed.
 
         Raises:
             RuntimeError: If there is nothing to score yet.
         """
-        return {
-            each.group.name: each.scores()
-            for each in self._scorable(self._trial(losses, self._criterion.needs))
-        }
-
-    def _trial(self, losses: Losses | None, needs: Needs) -> LossEvaluator | None:
-        if losses is None or Needs.LOSS not in needs:
-            return None
-        self._check_passes()
-        return LossEvaluator(self._model, losses)
-
-    def _unseen(self, needs: Needs) -> RuntimeError:
-        return RuntimeError(
-            f"{self._criterion!r} with {self._selector!r} has seen no finite {needs.unseen} before the first"
-            " pruning step."
-        )
-
-    def _scorable(self, trial: LossEvaluator | None) -> list[Candidates]:
-        """Groups that can be scored now; the others wait, and do not count."""
-        if trial is not None:
-            self._seen.measure({group.name: self._kept(group) for group in self.groups}, trial)
-        dtype = reduce(torch.promote_types, (group.dtype for group in self.groups))
-        found = [
-            Candidates(
-                group,
-                to_local(self._kept(group)),
-                self._criterion,
-                self._seen.statistics[group.name],
-                dtype,
-                self._store.shards,
-            )
-            for group in self.groups
-            if self._seen.seen(group)
-        ]
-        if not found:
-            raise self._unseen(self._criterion.needs)
-        return found
-
-    def _is_left(self, group: UnitGroup) -> bool:
-        """Whether a group that is whole cannot be scored."""
-        if group.name not in self.unseen:
-            return False
-        gone = torch.tensor(int(to_local(self._kept(group)).logical_not().any()))
-        return int(self._store.shards.add_up(gone)) == 0
-
-    def _kept(self, group: UnitGroup) -> Tensor:
-        """Which units are still there, read off the masks."""
-        part = group.slices[0]
-        return part.kept(self.masks[part.name])
+        evaluator = self._scoring.evaluator(losses, self._criterion.needs)
+        return {each.group.name: each.scores() for each in self._scoring.candidates(evaluator)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, statistics and remarks: plain values and tensors."""
+        """Return masks, statistics and remarks: plain values and tensors."""
         return {
-            "masks": self._store.state_dict(),
+            "masks": self.store.state_dict(),
             "plan": None,
             **self.remarks,
-            **self._seen.state_dict(),
+            **self.observations.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Takes over a saved state, and enforces its masks.
+        """Take over a saved state, and enforce its masks.
 
         Returns:
             What could not be taken over, in words: statistics of another criterion, or of other groups.
 
         Raises:
-            ValueError: If it is none, or its masks are not those of this model; nothing has changed then.
+            ValueError: If it is not a pruner's state, or its masks are not of this model; nothing has changed
+                then.
         """
-        saved = read(state, PRUNED, "the pruner's state")
-        self._store.load_state_dict(saved["masks"])
-        self._store.apply_()
+        saved = schema.read(state, PRUNED, "the pruner's state")
+        self.store.load_state_dict(saved["masks"])
+        self.store.apply_()
         self.protected |= set(saved["protected"])
         own = {group.name for group in self.groups}
-        self._left = {name: reason for name, reason in saved["frozen"].items() if name in own}
-        return self._seen.load_state_dict(saved)
-
-
-def _seconds(call: Callable[[], Tensor]) -> float:
-    """How long it takes to get a number."""
-    begun = time.perf_counter()
-    float(call())  # which waits for an accelerator
-    return time.perf_counter() - begun
+        self._left_dense = {name: reason for name, reason in saved["frozen"].items() if name in own}
+        return self.observations.load_state_dict(saved)

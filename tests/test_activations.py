@@ -73,7 +73,10 @@ def watched(
 
 
 def scores(pruner: Pruner, criterion: Criterion) -> dict[str, Tensor]:
-    return {group.name: criterion.score(group, pruner._seen.statistics[group.name]) for group in pruner.groups}
+    return {
+        group.name: criterion.score(group, pruner.observations.statistics[group.name])
+        for group in pruner.groups
+    }
 
 
 def hooks(model: nn.Module) -> int:

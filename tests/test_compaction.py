@@ -398,7 +398,7 @@ def test_training_goes_on_as_it_would_have_masked(tmp_path: Path) -> None:
             loss = model.loss(batch)
             loss.backward()
             optimizer.step()
-            run.callbacks[0]._network.store.apply_()
+            run.callbacks[0]._state.network.store.apply_()
             losses[smaller].append(float(loss.detach()))
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 

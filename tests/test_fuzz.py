@@ -273,7 +273,7 @@ class Watch(Callback):
             assert mask.shape == parameters[name].shape
             assert mask.dtype == torch.bool
             # of a smaller network, a layer may have one unit left that only its bias drives
-            assert mask.any() or self.pruning._network.plan is not None, name
+            assert mask.any() or self.pruning._state.network.plan is not None, name
             assert not parameters[name][~mask].count_nonzero(), name
             if self.pruning.guard is None and name in self.before and self.before[name].shape == mask.shape:
                 assert not (mask & ~self.before[name]).any(), name
@@ -331,13 +331,13 @@ def check_state(pruning: PruningCallback, model: LightningModule) -> None:
     again.load_state_dict(state)
     assert same(again.state_dict(), pruning.state_dict())
     masks, report = pruning.masks, again.report_of(copy.deepcopy(model), state)
-    if pruning._network.plan is None:  # a compacted network keeps the report that was made then
+    if pruning._state.network.plan is None:  # a compacted network keeps the report that was made then
         assert report.removed == sum(mask.numel() - int(mask.sum()) for mask in masks.values())
 
 
 def check_count(pruning: PruningCallback) -> None:
     """Where a number of units is promised, it is met to the unit."""
-    pruner, selector = pruning._network.pruner, pruning.selector
+    pruner, selector = pruning._state.network.pruner, pruning.selector
     promised = type(selector) is Global and selector.budget == "units"
     if not promised or pruning.guard is not None or pruner is None or not pruning.settled or pruner.protected:
         return

@@ -118,7 +118,7 @@ class Before(Callback):
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.weights.append(whole(self.parameters))
-        pruner = self.pruning._network.pruner
+        pruner = self.pruning._state.network.pruner
         self.scores.append(pruner.scores() if pruner.ready else {})
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -201,7 +201,7 @@ class Heal(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         for parameter in module.parameters():
             held(parameter.grad).nan_to_num_(0, 0, 0)
-        statistics = self.pruning._network.pruner._seen.statistics
+        statistics = self.pruning._state.network.pruner.observations.statistics
         self.counts.append({int(each.count) for each in statistics.values()})
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.callbacks.pruning import pruning_callbacks
 
 
 class _AfterPruning(Callback, ABC):
@@ -31,7 +31,7 @@ class _AfterPruning(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Looks whether an event has come; what is logged by then is older."""
-        sparsity = [each.sparsity for each in _pruning(trainer)]
+        sparsity = [each.sparsity for each in pruning_callbacks(trainer)]
         if sparsity != self._sparsity:
             self._sparsity = sparsity
             self._stale = self._logged(trainer)
@@ -94,7 +94,7 @@ class PrunedCheckpoint(_AfterPruning, ModelCheckpoint):
             self._save_undone(trainer)
 
     def _save_undone(self, trainer: Trainer) -> None:
-        if any(each.undone for each in _pruning(trainer)):
+        if any(each.undone for each in pruning_callbacks(trainer)):
             candidates = self._monitor_candidates(trainer)
             self._forget()  # what was given up
             self.best_model_path = self.format_checkpoint_name(candidates)
@@ -120,7 +120,7 @@ class PrunedEarlyStopping(_AfterPruning, EarlyStopping):
         """Takes its place after what prunes, in the Trainer's callbacks."""
         super().setup(trainer, pl_module, stage)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        last = max((callbacks.index(each) for each in _pruning(trainer)), default=0)
+        last = max((callbacks.index(each) for each in pruning_callbacks(trainer)), default=0)
         if callbacks.index(self) < last:
             others = [each for each in callbacks if each is not self]
             # another list: Lightning is walking through the present one
@@ -139,7 +139,7 @@ class PrunedEarlyStopping(_AfterPruning, EarlyStopping):
     ) -> None:
         if self._counts(trainer):
             look(trainer, module)
-        elif any(each.events_left for each in _pruning(trainer)):
+        elif any(each.events_left for each in pruning_callbacks(trainer)):
             limits = self.stopping_threshold, self.divergence_threshold, self.patience
             self.stopping_threshold = self.divergence_threshold = None
             self.patience = sys.maxsize
@@ -156,10 +156,5 @@ class PrunedEarlyStopping(_AfterPruning, EarlyStopping):
 
 def _settled(trainer: Trainer) -> bool:
     """Whether no more will be pruned: in all processes what the first one says, as in a guard."""
-    settled: bool = trainer.strategy.broadcast(all(each.settled for each in _pruning(trainer)))
+    settled: bool = trainer.strategy.broadcast(all(each.settled for each in pruning_callbacks(trainer)))
     return settled
-
-
-def _pruning(trainer: Trainer) -> list[PruningCallback]:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [each for each in callbacks if isinstance(each, PruningCallback)]

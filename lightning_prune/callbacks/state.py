@@ -1,47 +1,179 @@
-"""What a callback saves in a checkpoint, as a whole: which version, and that all of it is as it should be."""
+"""The state of a PruningCallback: its network, history and events, as saved in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from lightning_prune.core.schema import anything, integer, mapping, read, record, string, summary
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lightning_prune.core import schema
 from lightning_prune.export.compacted import PRUNING_STATE
-from lightning_prune.report.history import HISTORY
-from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE
-from lightning_prune.training.pruned_network import PRUNED_NETWORK
+from lightning_prune.pruner import Pruner
+from lightning_prune.report.history import HISTORY, History
+from lightning_prune.report.report import Report
+from lightning_prune.training.example_input import ExampleInput
+from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
+from lightning_prune.training.pruned_network import PRUNED_NETWORK, PrunedNetwork
 
 STATE_VERSION = 1
-_VERSIONED = record({"version": anything}, before={"version": None}, others=True)
-_STATE = record(
+_VERSIONED = schema.record({"version": schema.anything}, before={"version": None}, others=True)
+_STATE = schema.record(
     {
-        "version": integer(STATE_VERSION),
-        "settings": mapping(string),
+        "version": schema.integer(STATE_VERSION),
+        "settings": schema.mapping(schema.string),
         "pruner": PRUNED_NETWORK,
         **FIT_EVENTS,
         **HISTORY,
     },
     before=FIT_EVENTS_BEFORE,
 )
+_FINAL_MASKS = {"target", "structure", "selector"}  # settings that decide what is removed at the end
+
+
+class PruningState:
+    """What a PruningCallback knows of its network and saves in a checkpoint.
+
+    Args:
+        events: The events of a fit.
+
+    Attributes:
+        network: The network and its masks.
+        history: Pruning events and measurements of the monitored metric.
+        events: The events of the present fit.
+        example: The example input taken from the first batch of the present fit.
+        pending: A loaded state that no fit has taken over yet.
+    """
+
+    def __init__(self, events: FitEvents) -> None:
+        self.network = PrunedNetwork()
+        self.history = History()
+        self.events = events
+        self.example = ExampleInput()
+        self.pending: dict[str, Any] | None = None
+
+    @classmethod
+    def of_saved(cls, model: nn.Module, state: Mapping[str, Any], events: FitEvents) -> PruningState:
+        """Return the state that a checkpoint holds, of a network that is not pruned any further.
+
+        Args:
+            model: With the weights of the checkpoint.
+            state: What a callback has saved.
+            events: New ones, of the settings of the callback.
+
+        Raises:
+            ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
+                version of lightning_prune.
+        """
+        saved = read_state(state)
+        found = cls(events)
+        found.network.bind_saved(model, saved["pruner"])
+        found.history.load_state_dict(saved)
+        found.events.load_state_dict(saved)
+        return found
+
+    @property
+    def events_left(self) -> bool:
+        """Whether a pruning event is left in this fit."""
+        return self.network.plan is None and not self.events.queue.over
+
+    @property
+    def settled(self) -> bool:
+        """Whether no event is left and, with a guard, the metric of the present round is good enough."""
+        return not self.events_left and (self.network.plan is not None or self.events.good(self.history))
+
+    def report(self, example: Any) -> Report:
+        """Return the report of the network as it stands.
+
+        Args:
+            example: An input of ``forward``, to count multiply-adds on.
+        """
+        return replace(
+            self.network.report(example),
+            monitor=self.history.monitor,
+            history=tuple(self.history.entries),
+            decisions=self.events.decisions,
+        )
+
+    def bind(self, model: nn.Module, make: Callable[[], Pruner], settings: Mapping[str, str]) -> None:
+        """Prune this model from now on, with the pending state or, for the same model, the present one.
+
+        Args:
+            model: The model to prune.
+            make: Returns a pruner of it.
+            settings: The callback's arguments, to report what differs from the pending state.
+
+        Raises:
+            ValueError: If there is nothing to prune, or the pending state is not of this model; nothing has
+                changed then.
+        """
+        saved = None if self.pending is None else read_state(self.pending)
+        known = self.network.bound_to(model)
+        notes: list[str] = []
+        if saved is not None and saved["pruner"]["plan"] is not None:
+            self.network.bind_saved(model, saved["pruner"])
+        else:
+            notes = self.network.bind(model, make, None if saved is None else saved["pruner"])
+        if not known:
+            self.history = History()
+        if saved is not None:
+            self._take_over(saved, notes, settings)
+            self.pending = None
+        self.network.count()
+
+    def _take_over(self, saved: Mapping[str, Any], notes: list[str], settings: Mapping[str, str]) -> None:
+        self.events.load_state_dict(saved)
+        self.history.load_state_dict(saved)
+        changed = changed_settings(saved["settings"], settings)
+        if other := changed.keys() & _FINAL_MASKS:
+            if self.network.plan is None:
+                self.events.resume(anew=other != {"target"})
+            else:
+                rank_zero_warn("The checkpoint's network is compacted, and nothing more of it is pruned.")
+        for note in (*notes, *changed.values()):
+            rank_zero_info(f"Pruning resumes with a change: {note}.")
+
+    def state_dict(self, settings: Mapping[str, str], uncounted_steps: int) -> dict[str, Any]:
+        """Return tensors and plain values only.
+
+        Args:
+            settings: The callback's arguments.
+            uncounted_steps: Optimizer steps that were taken and are not counted yet.
+        """
+        if self.pending is not None:
+            return self.pending
+        if self.network.store is None:
+            return {}
+        state = {
+            "version": STATE_VERSION,
+            "settings": dict(settings),
+            "pruner": self.network.state_dict(),
+            **self.events.state_dict(),
+            **self.history.state_dict(),
+        }
+        state["agenda"]["steps"] += uncounted_steps
+        return state
 
 
 def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole state.
+    """Return a callback's state, checked as a whole.
 
     Raises:
-        ValueError: If it is none, or a later version of lightning_prune wrote it.
+        ValueError: If it is not a callback's state, or a later version of lightning_prune wrote it.
     """
-    version = read(state, _VERSIONED, PRUNING_STATE)["version"]
+    version = schema.read(state, _VERSIONED, PRUNING_STATE)["version"]
     if not isinstance(version, int) or version != STATE_VERSION:
         raise ValueError(
-            f"the checkpoint's pruning state has version {summary(version)}, this lightning_prune reads"
+            f"the checkpoint's pruning state has version {schema.summary(version)}, this lightning_prune reads"
             f" {STATE_VERSION}: install the version that wrote it."
         )
-    return read(state, _STATE, PRUNING_STATE)
+    return schema.read(state, _STATE, PRUNING_STATE)
 
 
 def changed_settings(saved: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """What is set otherwise than it was, in words; earlier versions had fewer parts, which were off."""
+    """Return a sentence for each argument that differs, by name; what earlier versions lack was ``None``."""
     before = {name: saved.get(name, repr(None)) for name in settings}
     return {
         name: f"{name} was {before[name]}, is now {now}"

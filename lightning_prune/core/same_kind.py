@@ -9,48 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.core.schema import (
-    Reader,
-    anything,
-    boolean,
-    mapping,
-    optional,
-    satisfying,
-    sequence,
-    string,
-    summary,
-    within,
-)
+from lightning_prune.core import schema
 
 
 @singledispatch
-def same_kind_as(present: object) -> Reader[Any]:
+def same_kind_as(present: object) -> schema.Reader[Any]:
     """Something of the same kind as what there is now: it is to take its place.
 
     Entries that only one of two dicts has, and the rest of the longer of two lists, may be anything: what is
     remembered of training comes and goes.
     """
-    return anything
+    return schema.anything
 
 
 @same_kind_as.register
-def _(present: bool) -> Reader[Any]:
-    return optional(boolean)
+def _(present: bool) -> schema.Reader[Any]:
+    return schema.optional(schema.boolean)
 
 
 @same_kind_as.register(int)
 @same_kind_as.register(float)
-def _(present: float) -> Reader[Any]:
-    return satisfying(anything, _number, "a number")
+def _(present: float) -> schema.Reader[Any]:
+    return schema.satisfying(schema.anything, _number, "a number")
 
 
 @same_kind_as.register
-def _(present: str) -> Reader[Any]:
-    return string
+def _(present: str) -> schema.Reader[Any]:
+    return schema.string
 
 
 @same_kind_as.register
-def _(present: Tensor) -> Reader[Any]:
+def _(present: Tensor) -> schema.Reader[Any]:
     def kind(tensor: Tensor) -> tuple[object, ...]:
         return tensor.shape, tensor.layout, tensor.is_complex(), tensor.is_meta
 
@@ -59,24 +48,26 @@ def _(present: Tensor) -> Reader[Any]:
             return True
         return torch.is_tensor(value) and kind(value) == (*kind(present)[:3], False)
 
-    return satisfying(anything, fits, summary(present))
+    return schema.satisfying(schema.anything, fits, schema.summary(present))
 
 
 @same_kind_as.register(list)
 @same_kind_as.register(tuple)
-def _(present: Sequence[Any]) -> Reader[Any]:
-    items = sequence(anything)
+def _(present: Sequence[Any]) -> schema.Reader[Any]:
+    items = schema.sequence(schema.anything)
     return lambda value: tuple(
-        within(f"[{place}]", optional(same_kind_as(now)), each)  # LBFGS fills a list of None as it goes
+        schema.within(
+            f"[{place}]", schema.optional(same_kind_as(now)), each
+        )  # LBFGS fills a list of None as it goes
         for place, (each, now) in enumerate(zip(items(value), present, strict=False))
     )
 
 
 @same_kind_as.register
-def _(present: Mapping) -> Reader[Any]:  # type: ignore[type-arg]
-    items = mapping(anything, key=anything)
+def _(present: Mapping) -> schema.Reader[Any]:  # type: ignore[type-arg]
+    items = schema.mapping(schema.anything, key=schema.anything)
     return lambda value: {
-        name: within(f"[{name!r}]", same_kind_as(present.get(name)), each)
+        name: schema.within(f"[{name!r}]", same_kind_as(present.get(name)), each)
         for name, each in items(value).items()
     }
 

@@ -4,60 +4,30 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from lightning_prune.core.parts import Part
 from lightning_prune.statistics.losses import LossEvaluator
-from lightning_prune.statistics.observer import ActivationObserver, Needs
+from lightning_prune.statistics.observer import Needs, Observer
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 
 
-class Criterion(Part, ABC):
-    """How much a unit matters.
+class Criterion(Observer, Part, ABC):
+    """How much a unit matters: what it observes in training, and the score that it makes of that.
 
     Attributes:
-        needs: What training must offer.
-        sums: Names of the running sums that ``observe`` adds to; one number a unit each.
-        pointwise: Whether a unit's score depends on that unit alone, so that a large group may be scored
-            in pieces.
         max_passes: How many passes of a batch through the network one event may take.
     """
 
-    # no ClassVar: the command line reads the types of a part where the part is, not here
-    needs = Needs.NOTHING
-    sums: tuple[str, ...] = ()
-    pointwise: bool = True
     max_passes: float = math.inf
 
     @property
     def held(self) -> int:
         """How many training batches are held for it."""
         return 0
-
-    @property
-    def activations(self) -> ActivationObserver | None:
-        """What observes the inputs of layers in training steps; nothing by default."""
-        return None
-
-    def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
-        """Row ranges of a group's units that are scored and observed one at a time."""
-        return list(group.pieces()) if self.pointwise else [(0, group.shape[0])]
-
-    def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One observation's addend to each of ``sums``.
-
-        Args:
-            group: The units.
-            grads: The loss's gradient for each slice of the group, unscaled, accumulated over
-                micro-batches and not clipped.
-
-        Returns:
-            One tensor of the units' shape for each name in ``sums``.
-        """
-        return {}
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
         """How many passes of a batch through the network one event takes, to ask for losses."""
@@ -66,21 +36,6 @@ class Criterion(Part, ABC):
     def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
         """One such pass, to see that it works and how long it takes: gives some number that comes of it."""
         return trial.loss(1)
-
-    def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
-    ) -> dict[str, dict[str, Tensor]]:
-        """Asks for losses, at an event.
-
-        Args:
-            groups: All groups.
-            kept: Group name to which units are still there; what is found of others does not matter.
-            trial: A copy of the network as it stands.
-
-        Returns:
-            Group name to one tensor of the units' shape for each name in ``sums``; nothing by default.
-        """
-        return {}
 
     def refuses(self, group: UnitGroup) -> str | None:
         """Why the criterion has nothing to say of a group, or ``None`` if it has."""

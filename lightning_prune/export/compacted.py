@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -11,20 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction import PLAN, Plan, replay_, shapes_after
+from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
 from lightning_prune.core.probes import copy_model, copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
-from lightning_prune.core.schema import anything, mapping, optional, read, record
 from lightning_prune.units.masks import MASKS, unpack
 
 PRUNING_STATE = "the checkpoint's pruning state"
-_CALLBACKS = record({"callbacks": mapping(anything)}, before={"callbacks": {}}, others=True)
-_WEIGHTS = record({"state_dict": mapping(anything)}, others=True)
+_CALLBACKS = schema.record(
+    {"callbacks": schema.mapping(schema.anything)}, before={"callbacks": {}}, others=True
+)
+_WEIGHTS = schema.record({"state_dict": schema.mapping(schema.anything)}, others=True)
 # what tells shapes and masks; the callback reads the rest
-_STATE = record({"pruner": record({"masks": MASKS, "plan": optional(PLAN)}, others=True)}, others=True)
+_STATE = schema.record(
+    {"pruner": schema.record({"masks": MASKS, "plan": schema.optional(PLAN)}, others=True)}, others=True
+)
 _Module = TypeVar("_Module", bound=nn.Module)
-_Around = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
-_NAME = "on_load_checkpoint"
 
 
 def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Module) -> _Module:
@@ -75,7 +76,7 @@ def check_weights(
     twin = copy_model(model) if own else copy_sharing_weights(model)
     for plan in plans:
         replay_(twin, plan)
-    read(weights, same_kind_as(twin.state_dict()), "the weights")
+    schema.read(weights, same_kind_as(twin.state_dict()), "the weights")
     try:
         twin.load_state_dict(weights, strict, **({} if own else {"assign": True}))
     except Exception as error:  # modules may load what is theirs in ways of their own
@@ -88,7 +89,7 @@ def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If there is none.
     """
-    read(checkpoint, _WEIGHTS, "checkpoint")
+    schema.read(checkpoint, _WEIGHTS, "checkpoint")
     found: dict[str, Any] = checkpoint["state_dict"]  # itself: modules look at its _metadata
     return found
 
@@ -99,7 +100,7 @@ def callback_state_in(checkpoint: Mapping[str, Any], state_key: str) -> Any:
     Raises:
         ValueError: If the checkpoint is none.
     """
-    found = read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"].get(state_key)
+    found = schema.read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"].get(state_key)
     return None if isinstance(found, Mapping) and not found else found
 
 
@@ -135,13 +136,13 @@ def masks_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def state_keys_in(checkpoint: Mapping[str, Any]) -> list[str]:
     """State keys of the callbacks that have left something in a checkpoint, in their order."""
-    callbacks = read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"]
+    callbacks = schema.read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"]
     ours = (key for key in callbacks if key.startswith("PruningCallback"))
     return [key for key in ours if callback_state_in(checkpoint, key) is not None]
 
 
 def _pruned(state: object) -> dict[str, Any]:
-    found: dict[str, Any] = read(state, _STATE, PRUNING_STATE)["pruner"]
+    found: dict[str, Any] = schema.read(state, _STATE, PRUNING_STATE)["pruner"]
     return found
 
 
@@ -162,40 +163,3 @@ def check_shapes(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[P
                 " its PruningCallback, into a model as it was made, from a checkpoint that was saved with the"
                 " callback in the Trainer, and not with weights_only: what was cut is in the callback's state."
             )
-
-
-class LoadHook:
-    """Does something around a module's own ``on_load_checkpoint``, until it is released.
-
-    Args:
-        module: The LightningModule.
-        around: Is given the checkpoint: a ``with`` block for the module's hook, which ends before the weights
-            are loaded.
-    """
-
-    def __init__(self, module: nn.Module, around: _Around) -> None:
-        self._module = module
-        self._around = around
-        self._hides = vars(module).get(_NAME)
-        self._own = getattr(module, _NAME)
-        vars(module)[_NAME] = self
-
-    def __call__(self, checkpoint: Mapping[str, Any]) -> None:
-        """Stands in for the module's own."""
-        with self._around(checkpoint):
-            self._own(checkpoint)
-
-    def __deepcopy__(self, memo: Any) -> LoadHook:
-        return self  # a copy of the module is none of a Trainer's
-
-    def release(self) -> None:
-        """Takes the hook away, also from under another."""
-        above = vars(self._module).get(_NAME)
-        if above is self and self._hides is None:
-            del vars(self._module)[_NAME]
-        elif above is self:
-            vars(self._module)[_NAME] = self._hides
-        while isinstance(above, LoadHook):
-            if above._hides is self:
-                above._hides, above._own = self._hides, self._own
-            above = above._hides

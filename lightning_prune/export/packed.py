@@ -11,18 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction import PLAN, Plan, shapes_after
+from lightning_prune.core import schema
 from lightning_prune.core.files import atomic_write, read_file
-from lightning_prune.core.schema import (
-    anything,
-    dense_tensor,
-    integer,
-    mapping,
-    read,
-    record,
-    sequence,
-    string,
-    summary,
-)
 from lightning_prune.export.compacted import load_weights_
 from lightning_prune.report.cost import packing_saves
 from lightning_prune.units.masks import BITS, masked_parameters, pack, unpack
@@ -30,13 +20,15 @@ from lightning_prune.units.shards import check_unsharded
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FORMAT = "lightning_prune packed 1"
-_MASKED = record({"bits": BITS, "values": dense_tensor(), "shape": sequence(integer())})
-_CONTENT = record(
+_MASKED = schema.record(
+    {"bits": BITS, "values": schema.dense_tensor(), "shape": schema.sequence(schema.integer())}
+)
+_CONTENT = schema.record(
     {
-        "format": string,
-        "plans": sequence(PLAN),
-        "masked": mapping(_MASKED),
-        "dense": mapping(anything),
+        "format": schema.string,
+        "plans": schema.sequence(PLAN),
+        "masked": schema.mapping(_MASKED),
+        "dense": schema.mapping(schema.anything),
     }
 )
 
@@ -121,7 +113,7 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
     found = read_file(path, "path", sums=True)
     if found.get("format") != _FORMAT:
         raise ValueError(f"{place} was not written by save_packed, or by a later version of it.")
-    content = read(found, _CONTENT, place)
+    content = schema.read(found, _CONTENT, place)
     masked = {name: _restored(entry, f"{place}: {name!r}") for name, entry in content["masked"].items()}
     weights = {**content["dense"], **masked}
     compacted = _misfit(model, weights, ()) is None
@@ -158,7 +150,7 @@ def _misfit(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan])
         if shape is None:
             continue  # what a module saves beside its tensors
         if not torch.is_tensor(saved):
-            return f"{name!r} is {summary(saved)} in the file"
+            return f"{name!r} is {schema.summary(saved)} in the file"
         if saved.shape != shape:
             return f"{name!r} has shape {tuple(saved.shape)} in the file, {tuple(shape)} in the model"
         if saved.dtype != present.dtype:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.core import schema
 from lightning_prune.core.probes import as_probe, evaluation_mode, math_attention
-from lightning_prune.core.schema import dataclass_of, integer, mapping, number, optional
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,14 @@ class Cost:
     latency: Mapping[int, float] = field(default_factory=dict)
 
 
-LATENCY = mapping(number("a number above 0", lambda value: value > 0), key=integer(1))
-COST = dataclass_of(Cost, params=integer(1), bytes=integer(1), macs=optional(integer()), latency=LATENCY)
+LATENCY = schema.mapping(schema.number("a number above 0", lambda value: value > 0), key=schema.integer(1))
+COST = schema.dataclass_of(
+    Cost,
+    params=schema.integer(1),
+    bytes=schema.integer(1),
+    macs=schema.optional(schema.integer()),
+    latency=LATENCY,
+)
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.core.schema import Reader, optional, sequence, string
+from lightning_prune.core import schema
 from lightning_prune.report.report import HISTORY_ENTRY, HistoryEntry, dense_metric, last_metric
 
-HISTORY: dict[str, Reader[Any]] = {"history": sequence(HISTORY_ENTRY), "monitor": optional(string)}
+HISTORY: dict[str, schema.Reader[Any]] = {
+    "history": schema.sequence(HISTORY_ENTRY),
+    "monitor": schema.optional(schema.string),
+}
 
 
 class History:

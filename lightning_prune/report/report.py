@@ -9,17 +9,7 @@ from itertools import takewhile
 from os import PathLike
 from typing import Any
 
-from lightning_prune.core.schema import (
-    dataclass_of,
-    fraction,
-    integer,
-    mapping,
-    number,
-    optional,
-    satisfying,
-    sequence,
-    string,
-)
+from lightning_prune.core import schema
 from lightning_prune.report.cost import COST, LATENCY, Cost
 from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths
 from lightning_prune.report.tables import format_table
@@ -261,36 +251,40 @@ def _number(value: float | None) -> str:
 
 # --- what saved ones look like
 
-HISTORY_ENTRY = dataclass_of(
-    HistoryEntry, epoch=integer(-1), step=integer(), sparsity=fraction, metric=optional(number())
+HISTORY_ENTRY = schema.dataclass_of(
+    HistoryEntry,
+    epoch=schema.integer(-1),
+    step=schema.integer(),
+    sparsity=schema.fraction,
+    metric=schema.optional(schema.number()),
 )
-_SHAPE = sequence(integer())
-_LAYER = dataclass_of(
+_SHAPE = schema.sequence(schema.integer())
+_LAYER = schema.dataclass_of(
     Layer,
-    name=string,
+    name=schema.string,
     shape=_SHAPE,
-    size=integer(1),
-    kept=optional(integer()),
-    compacted=optional(_SHAPE),
-    width=optional(integer()),
+    size=schema.integer(1),
+    kept=schema.optional(schema.integer()),
+    compacted=schema.optional(_SHAPE),
+    width=schema.optional(schema.integer()),
 )
-REPORT = satisfying(
-    dataclass_of(
+REPORT = schema.satisfying(
+    schema.dataclass_of(
         Report,
-        layers=sequence(_LAYER),
-        params=integer(1),
-        bytes=integer(1),
-        bytes_packed=integer(),
-        macs=optional(integer()),
-        macs_kept=optional(integer()),
+        layers=schema.sequence(_LAYER),
+        params=schema.integer(1),
+        bytes=schema.integer(1),
+        bytes_packed=schema.integer(),
+        macs=schema.optional(schema.integer()),
+        macs_kept=schema.optional(schema.integer()),
         latency=LATENCY,
-        dense=optional(COST),
-        frozen=mapping(string),
-        protected=sequence(string),
-        left_out=integer(),
-        monitor=optional(string),
-        history=sequence(HISTORY_ENTRY),
-        decisions=sequence(string),
+        dense=schema.optional(COST),
+        frozen=schema.mapping(schema.string),
+        protected=schema.sequence(schema.string),
+        left_out=schema.integer(),
+        monitor=schema.optional(schema.string),
+        history=schema.sequence(HISTORY_ENTRY),
+        decisions=schema.sequence(schema.string),
     ),
     lambda report: report.dense is None or report.latency.keys() <= report.dense.latency.keys(),
     "no more batch sizes than those of the dense network",

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_prune.core.schema import boolean, fraction, integer, record
+from lightning_prune.core import schema
 from lightning_prune.schedules.base import Event, Timetable
 from lightning_prune.schedules.moments import TimeUnit
 
 _UNITS = (TimeUnit.EPOCH.value, TimeUnit.STEP.value)
-EVENT_QUEUE = record(
+EVENT_QUEUE = schema.record(
     {
-        "steps": integer(),
-        "stopped": boolean,
-        "handled": record(dict.fromkeys(_UNITS, integer(-1))),
-        "asked": fraction,
-        "given": fraction,
+        "steps": schema.integer(),
+        "stopped": schema.boolean,
+        "handled": schema.record(dict.fromkeys(_UNITS, schema.integer(-1))),
+        "asked": schema.fraction,
+        "given": schema.fraction,
     },
     before={"stopped": False, "asked": 1.0, "given": 1.0},  # nothing was called off, and all was enough
 )

@@ -45,28 +45,54 @@ class ActivationObserver(Protocol):
         """Return examples x features, given inputs (and their gradients) of examples x features x positions."""
 
 
-class Observer(Protocol):
-    """The part of a criterion that statistics are gathered for."""
+class Observer:
+    """The part of a criterion that statistics are gathered for.
 
-    @property
-    def needs(self) -> Needs:
-        """What training must offer."""
+    Attributes:
+        needs: What training must offer.
+        sums: Names of the running sums that ``observe`` adds to; one number a unit each.
+        pointwise: Whether a unit's score depends on that unit alone, so that a large group may be scored
+            in pieces.
+    """
 
-    @property
-    def sums(self) -> tuple[str, ...]:
-        """Names of the running sums."""
+    # no ClassVar: the command line reads the types of a part where the part is, not here
+    needs = Needs.NOTHING
+    sums: tuple[str, ...] = ()
+    pointwise: bool = True
 
     @property
     def activations(self) -> ActivationObserver | None:
-        """What observes activations; ``None`` if the criterion needs none."""
+        """What observes the inputs of layers in training steps; nothing by default."""
+        return None
 
     def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
-        """Return the row ranges of a group that are observed one at a time."""
+        """Return the row ranges of a group's units that are scored and observed one at a time."""
+        return list(group.pieces()) if self.pointwise else [(0, group.shape[0])]
 
     def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what one observation adds to each of ``sums``."""
+        """Return what one observation adds to each of ``sums``.
+
+        Args:
+            group: The units.
+            grads: The gradient of the loss for each slice of the group: unscaled, accumulated over
+                micro-batches and not clipped.
+
+        Returns:
+            One tensor of the units' shape for each name in ``sums``.
+        """
+        return {}
 
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
-        """Return sums by group name, from losses on calibration batches."""
+        """Evaluate losses, at an event.
+
+        Args:
+            groups: All groups.
+            kept: Group name to which units are still there; what is found of others does not matter.
+            trial: A copy of the network as it stands.
+
+        Returns:
+            Group name to one tensor of the units' shape for each name in ``sums``; nothing by default.
+        """
+        return {}

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.core.schema import dense_tensor, mapping, record
+from lightning_prune.core import schema
 
-_SUMS = dense_tensor("a tensor of floats", torch.is_floating_point)
-_COUNT = dense_tensor(
+_SUMS = schema.dense_tensor("a tensor of floats", torch.is_floating_point)
+_COUNT = schema.dense_tensor(
     "a tensor of one whole number of at least 0",
     lambda count: count.dtype == torch.int64 and count.ndim == 0 and int(count) >= 0,
 )
-STATISTICS = record({"sums": mapping(_SUMS), "count": _COUNT, "features": _SUMS})
+STATISTICS = schema.record({"sums": schema.mapping(_SUMS), "count": _COUNT, "features": _SUMS})
 
 
 @dataclass(frozen=True, eq=False)

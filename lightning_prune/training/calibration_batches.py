@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_prune.core import schema
 from lightning_prune.core.probes import copy_model, evaluation_mode
-from lightning_prune.core.schema import anything, satisfying, sequence
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.losses import Losses
@@ -19,8 +19,8 @@ from lightning_prune.training.sandbox import NoLossError, training_loss
 from lightning_prune.training.trainer_queries import gather_objects
 
 # a batch of each process in each
-CALIBRATION_BATCHES = sequence(
-    satisfying(sequence(anything), lambda batches: len(batches) > 0, "a batch at least")
+CALIBRATION_BATCHES = schema.sequence(
+    schema.satisfying(schema.sequence(schema.anything), lambda batches: len(batches) > 0, "a batch at least")
 )
 
 

@@ -1,12 +1,16 @@
-"""How pruning fares under a guard: the dense metric, the last good round, and what was decided."""
+"""The state of a Guard in one fit: the dense metric, the last good network, and what was decided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_prune.core.schema import fraction, integer, number, optional, record, sequence, string
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_prune.core import schema
 from lightning_prune.pruner import Pruner
+from lightning_prune.report.history import History
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.snapshots import (
     OPTIMIZERS,
@@ -18,101 +22,154 @@ from lightning_prune.training.snapshots import (
     restore_weights_,
     weights_of,
 )
+from lightning_prune.training.trainer_queries import WarnOnce
 from lightning_prune.units.masks import MASKS, MaskStore
 
-_GOOD = record(
+_GOOD = schema.record(
     {
         "weights": WEIGHTS,
         "optimizers": OPTIMIZERS,
         "masks": MASKS,
-        "protected": sequence(string),
-        "reached": fraction,
+        "protected": schema.sequence(schema.string),
+        "reached": schema.fraction,
     }
 )
 _UNSEEN: dict[str, Any] = {"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None}
-GUARD_STATE = record(
+GUARD_STATE = schema.record(
     {
-        "reached": fraction,
-        "decisions": sequence(string),
-        "dense": optional(number()),
-        "bad": integer(),
-        "good": optional(_GOOD),
+        "reached": schema.fraction,
+        "decisions": schema.sequence(schema.string),
+        "dense": schema.optional(schema.number()),
+        "bad": schema.integer(),
+        "good": schema.optional(_GOOD),
     },
     before=_UNSEEN,
+)
+_LOST = (
+    ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
+    " PrunedCheckpoint, which saves what came back."
 )
 
 
 class GuardState:
-    """Judges rounds by a guard, and remembers the last good one.
+    """The rounds of one fit, each a pruning event and the training after it, and the last good one.
+
+    Args:
+        guard: How much of a metric pruning may cost; ``None`` if that does not matter.
+        warn: Prints each warning once a fit.
 
     Attributes:
-        reached: Share of the target that is gone.
-        bad: Bad rounds in a row so far.
+        reached: Share of the target that is removed.
         decisions: In words, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard | None, warn: WarnOnce) -> None:
+        self._guard = guard
+        self._warn = warn
         self.reached = 0.0
         self.decisions: list[str] = []
         self._dense: float | None = None
-        self.bad = 0
-        self._good: dict[str, Any] | None = None
+        self._bad = 0  # rounds in a row
+        self._last_good: dict[str, Any] | None = None
 
     @property
     def running(self) -> bool:
         """Whether there is a network to go back to."""
-        return self._good is not None
+        return self._last_good is not None
 
-    @property
-    def informed(self) -> bool:
-        """Whether the dense metric is known."""
-        return self._dense is not None
+    def is_good(self, metric: float | None) -> bool:
+        """Whether a round with this metric is good; True where nothing is judged."""
+        if self._guard is None or not self.running:
+            return True
+        return metric is not None and self._dense is not None and self._guard.allows(self._dense, metric)
 
-    def forget_metric(self) -> None:
-        """The dense metric is of no use: another one is looked at."""
-        self._dense = None
+    def check_logged(self, metrics: Mapping[str, Any]) -> None:
+        """Raise ValueError if a validation logged metrics, and the monitored one is not among them."""
+        if self._guard is not None and metrics and self._guard.monitor not in metrics:
+            raise ValueError(
+                f"monitor={self._guard.monitor!r} must be one that validation logs: {_names(metrics)}."
+            )
 
-    def begin(self, dense: float, training: TrainingObjects, pruner: Pruner) -> None:
-        """Before the first event: the network as it is will do."""
-        if self._dense is None:
-            self._dense = dense
-        self._keep(training, pruner)
+    def allowed(
+        self, fraction: float, trainer: Trainer, training: TrainingObjects, pruner: Pruner, history: History
+    ) -> float | None:
+        """Return the share of the target that an event may remove; ``None`` if the network went back instead.
 
-    def good(self, guard: Guard, metric: float | None) -> bool:
-        """Whether a round with this metric is good; one that was not measured is not."""
-        return metric is not None and self._dense is not None and guard.allows(self._dense, metric)
+        Args:
+            fraction: Share of the target that the schedule asks for.
+            trainer: The Trainer of the fit.
+            training: What goes back to the last good round.
+            pruner: Of the same network.
+            history: The metrics that were measured.
 
-    def judge(
+        Raises:
+            ValueError: If the metric was never measured.
+        """
+        if self._guard is None or fraction == 0:
+            return fraction
+        if self.running:
+            return self._end_round(self._guard, fraction, trainer, training, pruner, history)
+        dense = trainer.strategy.broadcast(history.reference)
+        if dense is not None:
+            self._dense = dense if self._dense is None else self._dense
+            self._keep(training, pruner)
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"monitor={self._guard.monitor!r} was not measured before the first pruning event: start"
+                f" later, or take one that is logged by then: {_names(trainer.callback_metrics)}."
+            )
+        return fraction
+
+    def finish(self, trainer: Trainer, training: TrainingObjects, pruner: Pruner, history: History) -> bool:
+        """End the last round of a fit.
+
+        Returns:
+            Whether the network went back to an earlier one.
+        """
+        if self._guard is None or not self.running:
+            return False
+        self._end_round(self._guard, None, trainer, training, pruner, history)
+        return not self.running
+
+    def _end_round(
         self,
         guard: Guard,
-        place: str,
+        wanted: float | None,
+        trainer: Trainer,
+        training: TrainingObjects,
+        pruner: Pruner,
+        history: History,
+    ) -> float | None:
+        """Judge a round, and print the decision; ``wanted`` is ``None`` at the end of the fit."""
+        metric = trainer.strategy.broadcast(history.measured)
+        if metric is None and guard.monitor not in trainer.callback_metrics and trainer.callback_metrics:
+            raise ValueError(f"monitor={guard.monitor!r} is not logged: {_names(trainer.callback_metrics)}.")
+        if metric is None or self._dense is None:
+            self._warn(trainer, f"A round cannot be judged: no {guard.monitor} to compare was measured in it.")
+            return wanted
+        found = f"epoch {trainer.current_epoch}: {guard.compare(self._dense, metric)}"
+        allowed = self._judge(guard, metric, wanted, found, training, pruner)
+        say = rank_zero_warn if self._bad else rank_zero_info
+        lost = wanted is None and not self.running
+        say(self.decisions[-1] + (_LOST if lost else ""))
+        return allowed
+
+    def _judge(
+        self,
+        guard: Guard,
         metric: float,
         wanted: float | None,
+        found: str,
         training: TrainingObjects,
         pruner: Pruner,
     ) -> float | None:
-        """Ends a round.
-
-        Args:
-            guard: The rule.
-            place: Where training is, in words.
-            metric: That of the round.
-            wanted: Share of the target that is to be gone after the next event; ``None`` at the end.
-            training: Is kept, or goes back to the last good round.
-            pruner: Of the same network.
-
-        Returns:
-            The share that the next event may take; ``None`` if the network went back.
-        """
-        assert self._dense is not None
-        found = f"{place}: {guard.compare(self._dense, metric)}"
-        if self.good(guard, metric):
-            self.bad = 0
+        if self.is_good(metric):
+            self._bad = 0
             self._keep(training, pruner)
             self.decisions.append(f"{found}: {_percent(pruner.sparsity)} removed are good enough")
             return self.reached if wanted is None else wanted
-        self.bad += 1
-        if wanted is None or self.bad > guard.patience:
+        self._bad += 1
+        if wanted is None or self._bad > guard.patience:
             self._go_back(training, pruner)
             self.decisions.append(f"{found}: back to {_percent(pruner.sparsity)} removed, no further pruning")
             return None
@@ -121,11 +178,11 @@ class GuardState:
         return half
 
     def end(self) -> None:
-        """There is no going back any more."""
-        self._good = None
+        """Forget the last good round."""
+        self._last_good = None
 
     def _keep(self, training: TrainingObjects, pruner: Pruner) -> None:
-        self._good = {
+        self._last_good = {
             "weights": weights_of(training.model),
             "optimizers": [optimizer_memory(optimizer) for optimizer in training.optimizers],
             "masks": pruner.store.state_dict(),
@@ -134,42 +191,50 @@ class GuardState:
         }
 
     def _go_back(self, training: TrainingObjects, pruner: Pruner) -> None:
-        assert self._good is not None
-        restore_weights_(training.model, self._good["weights"])
-        for optimizer, memory in zip(training.optimizers, self._good["optimizers"], strict=True):
+        good = self._last_good
+        assert good is not None
+        restore_weights_(training.model, good["weights"])
+        for optimizer, memory in zip(training.optimizers, good["optimizers"], strict=True):
             restore_optimizer_(optimizer, memory)
-        pruner.store.go_back_(self._good["masks"])
-        pruner.protected = set(self._good["protected"])
-        self.reached = self._good["reached"]
+        pruner.store.go_back_(good["masks"])
+        pruner.protected = set(good["protected"])
+        self.reached = good["reached"]
         self.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return tensors and plain values."""
         return {
             "reached": self.reached,
             "decisions": list(self.decisions),
             "dense": self._dense,
-            "bad": self.bad,
-            "good": self._good,
+            "bad": self._bad,
+            "good": self._last_good,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved state, as ``JUDGE`` reads it."""
+    def load_state_dict(self, state: Mapping[str, Any], monitor: str | None) -> None:
+        """Take over a saved state, as ``GUARD_STATE`` reads it.
+
+        Args:
+            state: The saved state.
+            monitor: Name of the metric that was monitored then.
+        """
         self.reached = state["reached"]
         self.decisions = list(state["decisions"])
         self._dense = state["dense"]
-        self.bad = state["bad"]
-        self._good = state["good"]
+        self._bad = state["bad"]
+        self._last_good = None if self._guard is None else state["good"]
+        if self._guard is not None and monitor != self._guard.monitor:
+            self._dense = None  # it does not compare with another metric
+
+    def check_state(self, state: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
+        """Raise ValueError if a saved state has a last good round that is not of this training."""
+        if self._guard is not None and (good := state["good"]) is not None:
+            check_snapshot(good, training, what)
+            MaskStore(training.model, ()).unpacked(good["masks"])
 
 
-def check_good(good: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
-    """Makes sure that a network to go back to, out of a saved state, is one of this training.
-
-    Raises:
-        ValueError: If not.
-    """
-    check_snapshot(good, training, what)
-    MaskStore(training.model, ()).unpacked(good["masks"])
+def _names(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(metrics)) or "nothing is"
 
 
 def _percent(share: float) -> str:

@@ -30,7 +30,7 @@ class OptimizerHooks:
         self._handles: dict[Optimizer, list[RemovableHandle]] = {}
         self._seen: dict[Optimizer, bool] = {}
 
-    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Hooks into optimizers that are not watched yet."""
         for optimizer in optimizers:
             if optimizer not in self._handles:
@@ -39,7 +39,7 @@ class OptimizerHooks:
                     optimizer.register_step_post_hook(self._after),
                 ]
 
-    def first_look(self, optimizer: Optimizer) -> bool:
+    def first_call(self, optimizer: Optimizer) -> bool:
         """Whether gradients are seen for the first time in this step."""
         first = not self._seen.get(optimizer, False)
         if optimizer in self._seen:

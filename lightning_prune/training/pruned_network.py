@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction import PLAN, Plan, compact_, expand_, replay_
+from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
 from lightning_prune.core.probes import Probe, copy_model
-from lightning_prune.core.schema import Reader, anything, integer, mapping, record
 from lightning_prune.export.compacted import check_shapes, check_weights, plan_in, plans_in, weights_in
 from lightning_prune.pruner import PRUNED, Pruner
 from lightning_prune.report.measurement import layers_of, measure_compacted, measure_layers
@@ -24,17 +24,23 @@ from lightning_prune.report.report import REPORT, Layer, Report
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
 
-_COMPACTED = record(
-    {"masks": MASKS, "statistics": mapping(anything), "left_out": integer(), "plan": PLAN, "report": REPORT}
+_COMPACTED = schema.record(
+    {
+        "masks": MASKS,
+        "statistics": schema.mapping(schema.anything),
+        "left_out": schema.integer(),
+        "plan": PLAN,
+        "report": REPORT,
+    }
 )
 
 
 def _pruned_network(state: Any) -> dict[str, Any]:
-    compacted = mapping(anything)(state).get("plan") is not None
+    compacted = schema.mapping(schema.anything)(state).get("plan") is not None
     return (_COMPACTED if compacted else PRUNED)(state)
 
 
-PRUNED_NETWORK: Reader[dict[str, Any]] = _pruned_network
+PRUNED_NETWORK: schema.Reader[dict[str, Any]] = _pruned_network
 
 
 class PrunedNetwork:
@@ -50,9 +56,9 @@ class PrunedNetwork:
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Nothing is bound."""
         self.model: nn.Module | None = None
         self.pruner: Pruner | None = None
@@ -72,7 +78,7 @@ class PrunedNetwork:
         return self.store is not None and self.store.shards.sharded
 
     @property
-    def chosen(self) -> set[str]:
+    def covered(self) -> set[str]:
         """Names of the parameters whose units are chosen among."""
         groups = () if self.pruner is None else self.pruner.groups
         return {part.name for group in groups for part in group.slices}
@@ -98,7 +104,7 @@ class PrunedNetwork:
         pruner = self.pruner if known else make()
         notes = [] if pruner is None or state is None else pruner.load_state_dict(state)
         if pruner is not None and not known:
-            self.forget()
+            self.reset()
             self.model, self.pruner, self.store = model, pruner, pruner.store
         return notes
 
@@ -116,7 +122,7 @@ class PrunedNetwork:
         store = MaskStore(model, present, shards_of(model))
         store.load_state_dict(state["masks"])
         store.apply_()
-        self.forget()
+        self.reset()
         self.model, self.store, self._saved = model, store, state
         self.plan, self.record = state["plan"], state.get("report")
         self.count()
@@ -221,7 +227,7 @@ class PrunedNetwork:
             raise
         _apply_plan(model, averages, replay_, plan)
         if before is not None or plan is not None:
-            self.forget()
+            self.reset()
         if plan is not None:
             self.model, self.plan = model, plan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from itertools import zip_longest
 from numbers import Integral, Real
 from typing import Any, Protocol
@@ -14,19 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.core import schema
 from lightning_prune.core.probes import copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
-from lightning_prune.core.schema import (
-    Reader,
-    anything,
-    instance_of,
-    mapping,
-    read,
-    record,
-    satisfying,
-    sequence,
-    within,
-)
 
 _LEFT_OUT = object()
 _METHODS = ("reset_parameters", "_reset_parameters")
@@ -124,55 +113,28 @@ def copy_plain(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in copies if value is not _LEFT_OUT}
 
 
-@singledispatch
 def _copy(value: object) -> Any:
-    return _LEFT_OUT
-
-
-@_copy.register(bool)
-@_copy.register(type(None))
-def _(value: Any) -> Any:
-    return value
-
-
-# numpy's numbers and enumerations of integers would not be plain in a file
-@_copy.register
-def _(value: Integral) -> int:
-    return int(value)
-
-
-@_copy.register
-def _(value: Real) -> float:
-    return float(value)
-
-
-@_copy.register
-def _(value: str) -> str:
-    return str(value)
-
-
-@_copy.register
-def _(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True)
-
-
-@_copy.register(list)
-@_copy.register(tuple)
-def _(value: Any) -> Any:
-    copies = [_copy(each) for each in value]
-    if any(each is _LEFT_OUT for each in copies):
-        return _LEFT_OUT
-    return tuple(copies) if isinstance(value, tuple) else copies
-
-
-@_copy.register(dict)
-def _(value: dict[str, Any]) -> dict[str, Any]:
-    return copy_plain(value)
-
-
-@_copy.register(Counter)
-def _(value: Counter[int]) -> Counter[int]:
-    return Counter(value)  # the milestones of MultiStepLR
+    copied: Any = _LEFT_OUT
+    match value:
+        case None | bool():
+            copied = value
+        case Integral():  # numpy's numbers and enumerations of integers would not be plain in a file
+            copied = int(value)
+        case Real():
+            copied = float(value)
+        case str():
+            copied = str(value)
+        case Tensor():
+            copied = value.detach().to("cpu", copy=True)
+        case Counter():  # the milestones of MultiStepLR
+            copied = Counter(value)
+        case dict():
+            copied = copy_plain(value)
+        case list() | tuple():
+            copies = [_copy(each) for each in value]
+            if not any(each is _LEFT_OUT for each in copies):
+                copied = tuple(copies) if isinstance(value, tuple) else copies
+    return copied
 
 
 def reinitialize_(model: nn.Module, seed: int) -> None:
@@ -208,8 +170,11 @@ def not_reinitialized(model: nn.Module, seed: int) -> list[str]:
 
 # --- what saved ones look like
 
-_REMEMBERED = record(
-    {"state": mapping(mapping(anything), key=anything), "param_groups": sequence(mapping(anything))},
+_REMEMBERED = schema.record(
+    {
+        "state": schema.mapping(schema.mapping(schema.anything), key=schema.anything),
+        "param_groups": schema.sequence(schema.mapping(schema.anything)),
+    },
     before={"param_groups": ()},  # hyper-parameters may be left out, and stay
     others=True,
 )
@@ -217,12 +182,18 @@ _REMEMBERED = record(
 
 def _optimizer(value: Any) -> dict[str, Any]:
     _REMEMBERED(value)
-    return mapping(anything)(value)  # some optimizers have more to remember
+    return schema.mapping(schema.anything)(value)  # some optimizers have more to remember
 
 
-WEIGHTS = mapping(instance_of(Tensor, "a tensor"))
-OPTIMIZERS = sequence(_optimizer)
-SNAPSHOT = record({"weights": WEIGHTS, "optimizers": OPTIMIZERS, "schedules": sequence(mapping(anything))})
+WEIGHTS = schema.mapping(schema.instance_of(Tensor, "a tensor"))
+OPTIMIZERS = schema.sequence(_optimizer)
+SNAPSHOT = schema.record(
+    {
+        "weights": WEIGHTS,
+        "optimizers": OPTIMIZERS,
+        "schedules": schema.sequence(schema.mapping(schema.anything)),
+    }
+)
 
 
 def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
@@ -241,29 +212,29 @@ def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: st
     schedules = [each.state_dict() for each in training.schedules]
 
     def reader(value: Mapping[str, Any]) -> None:
-        within(".weights", same_kind_as(_tensors(training.model)), value["weights"])
-        within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
-        within(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
+        schema.within(".weights", same_kind_as(_tensors(training.model)), value["weights"])
+        schema.within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
+        schema.within(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
 
-    read(saved, reader, what)
+    schema.read(saved, reader, what)
 
 
-def _each(reader: Callable[[Any], Reader[Any]], present: Sequence[Any]) -> Reader[Any]:
-    as_many = satisfying(
-        sequence(anything), lambda found: len(found) == len(present), f"{len(present)} of them"
+def _each(reader: Callable[[Any], schema.Reader[Any]], present: Sequence[Any]) -> schema.Reader[Any]:
+    as_many = schema.satisfying(
+        schema.sequence(schema.anything), lambda found: len(found) == len(present), f"{len(present)} of them"
     )
     return lambda value: [
-        within(f"[{place}]", reader(now), each)
+        schema.within(f"[{place}]", reader(now), each)
         for place, (each, now) in enumerate(zip(as_many(value), present, strict=True))
     ]
 
 
-def _like_optimizer(present: Mapping[str, Any]) -> Reader[Any]:
+def _like_optimizer(present: Mapping[str, Any]) -> schema.Reader[Any]:
     own = [group["params"] for group in present["param_groups"]]
 
     def fits(value: Mapping[str, Any]) -> bool:
         then = [group.get("params") for group in value.get("param_groups", ())]
         return then == own[: len(then)]
 
-    groups = satisfying(anything, fits, "the same parameters in each group", ".param_groups")
+    groups = schema.satisfying(schema.anything, fits, "the same parameters in each group", ".param_groups")
     return lambda value: same_kind_as(present)(groups(value))

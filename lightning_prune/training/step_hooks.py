@@ -34,15 +34,15 @@ class StepHooks:
         self._pruner = pruner
         self._store = store
         self._queue = queue
-        self._watch = OptimizerHooks(store)
+        self._optimizer_hooks = OptimizerHooks(store)
         self._copies = GradientCopies([] if pruner is None else _sharing_groups(pruner.groups))
-        self._inputs = None if pruner is None else pruner.input_hooks()
+        self._inputs = None if pruner is None else pruner.observations.input_hooks()
         self._looking = ExitStack()
-        self.watch(optimizers)
+        self.attach(optimizers)
 
-    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Hooks into optimizers that have come since."""
-        self._watch.watch(optimizers)
+        self._optimizer_hooks.attach(optimizers)
 
     def begin_batch(self, trainer: Trainer, batch: int) -> None:
         """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
@@ -67,7 +67,7 @@ class StepHooks:
         parameters = parameters_in(optimizer)
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = 1.0 if unscaled else loss_scale(trainer)
-        first = self._watch.first_look(optimizer)
+        first = self._optimizer_hooks.first_call(optimizer)
         if (pruner := self._observer(Needs.GRADIENT)) is not None and first:
             if module.automatic_optimization:
                 pruner.observe(unscaled_gradients(self._store, parameters, scale))
@@ -97,7 +97,7 @@ class StepHooks:
 
     def release(self) -> None:
         """Takes all hooks away."""
-        self._watch.release()
+        self._optimizer_hooks.release()
         self._copies.release()
         self.abandon_batch()
 

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -113,6 +113,24 @@ def will_step(trainer: Trainer) -> bool:
         return True
     grads = (parameter.grad for parameter in trainer.lightning_module.parameters())
     return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+
+
+class WarnOnce:
+    """Prints each warning once, until it is cleared; in a fast_dev_run as information."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, trainer: Trainer, text: str) -> None:
+        """Print a warning, unless it was printed before."""
+        if text not in self._said:
+            say = rank_zero_info if trainer.fast_dev_run else rank_zero_warn  # type: ignore[attr-defined]
+            say(text)
+            self._said.add(text)
+
+    def clear(self) -> None:
+        """Forget what was printed."""
+        self._said.clear()
 
 
 def training_objects(trainer: Trainer, module: LightningModule) -> TrainingObjects:

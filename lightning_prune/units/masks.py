@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
-from lightning_prune.core.schema import dense_tensor, integer, mapping, record, sequence
 from lightning_prune.units.groups import row_ranges
 from lightning_prune.units.shards import Shards, Unsharded, is_sharded, shard_like, to_local
 
-BITS = dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
-MASKS = mapping(record({"bits": BITS, "shape": sequence(integer())}))
+BITS = schema.dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
+MASKS = schema.mapping(schema.record({"bits": BITS, "shape": schema.sequence(schema.integer())}))
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

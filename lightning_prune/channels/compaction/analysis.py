@@ -9,15 +9,9 @@ from torch import nn
 from lightning_prune.channels.compaction.cut_trial import CutTrial, uneven_cut
 from lightning_prune.channels.compaction.group_search import GroupSearch
 from lightning_prune.channels.compaction.tracing import check_same_ops, trace_model
-from lightning_prune.channels.graph import (
-    budgets,
-    find_groups,
-    first_dim,
-    head_dim,
-    last_dim,
-    split_head_dim,
-    unique_names,
-)
+from lightning_prune.channels.graph.costs import budgets
+from lightning_prune.channels.graph.groups import find_groups, unique_names
+from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
 from lightning_prune.core.probes import Deadline, Probe
 from lightning_prune.units.groups import Units
 

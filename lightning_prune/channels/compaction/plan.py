@@ -11,17 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.module_widths import widths
+from lightning_prune.core import schema
 from lightning_prune.core.averages import averages_within
-from lightning_prune.core.schema import (
-    fixed_list,
-    integer,
-    mapping,
-    record,
-    satisfying,
-    sequence,
-    string,
-    summary,
-)
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -74,14 +65,23 @@ class Plan:
         }
 
 
-_CUT = satisfying(
-    lambda value: Cut(*fixed_list(string, integer(), integer(1), sequence(integer()))(value)),
+_CUT = schema.satisfying(
+    lambda value: Cut(
+        *schema.fixed_list(
+            schema.string, schema.integer(), schema.integer(1), schema.sequence(schema.integer())
+        )(value)
+    ),
     lambda cut: all(one < other for one, other in pairwise((-1, *cut.kept, cut.size))) and len(cut.kept) > 0,
     "at least one of the places below its size, in ascending order",
     "[3]",
 )
-_ENTRIES = record({"cuts": sequence(_CUT), "attributes": mapping(mapping(fixed_list(integer(), integer())))})
-PLAN = satisfying(  # as Plan.to_state writes it
+_ENTRIES = schema.record(
+    {
+        "cuts": schema.sequence(_CUT),
+        "attributes": schema.mapping(schema.mapping(schema.fixed_list(schema.integer(), schema.integer()))),
+    }
+)
+PLAN = schema.satisfying(  # as Plan.to_state writes it
     lambda value: Plan(**_ENTRIES(value)),
     lambda plan: len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts),
     "each dimension of a tensor once",
@@ -132,7 +132,7 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
             if present != before or not own:
                 raise ValueError(
                     f"the plan changes {name}.{key} from {before} to {after}, but in this model it is"
-                    f" {summary(present)}: it was made for another architecture."
+                    f" {schema.summary(present)}: it was made for another architecture."
                 )
     for name, sizes in due.items():
         for key, size in sizes.items():

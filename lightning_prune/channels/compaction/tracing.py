@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.channels.compaction.cut_trial import perturb_
-from lightning_prune.channels.graph import OpRecord, OpRecorder, Split, Trace, last_dim
+from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder
+from lightning_prune.channels.graph.trace import Trace, last_dim
+from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.probes import Deadline, Probe, copy_model, evaluation_mode, math_attention
 
 
@@ -46,7 +48,7 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
 
 def trace_model(
     model: nn.Module, probe: Probe, split: Split, deadline: Deadline | None = None
-) -> tuple[Trace, dict[str, str]]:
+) -> tuple[TraceRecord, dict[str, str]]:
     """A trace in evaluation mode and, for what has no part in that, in training mode: auxiliary heads.
 
     Args:
@@ -65,7 +67,7 @@ def trace_model(
         trace.follow(copied, probe, count=True)
         for other in probe.others:
             trace.follow(copied, other)
-        if not trace.seen.issuperset(name for name, _ in copied.named_parameters()):
+        if not trace.record.used.issuperset(name for name, _ in copied.named_parameters()):
             _train_but_norms(copied)
             try:
                 for each in (probe, *probe.others):
@@ -73,7 +75,7 @@ def trace_model(
             except Exception as error:  # a user's forward may raise anything
                 why += f", which fails in training mode with {error!r}"
     matrices = [name for name, parameter in copied.named_parameters() if parameter.ndim > 1]
-    return trace, {name: why for name in matrices if name not in trace.seen}
+    return trace.record, {name: why for name in matrices if name not in trace.record.used}
 
 
 def _train_but_norms(model: nn.Module) -> None:

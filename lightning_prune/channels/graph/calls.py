@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,39 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.channels.graph.label_fields import Fields, varying_dims
 from lightning_prune.channels.graph.labels import Labels
-
-
-class Tracer(Protocol):
-    """What a trace keeps, as rules see it."""
-
-    labels: Labels
-
-    def fields(self, tensor: Tensor) -> Fields:
-        """The fields of a tensor."""
-
-    def of_weights(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a weight, or made of weights alone."""
-
-    def is_uniform(self, tensor: Tensor) -> bool:
-        """Whether a tensor was made in the pass, of any size, with one value everywhere, as by ``zeros``."""
-
-    def split(self, sizes: Sequence[int]) -> int:
-        """Which of the dimensions that a labelled one becomes is free, given their sizes."""
-
-    def note_outputs(self, field: Tensor) -> None:
-        """Notes labels of what a contraction made."""
-
-    def note_inputs(self, field: Tensor) -> None:
-        """Notes labels along which a contraction sums over a weight."""
-
-    def note_heads(self, field: Tensor) -> None:
-        """Notes labels of attention heads."""
-
-    def note_scales(self, field: Tensor) -> None:
-        """Notes labels of the scale of a batch norm."""
-
-    def note_macs(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Notes the labels along each dimension that multiply-adds run over, and the operands."""
+from lightning_prune.channels.graph.trace_record import TraceRecord
 
 
 @dataclass(frozen=True)
@@ -52,14 +20,14 @@ class Call:
     """One op that ran.
 
     Args:
-        tracer: Of the whole trace.
+        record: Of the whole trace.
         func: The op.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors that it gave.
     """
 
-    tracer: Tracer
+    record: TraceRecord
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -68,15 +36,19 @@ class Call:
     @property
     def labels(self) -> Labels:
         """Of the whole trace."""
-        return self.tracer.labels
+        return self.record.labels
 
     def fields(self, tensor: Tensor) -> Fields:
         """The fields of a tensor."""
-        return self.tracer.fields(tensor)
+        return self.record.fields(tensor)
+
+    def of_weights(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a weight, or made of weights alone."""
+        return tensor in self.record.weights
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Whether a tensor has one value everywhere, so that parts of any size meet it alike."""
-        return self.tracer.is_uniform(tensor)
+        return tensor in self.record.uniform
 
     @property
     def name(self) -> str:
@@ -111,7 +83,7 @@ class Call:
         ]
         if not crossing:
             return fields
-        free = crossing[self.tracer.split([fields[number].numel() for number in crossing])]
+        free = crossing[self.record.split([fields[number].numel() for number in crossing])]
         stuck = [number for number in crossing if number != free]
         self.freeze(tuple(fields[number] for number in stuck), "shares a dimension with other units")
         return tuple(field for number, field in enumerate(fields) if number not in stuck)

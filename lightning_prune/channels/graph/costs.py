@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.trace import Trace
+from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
 
 def budgets(
-    model: nn.Module, traces: Sequence[Trace], groups: Sequence[tuple[UnitGroup, int]]
+    model: nn.Module, traces: Sequence[TraceRecord], groups: Sequence[tuple[UnitGroup, int]]
 ) -> dict[str, Budget]:
     """What a network costs as units go.
 
@@ -62,7 +62,7 @@ def budgets(
     return {"params": Budget(params), "macs": Budget(macs)}
 
 
-def _owners(trace: Trace, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[int, tuple[str, int, int]]:
+def _owners(trace: TraceRecord, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[int, tuple[str, int, int]]:
     """Label to group name, unit and the number of the trace."""
     owner = {}
     for group, number in groups:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.channels.graph.calls import Call, Rule
 from lightning_prune.channels.graph.label_fields import Fields, align_rank, merge_fields, varying_dims
+from lightning_prune.channels.graph.trace_record import Role
 
 NOT_CUT = "meets elements that nothing cuts"
 
@@ -56,7 +57,7 @@ def weight_norm(call: Call) -> Sequence[Fields]:
     """A direction and a length for each output. 0 is no part of a norm, but all of it has no direction."""
     direction = call.tensors[0]
     given = frozenset([call.argument("dim") % direction.ndim])
-    plain = call.tracer.of_weights(direction)
+    plain = call.of_weights(direction)
     rest = frozenset(range(direction.ndim)) - given
     why = f"is normalised by {call.name}, and 0 has no direction"
     call.without(call.fields(direction), given if plain else given | rest, why)
@@ -77,7 +78,7 @@ def along_last_dims(count: int) -> Rule:
 
 def reduce(call: Call) -> Sequence[Fields]:
     """Mixes along its dimensions: labels there stay. Among weights alone, for a penalty, zeros may go."""
-    return _reduced(call, call.tracer.of_weights(call.tensors[0]))
+    return _reduced(call, call.of_weights(call.tensors[0]))
 
 
 def sum_rule(call: Call) -> Sequence[Fields]:
@@ -127,9 +128,9 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         passed.append(call.disjoint(tuple(field for field in fields if dim not in varying_dims(field))))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
-            call.tracer.note_outputs(field)
-        for field in summed[-1] if call.tracer.of_weights(operand) else ():
-            call.tracer.note_inputs(field)
+            call.record.note(Role.OUTPUT, field)
+        for field in summed[-1] if call.of_weights(operand) else ():
+            call.record.note(Role.INPUT, field)
     for mine, other, tensor in zip(summed, reversed(summed), operands[::-1], strict=True):
         if not other and not call.is_uniform(tensor):
             call.freeze(mine, "is read together with elements that nothing cuts")
@@ -153,11 +154,11 @@ def matmul(call: Call) -> Sequence[Fields]:
     summed = [field for field in call.fields(left) if inner[0] in varying_dims(field)] or [
         field for field in call.fields(right) if inner[1] in varying_dims(field)
     ]
-    call.tracer.note_macs([*fields, *summed[:1]], [left, right])
-    if not call.tracer.of_weights(left) and not call.tracer.of_weights(right):
+    call.record.note_macs([*fields, *summed[:1]], [left, right])
+    if not call.of_weights(left) and not call.of_weights(right):
         for field in fields:
             if max(varying_dims(field)) < left.ndim - 2:
-                call.tracer.note_heads(field)
+                call.record.note(Role.HEAD, field)
     rank = call.outputs[0].ndim
     for tensor in added:
         more = tuple(align_rank(field, rank) for field in call.fields(tensor))
@@ -193,7 +194,7 @@ def convolution(call: Call) -> Sequence[Fields]:
         along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
         sides.append([field.flatten() for field in along])
     for field in sides[0]:
-        call.tracer.note_inputs(field)
+        call.record.note(Role.INPUT, field)
     channels, outputs = image.shape[1], call.outputs[0].shape[1]
     inner, outer = (_weight_axis(call, side) for side in sides)
     uniform = call.is_uniform(image) and groups == 1
@@ -222,6 +223,6 @@ def convolution(call: Call) -> Sequence[Fields]:
     if bias is not None:
         for field in call.fields(bias):
             labels.couple(made, field)
-    call.tracer.note_outputs(made)
-    call.tracer.note_macs([*sides[0][:1], *sides[1][:1]], [weight])
+    call.record.note(Role.OUTPUT, made)
+    call.record.note_macs([*sides[0][:1], *sides[1][:1]], [weight])
     return [merge_fields(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]

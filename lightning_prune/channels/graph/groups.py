@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.trace import Trace
+from lightning_prune.channels.graph.trace_record import Role, TraceRecord
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice
 
@@ -17,7 +17,7 @@ _Line = tuple[str, int]  # a tensor's name and a dimension
 _Unit = list[tuple[_Line, int]]  # lines, and how far along each
 
 
-def find_groups(model: nn.Module, trace: Trace) -> Units:
+def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     """The unit groups of a model that was traced.
 
     Args:
@@ -37,7 +37,11 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
         if makers.intersection(touched):
             alike[touched].append(unit)
     groups = []
-    attended, reading, scales = trace.attended, trace.reading, trace.scales
+    attended, reading, scales = (
+        trace.coupled_to_role(Role.HEAD),
+        trace.has_role(Role.INPUT),
+        trace.has_role(Role.SCALE),
+    )
     read = {
         (name, dim)
         for name, lines in trace.places.items()
@@ -72,9 +76,9 @@ def find_groups(model: nn.Module, trace: Trace) -> Units:
     return Units(unique_names(groups), frozen)
 
 
-def _makers(model: nn.Module, trace: Trace) -> set[_Line]:
+def _makers(model: nn.Module, trace: TraceRecord) -> set[_Line]:
     """Lines that run over the outputs of a parameter. What a buffer makes, nothing here prunes."""
-    made, parameters = trace.made, dict(model.named_parameters())
+    made, parameters = trace.has_role(Role.OUTPUT), dict(model.named_parameters())
     return {
         (name, dim)
         for name, lines in trace.places.items()
@@ -83,7 +87,7 @@ def _makers(model: nn.Module, trace: Trace) -> set[_Line]:
     }
 
 
-def _units(trace: Trace, makers: set[_Line]) -> tuple[list[_Unit], dict[str, str]]:
+def _units(trace: TraceRecord, makers: set[_Line]) -> tuple[list[_Unit], dict[str, str]]:
     """What is coupled and may go, and what makes the rest, with the reason."""
     reasons = trace.labels.reasons()
     members: dict[int, _Unit] = defaultdict(list)

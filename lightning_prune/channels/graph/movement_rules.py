@@ -82,7 +82,7 @@ def reshape(call: Call) -> Sequence[Fields]:
     for old, new in zip(before, moved, strict=True):
         dims = sorted(varying_dims(new))
         if len(dims) > len(varying_dims(old)) == 1:
-            free = [dims[call.tracer.split([new.shape[dim] for dim in dims])]]
+            free = [dims[call.record.split([new.shape[dim] for dim in dims])]]
         else:
             free = dims[len(dims) - len(varying_dims(old)) :]
         folded.append(couple_across(call.labels, new, free))

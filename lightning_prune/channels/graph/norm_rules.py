@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lightning_prune.channels.graph.calls import Call
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields
+from lightning_prune.channels.graph.trace_record import Role
 
 
 def batch_norm(call: Call) -> Sequence[Fields]:
@@ -18,7 +19,7 @@ def batch_norm(call: Call) -> Sequence[Fields]:
     own = [field.view(shape) for tensor in others for field in call.fields(tensor)]
     scale = call.argument("weight")
     for field in () if scale is None else call.fields(scale):
-        call.tracer.note_scales(field)
+        call.record.note(Role.SCALE, field)
     if not fields:
         call.freeze(tuple(own), "normalises what nothing cuts")
     return [merge_fields(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]

@@ -1,0 +1,335 @@
+"""One run of a Trainer with a PruningCallback: what happens at each of its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_prune.callbacks.load_hook import LoadHook
+from lightning_prune.callbacks.state import PruningState, read_state
+from lightning_prune.core.averages import average_of, averaged_names
+from lightning_prune.export.compacted import callback_state_in
+from lightning_prune.report.report import Report
+from lightning_prune.training.example_input import ExampleInput
+from lightning_prune.training.parts import PruningParts
+from lightning_prune.training.pruned_network import PrunedNetwork
+from lightning_prune.training.step_hooks import StepHooks
+from lightning_prune.training.trainer_queries import (
+    averaged_by_callbacks,
+    averages_in_callbacks,
+    check_launcher,
+    check_strategy,
+    monitored_metric,
+    training_batch,
+    training_objects,
+    write_report,
+)
+
+
+class PruningFit:
+    """One run of a Trainer on one module: a fit, a validation or a test.
+
+    Args:
+        parts: The arguments of the callback.
+        state: The state of the callback, which outlives the run.
+        trainer: The Trainer.
+        module: The module that it runs.
+
+    Attributes:
+        module: The module.
+    """
+
+    def __init__(
+        self, parts: PruningParts, state: PruningState, trainer: Trainer, module: LightningModule
+    ) -> None:
+        self.module = module
+        self._parts = parts
+        self._state = state
+        self._trainer = trainer
+        self._neighbours: Sequence[PrunedNetwork] = ()
+        self._step_hooks: StepHooks | None = None
+        self._global_step = 0
+        self._logged: float | None = None
+        self._folder = Path()
+        self._load_hook = LoadHook(module, self._loading)
+
+    @property
+    def running(self) -> bool:
+        """Whether training steps are hooked into: from the first batch on at the latest."""
+        return self._step_hooks is not None
+
+    @property
+    def uncounted_steps(self) -> int:
+        """Optimizer steps of the present batch, which another callback may save before they are counted."""
+        return int(self.running and self.module._trainer is not None and self._stepped)
+
+    @property
+    def _stepped(self) -> bool:
+        """Whether the present batch ended in an optimizer step, of one optimizer or several."""
+        return self._trainer.global_step > self._global_step
+
+    # --- the run begins
+
+    def start(self, neighbours: Sequence[PrunedNetwork]) -> None:
+        """Work out when events are due, and bind to the module unless that needs a batch.
+
+        Args:
+            neighbours: The networks of the Trainer's other pruning callbacks.
+
+        Raises:
+            ValueError: If the Trainer, the module or a moment does not suit the arguments.
+        """
+        state, trainer = self._state, self._trainer
+        self._neighbours = neighbours
+        if trainer.global_step == 0 or not state.network.bound_to(self.module):
+            # there are steps in a run resumed from a checkpoint that knew nothing of pruning
+            state.events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+        check_strategy(trainer.strategy, self._parts.needs_whole)
+        if state.pending is not None and state.pending["agenda"]["steps"] > trainer.global_step:
+            # a tuner saved and restored what an earlier fit left: its position does not apply to this one
+            state.pending = state.pending | state.events.state_dict()
+        check_launcher(trainer, self._parts.compact)
+        state.events.begin_fit(trainer)
+        self._global_step = trainer.global_step
+        self._logged = None
+        state.example = ExampleInput()
+        if not self._parts.needs_example:
+            self._bind()
+
+    def _read_batch(self, batch: Any, *, aside: bool = False) -> None:
+        """Take the example input from a first batch; ``aside`` if no training step follows it."""
+        state, parts = self._state, self._parts
+        if parts.compact or parts.needs_example:
+            state.example.find_probe(self._trainer, self.module, batch)
+        if not self.running:
+            self._bind()
+        if not state.network.sharded:  # a pass for a report would need all processes
+            state.example.capture_forward(self._trainer, self.module, batch, aside=aside)
+
+    def _bind(self) -> None:
+        """Bind the state to the module, and hook into the steps of its optimizers."""
+        state, parts, trainer = self._state, self._parts, self._trainer
+        if state.pending is not None:
+            state.events.check_state(read_state(state.pending), training_objects(trainer, self.module))
+        probe = state.example.probe
+        state.bind(self.module, lambda: parts.new_pruner(self.module, probe), parts.describe())
+        self._check_neighbours()
+        state.events.check(self.module)
+        network = state.network
+        assert network.store is not None
+        self._step_hooks = StepHooks(network.pruner, network.store, state.events.queue, trainer.optimizers)
+        monitor = monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
+        state.history.begin_fit(monitor)
+        self._mask_averages()
+
+    def _check_neighbours(self) -> None:
+        network = self._state.network
+        if self._parts.restores_weights and averages_in_callbacks(self._trainer, self.module):
+            raise ValueError(
+                "rewind and guard bring back weights, which an averaging callback would go on to average with"
+                " those that were given up: take one or the other."
+            )
+        for other in self._neighbours:
+            shared = sorted(network.covered & other.covered)
+            if shared and other.model is network.model:
+                raise ValueError(
+                    f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
+                    " that keep them apart."
+                )
+        if self._neighbours and self._parts.restores_weights:
+            raise ValueError("rewind and guard bring back weights: they are for a single PruningCallback.")
+        if self._neighbours and self._parts.compact:
+            raise ValueError(
+                "compact=True is for a single PruningCallback: with several, call"
+                " compact(model, masks, example) after the fit, with the masks of each in turn."
+            )
+
+    def _mask_averages(self) -> None:
+        """Zero masked weights in weight averages, which then stay 0 there."""
+        store = self._state.network.store
+        assert store is not None
+        held = [*averaged_by_callbacks(self._trainer), *averaged_names(self.module).items()]
+        for name, average_module in held:
+            average = average_of(self.module, average_module)
+            if average is None:
+                rank_zero_warn(
+                    f"The average that {name} keeps is not masked: it is of no part of the model, or there"
+                    " are several alike that train."
+                )
+            else:
+                store.apply_to_average_(average)
+
+    def _loading(self, checkpoint: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Return the block in which the module takes the shapes of a checkpoint."""
+        state_key = self._parts.state_key
+        state = callback_state_in(checkpoint, state_key)
+        if state is not None:
+            read_state(state)  # before anything changes
+        averages = averages_in_callbacks(self._trainer, self.module)
+        return self._state.network.loading(self.module, averages, checkpoint, state_key)
+
+    # --- epochs and batches
+
+    def begin_epoch(self) -> None:
+        """Prune if an event is due at the start of this epoch."""
+        # the module's own on_train_epoch_end, which may log the metric, runs after that of a callback
+        self.end_epoch(self._trainer.current_epoch - 1)
+        self._state.history.begin_epoch(self._trainer.callback_metrics)
+        if self._step_hooks is not None:
+            self._step_hooks.attach(self._trainer.optimizers)
+            self._advance()
+
+    def begin_batch(self, batch: Any, batch_idx: int) -> None:
+        """Read the first batch, prune if an event is due before this one, and observe its step."""
+        self._read_batch(batch)
+        if (pruner := self._state.network.pruner) is not None:
+            self._state.events.hold(self._trainer, self.module, pruner, batch)
+        self._advance(batch_idx)
+        cast(StepHooks, self._step_hooks).begin_batch(self._trainer, batch_idx)
+
+    def _advance(self, batch: int = 0) -> None:
+        network, events = self._state.network, self._state.events
+        if network.pruner is None or not events.advance(
+            self._trainer, self.module, network.pruner, self._state.history, batch
+        ):
+            return
+        self._log_event()
+        if events.queue.over and not events.queue.stopped and network.sparsity == 0:
+            raise RuntimeError(f"{self._parts.selector!r} removed nothing at the last pruning event.")
+        self._mask_averages()
+
+    def _log_event(self) -> None:
+        network, steps = self._state.network, self._state.events.queue.steps
+        network.count()
+        self._state.history.prune(self._trainer.current_epoch, steps, network.sparsity)
+        removed = {
+            f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size for layer in network.layers
+        }
+        for logger in self._trainer.loggers:
+            logger.log_metrics({"prune/sparsity": network.sparsity} | removed, step=steps)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Observe gradients before an optimizer's step: unscaled and not clipped."""
+        cast(StepHooks, self._step_hooks).before_step(self._trainer, self.module, optimizer)
+
+    def after_backward(self) -> None:
+        """Observe gradients under manual optimization, before the user may clip them."""
+        cast(StepHooks, self._step_hooks).after_backward(self._trainer, self.module)
+
+    def end_batch(self, batch_idx: int) -> None:
+        """Count the step, and log the sparsity to the progress bar and for other callbacks."""
+        cast(StepHooks, self._step_hooks).end_batch(self.module)
+        self._state.events.queue.steps += self._stepped
+        self._global_step = self._trainer.global_step
+        sparsity = self._state.history.sparsity
+        if batch_idx == 0 or sparsity != self._logged:
+            self.module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
+            self._logged = sparsity
+
+    def begin_validation(self) -> None:
+        """Remember the monitored metric, to tell whether this validation logs it."""
+        self._state.history.begin_validation(self._trainer.callback_metrics)
+
+    def end_validation(self) -> None:
+        """Record the monitored metric with the sparsity at which it was measured."""
+        trainer, state = self._trainer, self._state
+        if trainer.sanity_checking:
+            state.events.check_logged(trainer)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            steps = state.events.queue.steps
+            state.history.end_validation(trainer.callback_metrics, trainer.current_epoch, steps)
+
+    def end_training_epoch(self) -> None:
+        """Record a metric of training steps, and drop observations of a batch that the module skipped."""
+        if self._step_hooks is not None:
+            self._step_hooks.abandon_batch()
+        self.end_epoch(self._trainer.current_epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Record the monitored metric of an epoch, unless a validation in it has measured it."""
+        self._state.history.end_epoch(self._trainer.callback_metrics, epoch, self._state.events.queue.steps)
+
+    # --- the run ends
+
+    def end_training(self) -> None:
+        """Judge the last round, and write the report unless the network is to be compacted first."""
+        state, trainer = self._state, self._trainer
+        network, events = state.network, state.events
+        if not self.running or not (state.example.forward_captured or network.sharded):
+            self._read_any_batch()
+        if not self.running:
+            return
+        self.end_epoch(trainer.current_epoch - 1)
+        pruner = network.pruner
+        if pruner is not None and events.finish(trainer, self.module, pruner, state.history):
+            self._log_event()
+        if pruner is not None and not events.queue.over:
+            stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
+            hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
+            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not self._parts.compact:
+            self._write_report()
+
+    def end(self, neighbours: Sequence[PrunedNetwork]) -> None:
+        """Compact: every callback's ``on_train_end`` has run, and the strategy has released the model.
+
+        Args:
+            neighbours: As for :meth:`start`.
+
+        Raises:
+            CompactionError: If the outputs would change; the module is as it was.
+        """
+        state, network, trainer = self._state, self._state.network, self._trainer
+        resumed = state.pending is not None or network.plan is not None
+        if not self.running and resumed and trainer.train_dataloader is not None:
+            # Lightning had nothing to do, and has called no hook of training
+            self.start(neighbours)
+            self.end_training()
+        if not self.running:
+            rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
+            return
+        if not self._parts.compact:
+            return
+        probe = state.example.probe
+        if network.pruner is not None and probe is not None and network.sparsity > 0:
+            network.compact_(
+                probe.to(self.module.device),
+                state.example.example(self.module),
+                trainer.optimizers,
+                averages_in_callbacks(trainer, self.module),
+                self._report(),
+            )
+        self._write_report()
+
+    def _read_any_batch(self) -> None:
+        """Take the example input where a fit was resumed after its last step, and sees no batch."""
+        batch = training_batch(self._trainer, self.module)
+        if batch is not None:
+            self._read_batch(batch, aside=True)
+
+    def _report(self) -> Report:
+        return self._state.report(self._state.example.example(self.module))
+
+    def _write_report(self) -> None:
+        write_report(self._trainer, self._report(), self._folder, self._parts.name)
+
+    def interrupt(self) -> None:
+        """Enforce the masks after an error or Ctrl-C, which may come in the middle of an event."""
+        if self.running and self._state.network.store is not None:
+            self._state.network.store.apply_()
+        self.release()
+
+    def release(self) -> None:
+        """Remove all hooks from the module and its optimizers."""
+        self._state.example.release()
+        self._load_hook.release()
+        if self._step_hooks is not None:
+            self._step_hooks.release()

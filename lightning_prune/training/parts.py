@@ -1,0 +1,114 @@
+"""The arguments of a PruningCallback: checked, described, and turned into a pruner."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.core.parts import check_flag, check_part, describe
+from lightning_prune.criteria import Criterion
+from lightning_prune.pruner import Pruner, check_parts
+from lightning_prune.report.measurement import measure
+from lightning_prune.report.report import Report
+from lightning_prune.schedules import Schedule
+from lightning_prune.selectors import Selector
+from lightning_prune.structures import Structure
+from lightning_prune.training.guard import Guard
+from lightning_prune.training.rewind import Rewind
+
+_NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
+
+
+@dataclass(frozen=True)
+class PruningParts:
+    """The arguments of a ``PruningCallback``.
+
+    Raises:
+        ValueError: If an argument is wrong.
+    """
+
+    target: float | None
+    criterion: Criterion
+    structure: Structure
+    selector: Selector
+    schedule: Schedule
+    rewind: Rewind | None
+    guard: Guard | None
+    compact: bool
+    name: str | None
+
+    def __post_init__(self) -> None:
+        check_parts(self.target, self.criterion, self.structure, self.selector)
+        check_part(self.schedule, Schedule, "schedule")
+        check_part(self.rewind, Rewind, "rewind", optional=True)
+        check_part(self.guard, Guard, "guard", optional=True)
+        check_flag(compact=self.compact)
+        if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
+            raise ValueError(f"name={self.name!r} must be 1 to 100 characters without slashes: files have it.")
+
+    @property
+    def state_key(self) -> str:
+        """Key of the callback's state in a checkpoint."""
+        return "PruningCallback" if self.name is None else f"PruningCallback[{self.name}]"
+
+    @property
+    def needs_example(self) -> bool:
+        """Whether the structure or the selector needs an example of the input of ``forward``."""
+        return self.structure.needs_example or self.selector.needs_example
+
+    @property
+    def restores_weights(self) -> bool:
+        """Whether weights of an earlier point in training may come back."""
+        return self.rewind is not None or self.guard is not None
+
+    @property
+    def needs_whole(self) -> list[str]:
+        """The arguments that need whole parameters in each process, as they are written in a call."""
+        wanted = {
+            "compact=True": self.compact,
+            f"{self.structure!r} with {self.selector!r}": self.needs_example,
+            repr(self.rewind): self.rewind is not None,
+            repr(self.guard): self.guard is not None,
+        }
+        return [part for part, asked in wanted.items() if asked]
+
+    def new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
+        """Return a pruner of a model.
+
+        Raises:
+            ValueError: If there is nothing to prune in it.
+        """
+        return Pruner(
+            model,
+            self.target,
+            criterion=self.criterion,
+            structure=self.structure,
+            selector=self.selector,
+            schedule=None,
+            example=example,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Return each argument that is saved, as it is written in a call, by name."""
+        parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
+        settings = {name: describe(getattr(self, name)) for name in parts}
+        return {"target": repr(self.selector.resolve(self.target)), **settings}
+
+    def plan(self, model: nn.Module, example: Any = None) -> Report:
+        """Return what pruning to the target would leave of a model, which stays as it is.
+
+        Where criterion or selector needs training steps, the number kept of each layer is ``None``.
+        """
+        if example is None:
+            example = getattr(model, "example_input_array", None)
+        pruner = self.new_pruner(model, example)
+        if self.criterion.needs | self.selector.needs:
+            report = measure(model, pruner.masks, example)
+            layers = tuple(replace(layer, kept=None) for layer in report.layers)
+            return replace(report, layers=layers, macs_kept=None, frozen=pruner.frozen)
+        pruner.select(1.0)
+        report = measure(model, pruner.masks, example)
+        return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))
