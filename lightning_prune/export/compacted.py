@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.compaction import PLAN, Plan, replay_, shapes_after
 from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
-from lightning_prune.core.probes import copy_model, copy_sharing_weights
+from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
 from lightning_prune.units.masks import MASKS, unpack
 

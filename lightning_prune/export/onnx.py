@@ -19,7 +19,8 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from lightning_prune.core.files import atomic_write
-from lightning_prune.core.probes import ForwardProbe, copy_model, evaluation_mode
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import ForwardProbe, evaluation_mode
 from lightning_prune.report.cost import batch_size, dense_bytes, of_size
 from lightning_prune.units.shards import check_unsharded
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.core.probes import copy_model, math_attention, transfer
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import math_attention, transfer
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice
 

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import copy_model, evaluation_mode
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import evaluation_mode
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.losses import Losses

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_prune.core.probes import Probe, is_compiled, to_model
+from lightning_prune.core.model_copies import is_compiled
+from lightning_prune.core.probes import Probe, to_model
 from lightning_prune.training.hooks import ExampleCapture
 from lightning_prune.training.sandbox import capture_example, find_probe
 

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from lightning_prune.channels.compaction import PLAN, Plan, compact_, expand_, replay_
 from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
-from lightning_prune.core.probes import Probe, copy_model
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import Probe
 from lightning_prune.export.compacted import check_shapes, check_weights, plan_in, plans_in, weights_in
 from lightning_prune.pruner import PRUNED, Pruner
 from lightning_prune.report.measurement import layers_of, measure_compacted, measure_layers

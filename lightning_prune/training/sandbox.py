@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.core.probes import ForwardProbe, Probe, copy_model, evaluation_mode, to_model, transfer
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import ForwardProbe, Probe, evaluation_mode, to_model, transfer
 from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.hooks import ExampleCapture
 from lightning_prune.training.stub_trainer import BackwardError, use_stubs_

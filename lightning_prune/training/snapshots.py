@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import copy_sharing_weights
+from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
 
 _LEFT_OUT = object()

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.replay import replay_
-from lightning_prune.core.probes import (
-    Deadline,
-    Probe,
-    copy_model,
-    copy_sharing_weights,
-    evaluation_mode,
-    relative_difference,
-)
+from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
+from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, relative_difference
 from lightning_prune.units.groups import UnitGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}

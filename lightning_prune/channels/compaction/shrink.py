@@ -13,7 +13,8 @@ from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.plan import Kept, Plan, make_plan
 from lightning_prune.channels.compaction.replay import cut_tensor, replay_
-from lightning_prune.core.probes import Probe, as_probe, copy_model
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import Probe, as_probe
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import masked_parameters
 from lightning_prune.units.shards import check_unsharded

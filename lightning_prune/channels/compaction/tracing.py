@@ -9,7 +9,8 @@ from lightning_prune.channels.compaction.cut_trial import perturb_
 from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder
 from lightning_prune.channels.graph.trace import Trace, last_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
-from lightning_prune.core.probes import Deadline, Probe, copy_model, evaluation_mode, math_attention
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, math_attention
 
 
 def check_same_ops(model: nn.Module, probe: Probe) -> None:

@@ -16,7 +16,8 @@ from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
-from lightning_prune.core.probes import Deadline, copy_sharing_weights, math_attention
+from lightning_prune.core.model_copies import copy_sharing_weights
+from lightning_prune.core.probes import Deadline, math_attention
 
 _MOST_LABELS = 2**25
 _KINDS = (2, 3)  # queries, keys and values, or keys and values
