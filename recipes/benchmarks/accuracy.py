@@ -9,20 +9,14 @@ start, data, seed and number of epochs. Validation accuracy guides; the test set
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from classifier import Classifier
 from data import Images
+from lightning.pytorch import Callback, LightningModule, Trainer
+from shared import Table, arguments, percent, save
 
 from lightning_prune import PruningCallback
 from lightning_prune.cli import PruningCLI
@@ -58,7 +52,7 @@ class Onlooker(Callback):
         self.seen.append((sparsity, hits / total))
 
 
-def run(criterion: str, arguments: list[str]) -> dict[str, Any]:
+def run(criterion: str, recipe: list[str]) -> dict[str, Any]:
     """One arm."""
     cli = PruningCLI(
         Classifier,
@@ -66,7 +60,7 @@ def run(criterion: str, arguments: list[str]) -> dict[str, Any]:
         subclass_mode_data=True,
         run=False,
         save_config_callback=None,
-        args=[*arguments, f"--pruning.criterion={criterion}", "--trainer.logger=false"],
+        args=[*recipe, f"--pruning.criterion={criterion}", "--trainer.logger=false"],
     )
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     pruning = next(each for each in callbacks if isinstance(each, PruningCallback))
@@ -92,18 +86,15 @@ def run(criterion: str, arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs every arm, prints a table and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "accuracy.json")
     parser.add_argument("--criteria", nargs="+", default=["Gradient", "Magnitude", "Random"])
-    parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
-    options, arguments = parser.parse_known_args()
-    arms = [run(criterion, [each for each in arguments if each != "--"]) for criterion in options.criteria]
-    options.out.write_text(json.dumps(arms, indent=2))
-    print("| criterion | removed | val before | val after pruning | val after retraining | test |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    options, recipe = parser.parse_known_args()
+    arms = [run(criterion, [each for each in recipe if each != "--"]) for criterion in options.criteria]
+    save(options.out, arms)
+    table = Table("criterion", "removed", "val before", "val after pruning", "val after retraining", "test")
     for arm in arms:
-        shares = (arm[name] for name in ("before", "after_pruning", "after_retraining", "test"))
-        figures = " | ".join(f"{100 * share:.2f}" for share in shares)
-        print(f"| {arm['criterion']} | {arm['removed']:,} of {arm['size']:,} | {figures} |")
+        figures = percent(*(arm[name] for name in ("before", "after_pruning", "after_retraining", "test")))
+        table.row(arm["criterion"], f"{arm['removed']:,} of {arm['size']:,}", *figures)
 
 
 if __name__ == "__main__":

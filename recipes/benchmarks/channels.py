@@ -13,24 +13,28 @@ last epoch; the test set is read once, at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable
-from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from classifier import Classifier
-from data import Digits, ImageFolder, Images
+from data import Images
+from lightning.pytorch import Callback, seed_everything
+from shared import (
+    EXAMPLE,
+    Table,
+    add_data,
+    add_training,
+    arguments,
+    fit_and_test,
+    images,
+    loss_of,
+    percent,
+    save,
+    training_batches,
+)
 
 from lightning_prune import (
     Channels,
@@ -46,7 +50,6 @@ from lightning_prune import (
 )
 from lightning_prune.report.cost import macs, parameters
 
-EXAMPLE = torch.zeros(1, 3, 32, 32)
 Arm = Callable[[Classifier, Images, float], list[Callback]]
 
 
@@ -93,18 +96,15 @@ def theirs(importance: str, whole: bool = True) -> Arm:
             ignored_layers=[net.fc],
         )
         goal = macs(net, EXAMPLE)[""] / speedup
-        data.prepare_data()
-        data.setup("fit")
-        for batch in islice(data.train_dataloader(), 10):
-            images, labels = data.on_after_batch_transfer(batch, 0)
-            F.cross_entropy(net(images), labels).backward()
+        for batch in training_batches(data, 10):
+            loss_of(net, batch).backward()
         while macs(net, EXAMPLE)[""] > goal:
             pruner.step()
         net.zero_grad()
         net.train()  # it leaves evaluation mode on, in which BatchNorm would learn nothing
         # channels last, strided 1x1 convolutions of less than 8 channels crash: oneDNN issue 6035
         net.to(memory_format=torch.contiguous_format)
-        net.register_forward_pre_hook(lambda module, images: (images[0].contiguous(),))
+        net.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
         return []
 
     return arm
@@ -139,18 +139,8 @@ def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Na
     dense = macs(model.net, EXAMPLE)[""], parameters(model.net)
     begun = time.perf_counter()
     callbacks = ARMS[name](model, data, speedup)
-    trainer = Trainer(
-        max_epochs=options.epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, data)
-    seconds = time.perf_counter() - begun
-    validated = float(trainer.callback_metrics["val_acc"])
-    (tested,) = trainer.test(model, data, verbose=False)
+    cutting = time.perf_counter() - begun
+    validated, tested, fitting = fit_and_test(model, data, options.epochs, callbacks)
     left = macs(model.net, EXAMPLE)[""], parameters(model.net)
     return {
         "arm": name,
@@ -158,53 +148,46 @@ def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Na
         "speedup": dense[0] / left[0],
         "parameters": left[1],
         "val": validated,
-        "test": tested["test_acc"],
+        "test": tested,
         "epochs": options.epochs,
         "images": options.train_size,
         "seed": seed,
-        "seconds": seconds,
+        "seconds": cutting + fitting,
     }
 
 
-def line(rows: list[dict[str, Any]]) -> str:
+def cells(rows: list[dict[str, Any]]) -> list[str]:
     """One arm's runs, a seed each."""
 
     def mean(key: str) -> float:
         return statistics.fmean(row[key] for row in rows)
 
+    val, test = percent(mean("val"), mean("test"))
     spread = f" +- {100 * statistics.stdev(row['test'] for row in rows):.2f}" if len(rows) > 1 else ""
-    return (
-        f"| {rows[0]['arm']} | {mean('speedup'):.2f}x | {mean('parameters'):,.0f} | {100 * mean('val'):.2f}"
-        f" | {100 * mean('test'):.2f}{spread} | {mean('seconds'):.0f} |"
-    )
+    figures = [f"{mean('speedup'):.2f}x", f"{mean('parameters'):,.0f}", val, test + spread]
+    return [rows[0]["arm"], *figures, f"{mean('seconds'):.0f}"]
 
 
 def main() -> None:
     """Prints a row for each arm as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "channels.json")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0, 4.0])
-    parser.add_argument("--init-from", help="a dense ResNet-20; without, it starts from scratch")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
-    parser.add_argument("--train-size", type=int)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=0.02)
+    add_data(parser)
+    add_training(parser, epochs=3, train_size=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("channels.json"))
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", module="lightning")
-    print("| method | fewer multiply-adds | parameters | val | test | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    data = ImageFolder(root=options.root, train_size=options.train_size) if options.root else Digits()
+    table = Table("method", "fewer multiply-adds", "parameters", "val", "test", "seconds")
+    data = images(options)
     rows: list[dict[str, Any]] = []
     for speedup in options.speedups:
         for name in options.arms:
             runs = []
             for seed in options.seeds:
                 runs.append(run(name, speedup, seed, data, options))
-                options.out.write_text(json.dumps(rows + runs, indent=2))
+                save(options.out, rows + runs)
             rows += runs
-            print(line(runs), flush=True)
+            table.row(*cells(runs))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ gone; validation accuracy without any retraining.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
-from readers import accuracy, images
+from readers import accuracy, data_and_batches
+from shared import Table, add_data, arguments, percent, save
 
 from lightning_prune import Channels, Global, Taylor
 
@@ -27,15 +24,12 @@ SELECTORS = [
 
 def main() -> None:
     """Prints a row for each selector as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "costs.json")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.3, 0.5])
-    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
-    parser.add_argument("--out", type=Path, default=Path("costs.json"))
+    add_data(parser, trained=True)
     options = parser.parse_args()
-    data, batches = images(options.root)
-    print(f"| normalize | cost_weight |{''.join(f' {100 * each:.0f} % |' for each in options.targets)}")
-    print(f"|{' --- |' * (2 + len(options.targets))}")
+    data, batches = data_and_batches(options)
+    table = Table("normalize", "cost_weight", *(f"{100 * each:.0f} %" for each in options.targets))
     rows = []
     for selector in SELECTORS:
         found = [
@@ -43,9 +37,8 @@ def main() -> None:
             for target in options.targets
         ]
         rows.append({"normalize": selector.normalize, "cost_weight": selector.cost_weight, "accuracy": found})
-        shown = "".join(f" {100 * each:.2f} |" for each in found)
-        print(f"| {selector.normalize} | {selector.cost_weight:g} |{shown}", flush=True)
-        options.out.write_text(json.dumps(rows, indent=2))
+        table.row(selector.normalize, f"{selector.cost_weight:g}", *percent(*found))
+        save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ which what is freed is given back at once, less what was resident before the eve
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from resident import apart, forget_peak, give_back_freed, peak, resident
+from shared import Table, arguments, save
 from torch import nn
 from torch.nn.utils import prune
 from torchvision.models import resnet18
@@ -95,33 +93,29 @@ def compare(millions: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Prints both tables and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "event.json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[11, 120])
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH)
-    parser.add_argument("--out", type=Path, default=Path("event.json"))
     options = parser.parse_args()
     torch.set_num_threads(2)
-    print("| weights | ours | global_unstructured | ratio | ours, peak | global_unstructured, peak |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    table = Table("weights", "ours", "global_unstructured", "ratio", "ours, peak", "global_unstructured, peak")
     compared = []
     for millions in options.sizes:
         row = compare(millions, options.rounds)
         compared.append(row)
-        print(
-            f"| {millions} M | {row['ours s']:.3f} s | {row['global_unstructured s']:.2f} s"
-            f" | {row['ratio']:.1f} | {row['ours bytes a weight']:.1f} bytes a weight"
-            f" | {row['global_unstructured bytes a weight']:.1f} bytes a weight |",
-            flush=True,
-        )
-    print("\n| weights | ours | ns a weight |\n| --- | --- | --- |")
+        times = f"{row['ours s']:.3f} s", f"{row['global_unstructured s']:.2f} s", f"{row['ratio']:.1f}"
+        peaks = (f"{row[f'{arm} bytes a weight']:.1f} bytes a weight" for arm in ARMS)
+        table.row(f"{millions} M", *times, *peaks)
+    print()
+    table = Table("weights", "ours", "ns a weight")
     grown = []
     for millions in options.growth:
         taken = [seconds("ours", millions) for _ in range(options.rounds)]
         median = statistics.median(taken)
         grown.append({"millions": millions, "seconds": median})
-        print(f"| {millions} M | {median:.3f} s | {1000 * median / millions:.1f} |", flush=True)
-    options.out.write_text(json.dumps({"compared": compared, "grown": grown}, indent=2))
+        table.row(f"{millions} M", f"{median:.3f} s", f"{1000 * median / millions:.1f}")
+    save(options.out, {"compared": compared, "grown": grown})
 
 
 if __name__ == "__main__":

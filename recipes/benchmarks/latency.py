@@ -10,19 +10,13 @@ small images see 32x32 pixels, the others 224x224.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from networks import NETWORKS
+from shared import Table, arguments, save
+from torch import nn
 
 from lightning_prune import Channels, Global, Pruner, compact
 from lightning_prune.report.cost import latency, macs, parameters
@@ -63,18 +57,16 @@ def measure(name: str, target: float, batches: list[int], seconds: float, round_
 
 def main() -> None:
     """Prints a row for each network and target as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "latency.json")
     networks = ["vgg16_bn", "resnet20", "resnet56", "mobilenet_v2", "densenet121", "vit_b_16"]
     parser.add_argument("--networks", nargs="+", default=networks)
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.67, 0.75])
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 64])
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each pair of networks")
-    parser.add_argument("--out", type=Path, default=Path("latency.json"))
     options = parser.parse_args()
     torch.set_num_threads(2)
-    heads = [f"batch {batch}" for batch in options.batches]
-    print(f"| network | wanted | multiply-adds | {' | '.join(heads)} |\n|{' --- |' * (3 + len(heads))}")
+    table = Table("network", "wanted", "multiply-adds", *(f"batch {batch}" for batch in options.batches))
     rows = []
     for name in options.networks:
         for target in options.targets:
@@ -85,10 +77,8 @@ def main() -> None:
                 f"{1000 * before:.3g} to {1000 * after:.3g} ms: {before / after:.2f}x"
                 for before, after in row["latency"].values()
             )
-            print(
-                f"| {name} | {1 / (1 - target):.2f}x | {dense / left:.2f}x | {' | '.join(times)} |", flush=True
-            )
-            options.out.write_text(json.dumps(rows, indent=2))
+            table.row(name, f"{1 / (1 - target):.2f}x", f"{dense / left:.2f}x", *times)
+            save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from resident import resident
+from shared import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,11 +121,7 @@ def main() -> None:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     data = DataLoader(TensorDataset(images, torch.tensor(labels)), 32, shuffle=True, drop_last=True)
-    print(
-        "| pruning | events | live tensors | resident MB | growth, bytes a step | step, ms |\n"
-        + "| --- " * 6
-        + "|"
-    )
+    table = Table("pruning", "events", "live tensors", "resident MB", "growth, bytes a step", "step, ms")
     for name in options.pruning:
         last = f"{options.steps - options.every}st"
         pruning = WAYS[name](Cubic(f"{options.every}st", last, every=f"{options.every}st"))
@@ -147,11 +144,13 @@ def main() -> None:
         times = [value for step, value in looks.seconds.items() if step > _WARM]
         third = len(times) // 3
         begin, end = (1000 * statistics.median(part) for part in (times[:third], times[-third:]))
-        print(
-            f"| {name} | {events} | {looks.tensors[first]} to {looks.tensors[final]} |"
-            f" {late[first] / 1e6:.1f} to {late[final] / 1e6:.1f} | {slope[0]:.0f} ± {slope[1]:.0f} |"
-            f" {begin:.2f} to {end:.2f} |",
-            flush=True,
+        table.row(
+            name,
+            events,
+            f"{looks.tensors[first]} to {looks.tensors[final]}",
+            f"{late[first] / 1e6:.1f} to {late[final] / 1e6:.1f}",
+            f"{slope[0]:.0f} ± {slope[1]:.0f}",
+            f"{begin:.2f} to {end:.2f}",
         )
 
 

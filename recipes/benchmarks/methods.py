@@ -12,20 +12,13 @@ set is read once. Seconds are those of the fit with two looks at the validation 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
-import warnings
-from pathlib import Path
 from typing import Any, Literal
-
-from lightning.pytorch import Trainer, seed_everything
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from accuracy import Onlooker
 from classifier import Classifier
-from data import Digits, ImageFolder, Images
+from data import Images
+from lightning.pytorch import seed_everything
+from shared import Table, add_data, add_training, arguments, fit_and_test, images, percent, save
 
 from lightning_prune import (
     FPGM,
@@ -134,19 +127,7 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
     model = Classifier(lr=options.lr, init_from=options.init_from)
     pruning = PruningCallback(**settings)
     onlooker = Onlooker(pruning)
-    trainer = Trainer(
-        max_epochs=options.epochs,
-        callbacks=[pruning, onlooker],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    begun = time.perf_counter()
-    trainer.fit(model, data)
-    seconds = time.perf_counter() - begun
-    retrained = float(trainer.callback_metrics["val_acc"])
-    (tested,) = trainer.test(model, data, verbose=False)
+    retrained, tested, seconds = fit_and_test(model, data, options.epochs, [pruning, onlooker])
     report = pruning.report
     before = report.dense or report
     return {
@@ -155,44 +136,33 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
         "dense": onlooker.seen[0][1],
         "after pruning": onlooker.seen[-1][1],
         "after retraining": retrained,
-        "test": tested["test_acc"],
+        "test": tested,
         "seconds": seconds,
     }
 
 
 def main() -> None:
     """Prints a row for each arm as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "methods.json")
     parser.add_argument("kind", choices=list(ARMS))
     parser.add_argument("--arms", nargs="+", help="some of them; all by default")
-    parser.add_argument("--init-from", help="a dense ResNet-20; without, it starts from scratch")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
-    parser.add_argument("--train-size", type=int, default=15000)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--out", type=Path, default=Path("methods.json"))
+    add_data(parser)
+    add_training(parser, epochs=1, train_size=15000)
     options = parser.parse_args()
     arms = ARMS[options.kind]
     unknown = set(options.arms or ()) - set(arms)
     if unknown:
         parser.error(f"--arms {', '.join(unknown)}: there are {', '.join(arms)}")
-    warnings.filterwarnings("ignore", module="lightning")
-    train_size = options.train_size
-    data = ImageFolder(root=options.root, train_size=train_size) if options.root else Digits()
-    print("| method | removed | fewer multiply-adds | after pruning | after retraining | test | seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    data = images(options)
+    stages = ("after pruning", "after retraining", "test")
+    table = Table("method", "removed", "fewer multiply-adds", *stages, "seconds")
     rows = {}
     for name in options.arms or arms:
         rows[name] = found = run(arms[name], data, options)
-        accuracies = " | ".join(
-            f"{100 * found[key]:.2f}" for key in ("after pruning", "after retraining", "test")
-        )
-        print(
-            f"| {name} | {100 * found['sparsity']:.1f} % | {found['fewer macs']:.2f}x | {accuracies}"
-            f" | {found['seconds']:.0f} |",
-            flush=True,
-        )
-        options.out.write_text(json.dumps(rows, indent=2))
+        accuracies = percent(*(found[stage] for stage in stages))
+        sizes = f"{100 * found['sparsity']:.1f} %", f"{found['fewer macs']:.2f}x"
+        table.row(name, *sizes, *accuracies, f"{found['seconds']:.0f}")
+        save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -12,25 +12,16 @@ scores as they are, and of each group's scores divided by their l2 norm.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from torch import Tensor, nn
-from torch.nn import functional as F
+from shared import EXAMPLE, Batch, Table, add_data, arguments, images, loss_of, network, save, training_batches
+from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from classifier import Classifier
-from data import Digits, ImageFolder
 
 from lightning_prune import (
     FPGM,
@@ -54,7 +45,6 @@ from lightning_prune import (
     Wanda,
 )
 
-Batch = tuple[Tensor, Tensor]
 Scores = dict[str, Tensor]
 CRITERIA: dict[str, Criterion] = {
     "Taylor": Taylor(),
@@ -74,18 +64,11 @@ CRITERIA: dict[str, Criterion] = {
     "LAMP": LAMP(),
     "Random": Random(),
 }
-EXAMPLE = torch.zeros(1, 3, 32, 32)
-
-
-def loss_of(net: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy."""
-    images, labels = batch
-    return F.cross_entropy(net(images), labels)
 
 
 def scores_of(criterion: Criterion, weights: str, batches: list[Batch]) -> tuple[Scores, float]:
     """A criterion's scores of each group, and the seconds that they took."""
-    net = Classifier(init_from=weights).net.train()
+    net = network(weights)
     pruner = Pruner(net, 0.5, criterion=criterion, structure=Channels(), schedule=None, example=EXAMPLE)
     begun = time.perf_counter()
     for number, batch in enumerate(batches):
@@ -149,52 +132,45 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Prints a row for each criterion as it comes, writes JSON and, if wanted, a plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+    parser = arguments(__doc__, "ranking.json")
+    add_data(parser, trained=True)
     parser.add_argument("--held", type=int, default=10, help="batches for the oracle")
     parser.add_argument("--seen", type=int, default=40, help="batches for statistics")
-    parser.add_argument("--out", type=Path, default=Path("ranking.json"))
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     seed_everything(0, verbose=False)
-    data = ImageFolder(root=options.root) if options.root else Digits()
-    data.prepare_data()
-    data.setup("fit")
-    loader = islice(data.train_dataloader(), options.held + options.seen)
-    batches: list[Batch] = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    batches = training_batches(images(options), options.held + options.seen)
     held, seen = batches[: options.held], batches[options.held :]
     halves = held[: len(held) // 2], held[len(held) // 2 :]
     (first, _), (second, seconds) = (
         scores_of(Oracle(batches=len(half)), options.init_from, half) for half in halves
     )
     oracle, _ = scores_of(Oracle(batches=len(held)), options.init_from, held)
-    print("| criterion | within groups | network, as they are | network, over l2 norms | seconds |")
-    print("| --- | --- | --- | --- | --- |")
+    table = Table("criterion", "within groups", "network, as they are", "network, over l2 norms", "seconds")
     rows = [row("Oracle, half against half", first, second, seconds)]
-    show(rows[0])
+    table.row(*cells(rows[0]))
     for name, criterion in CRITERIA.items():
         found, seconds = scores_of(criterion, options.init_from, seen)
         rows.append(row(name, found, oracle, seconds))
-        show(rows[-1])
-        options.out.write_text(json.dumps(rows, indent=2))
+        table.row(*cells(rows[-1]))
+        save(options.out, rows)
     show_groups(rows)
     if options.plot is not None:
         plot(rows, options.plot)
 
 
-def show(found: dict[str, Any]) -> None:
-    """One row."""
-    figures = " | ".join(f"{found[key]:.2f}" for key in ("within", "raw", "l2"))
-    print(f"| {found['criterion']} | {figures} | {found['seconds']:.1f} |", flush=True)
+def cells(found: dict[str, Any]) -> list[str]:
+    """Return one row."""
+    figures = [f"{found[key]:.2f}" for key in ("within", "raw", "l2")]
+    return [found["criterion"], *figures, f"{found['seconds']:.1f}"]
 
 
 def show_groups(rows: list[dict[str, Any]]) -> None:
     """A row for each criterion, a column for each group."""
-    groups = list(rows[0]["groups"])
-    print(f"\n| criterion | {' | '.join(groups)} |\n|{' --- |' * (1 + len(groups))}")
+    print()
+    table = Table("criterion", *rows[0]["groups"])
     for found in rows:
-        print(f"| {found['criterion']} | {' | '.join(f'{each:.2f}' for each in found['groups'].values())} |")
+        table.row(found["criterion"], *(f"{each:.2f}" for each in found["groups"].values()))
 
 
 if __name__ == "__main__":

@@ -10,29 +10,30 @@ the same batches. The test set is not read.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from data import Images
+from shared import (
+    EXAMPLE,
+    Batch,
+    Table,
+    add_data,
+    arguments,
+    images,
+    loss_of,
+    network,
+    percent,
+    save,
+    training_batches,
+)
 from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassAccuracy
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from classifier import Classifier
-from data import Digits, ImageFolder, Images
 
 from lightning_prune import Channels, Criterion, Global, Magnitude, Pruner, Taylor, compact
 from lightning_prune.units.groups import Units
 
-Batches = list[tuple[Tensor, Tensor]]
-EXAMPLE = torch.zeros(1, 3, 32, 32)
 ARMS: dict[str, tuple[Criterion, Global]] = {
     "Taylor": (Taylor(), Global(budget="macs")),
     "Taylor, normalize cost": (Taylor(), Global(budget="macs", normalize="cost")),
@@ -64,11 +65,11 @@ def accuracy(
     structure: Channels,
     target: float,
     data: Images,
-    batches: Batches,
+    batches: list[Batch],
     weights: str,
 ) -> float:
     """Of one pruned network."""
-    net = Classifier(init_from=weights).net.train()
+    net = network(weights)
     pruner = Pruner(
         net,
         target,
@@ -78,9 +79,9 @@ def accuracy(
         schedule=None,
         example=EXAMPLE,
     )
-    for images, labels in batches:
+    for batch in batches:
         net.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
+        loss_of(net, batch).backward()
         pruner.observe()
     pruner.prune(1.0)
     smaller = compact(net, pruner.masks, EXAMPLE)
@@ -89,32 +90,26 @@ def accuracy(
     smaller.eval()
     with torch.inference_mode():
         for batch in data.val_dataloader():
-            images, labels = data.on_after_batch_transfer(batch, 0)
-            metric(smaller(images), labels)
+            inputs, labels = data.on_after_batch_transfer(batch, 0)
+            metric(smaller(inputs), labels)
     return float(metric.compute())
 
 
-def images(root: str | None) -> tuple[Images, Batches]:
-    """All images, and the training batches to look at."""
+def data_and_batches(options: argparse.Namespace) -> tuple[Images, list[Batch]]:
+    """Return all images, and the training batches that gradients are taken on."""
     torch.manual_seed(0)
-    data = ImageFolder(root=root) if root else Digits()
-    data.prepare_data()
-    data.setup("fit")
-    batches = [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), 20)]
-    return data, batches
+    data = images(options)
+    return data, training_batches(data, 20)
 
 
 def main() -> None:
     """Prints a row for each criterion and structure as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "readers.json")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
-    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
-    parser.add_argument("--out", type=Path, default=Path("readers.json"))
+    add_data(parser, trained=True)
     options = parser.parse_args()
-    data, batches = images(options.root)
-    heads = " | ".join(f"{100 * target:.0f} %" for target in options.targets)
-    print(f"| criterion | counted | {heads} |\n|{' --- |' * (2 + len(options.targets))}")
+    data, batches = data_and_batches(options)
+    table = Table("criterion", "counted", *(f"{100 * target:.0f} %" for target in options.targets))
     rows = []
     for arm, (criterion, selector) in ARMS.items():
         for counted, structure in STRUCTURES.items():
@@ -123,9 +118,8 @@ def main() -> None:
                 for target in options.targets
             ]
             rows.append({"criterion": arm, "counted": counted, "accuracy": found})
-            shown = " | ".join(f"{100 * each:.2f}" for each in found)
-            print(f"| {arm} | {counted} | {shown} |", flush=True)
-            options.out.write_text(json.dumps(rows, indent=2))
+            table.row(arm, counted, *percent(*found))
+            save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,9 @@ are in training mode, without a step of the optimizer, so that a batch that is n
 
 from __future__ import annotations
 
-import argparse
-import sys
-from itertools import islice
-from pathlib import Path
-
 from lightning.pytorch import seed_everything
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from data import Digits, ImageFolder
 from ranking import row, scores_of
+from shared import Table, add_data, arguments, images, training_batches
 
 from lightning_prune import ActivationNorm, ActivationTaylor, APoZ, Wanda
 
@@ -28,19 +20,13 @@ EVERY = (3, 10, 30)
 
 def main() -> None:
     """Prints a row for each criterion."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--init-from", required=True, help="a trained ResNet-20")
-    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+    parser = arguments(__doc__)
+    add_data(parser, trained=True)
     parser.add_argument("--batches", type=int, default=90, help="training batches between two events")
     options = parser.parse_args()
     seed_everything(0, verbose=False)
-    data = ImageFolder(root=options.root) if options.root else Digits()
-    data.prepare_data()
-    data.setup("fit")
-    loader = islice(data.train_dataloader(), options.batches)
-    batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
-    print(f"| criterion | {' | '.join(f'every {step}, groups / network' for step in EVERY)} |")
-    print(f"| --- |{' --- |' * len(EVERY)}")
+    batches = training_batches(images(options), options.batches)
+    table = Table("criterion", *(f"every {step}, groups / network" for step in EVERY))
     for criterion in (ActivationTaylor(1), ActivationNorm(1), APoZ(1), Wanda(1)):
         full, _ = scores_of(criterion, options.init_from, batches)
         found = []
@@ -48,7 +34,7 @@ def main() -> None:
             some, seconds = scores_of(criterion, options.init_from, batches[::step])
             agreement = row(repr(criterion), some, full, seconds)
             found.append(f"{agreement['within']:.3f} / {agreement['raw']:.3f}")
-        print(f"| {type(criterion).__name__} | {' | '.join(found)} |", flush=True)
+        table.row(type(criterion).__name__, *found)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ look in every step here; hooks are part of the pass, so that the first figure al
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
+from shared import Table, arguments, save
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -105,12 +103,11 @@ def _now(images: torch.Tensor) -> float:
 
 def main() -> None:
     """Prints a table and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "step.json")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("step.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     arms = {"dense": Arm(options.device), "ModelPruning": Arm(options.device, reparametrise=True)}
@@ -126,17 +123,15 @@ def main() -> None:
         for name, (whole, rest) in taken.items():
             ratios[name].append(whole / taken["dense"][0])
             alone[name].append(whole / rest)
-    options.out.write_text(json.dumps({"against dense": ratios, "against itself": alone}, indent=2))
-    print(
-        "| arm | step, relative to dense | quartiles | relative to itself without pruning calls | quartiles |"
-    )
-    print("| --- | --- | --- | --- | --- |")
+    save(options.out, {"against dense": ratios, "against itself": alone})
+    itself = "relative to itself without pruning calls"
+    table = Table("arm", "step, relative to dense", "quartiles", itself, "quartiles")
     for name, found in ratios.items():
         row = [name]
         for figures in (found, alone[name]):
             low, median, high = statistics.quantiles(figures, n=4)
             row += [f"{median:.3f}", f"{low:.3f} to {high:.3f}"]
-        print(f"| {' | '.join(row)} |")
+        table.row(*row)
 
 
 if __name__ == "__main__":

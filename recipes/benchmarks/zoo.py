@@ -10,21 +10,20 @@ to compare, the model and what one pass adds to it.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from resident import apart, forget_peak, give_back_freed, peak, resident
+from shared import Table, arguments, save
 from torch import Tensor, nn
 
 from lightning_prune import Channels, PerLayer, Pruner
 from lightning_prune.channels.compaction import compact_
 from lightning_prune.core.probes import as_probe
+from lightning_prune.report.cost import parameters
 
 
 def names() -> list[str]:
@@ -89,38 +88,32 @@ def outputs(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def parameters(model: nn.Module) -> int:
-    """How many there are."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"| {row['name']} | {row['seconds']:.1f} s | {row['analysis bytes'] / 2**20:.0f} MiB"
-        f" | {row['forward bytes'] / 2**20:.0f} MiB | {row['parameters'] / 1e6:.1f} M"
-        f" | {100 * row['frozen']:.1f} % | {100 * row['kept']:.1f} % | {row['difference']:.0e} |"
-    )
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return the row of one model."""
+    memory = [f"{row[key] / 2**20:.0f} MiB" for key in ("analysis bytes", "forward bytes")]
+    shares = [f"{100 * row[key]:.1f} %" for key in ("frozen", "kept")]
+    size = f"{row['parameters'] / 1e6:.1f} M"
+    return [row["name"], f"{row['seconds']:.1f} s", *memory, size, *shares, f"{row['difference']:.0e}"]
 
 
 def main() -> None:
     """Prints a row for each model as it comes, and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "zoo.json")
     parser.add_argument("--names", nargs="*", default=names())
-    parser.add_argument("--out", type=Path, default=Path("zoo.json"))
     options = parser.parse_args()
-    print("| model | analysis | its peak | model and pass | parameters | frozen | kept | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("model", "analysis", "its peak", "model and pass", "parameters", "frozen", "kept", "difference")
+    table = Table(*columns)
     rows = []
     for name in options.names:
         try:
             row = apart(measure, name)
         except Exception as error:
             row = {"name": name, "error": repr(error)}
-            print(f"| {name} | {error!r} |", flush=True)
+            table.row(name, repr(error))
         else:
-            print(_line(row), flush=True)
+            table.row(*cells(row))
         rows.append(row)
-        options.out.write_text(json.dumps(rows, indent=2))
+        save(options.out, rows)
     failed = [row["name"] for row in rows if row.get("difference", 1.0) > 1e-9 or row["kept"] >= 1]
     print(f"{len(rows) - len(failed)} of {len(rows)} models" + (f"; not {failed}" if failed else ""))
 

@@ -1,0 +1,135 @@
+"""What the benchmarks share: command-line arguments, data, the trained network, tables and JSON files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from classifier import Classifier
+from data import Digits, ImageFolder, Images
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+def arguments(doc: str, out: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser whose help begins with the first line of a module's docstring.
+
+    Args:
+        doc: The docstring.
+        out: Name of the JSON file that is written unless ``--out`` names another; ``None`` without ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    if out is not None:
+        parser.add_argument("--out", type=Path, default=Path(out))
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, *, trained: bool = False) -> None:
+    """Add ``--init-from`` and ``--root``, which :func:`images` and :func:`network` read.
+
+    Args:
+        parser: The parser.
+        trained: Whether the benchmark needs a trained network.
+    """
+    scratch = "" if trained else "; without, it starts from scratch"
+    parser.add_argument("--init-from", required=trained, help=f"a trained ResNet-20{scratch}")
+    parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
+
+
+def add_training(parser: argparse.ArgumentParser, *, epochs: int, train_size: int | None) -> None:
+    """Add ``--train-size``, ``--epochs`` and ``--lr``."""
+    parser.add_argument("--train-size", type=int, default=train_size)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--lr", type=float, default=0.02)
+
+
+def images(options: argparse.Namespace) -> Images:
+    """Return the data module of ``--root``, or the embedded digits."""
+    if options.root is None:
+        return Digits()
+    return ImageFolder(root=options.root, train_size=getattr(options, "train_size", None))
+
+
+def training_batches(data: Images, count: int) -> list[Batch]:
+    """Return the first training batches, normalised and not augmented."""
+    data.prepare_data()
+    data.setup("fit")
+    return [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), count)]
+
+
+def network(weights: str | None) -> nn.Module:
+    """Return a ResNet-20 in training mode.
+
+    Args:
+        weights: File of its weights; ``None`` for random ones.
+    """
+    return Classifier(init_from=weights).net.train()
+
+
+def loss_of(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross-entropy of a batch."""
+    inputs, labels = batch
+    return F.cross_entropy(net(inputs), labels)
+
+
+def fit_and_test(
+    model: Classifier, data: Images, epochs: int, callbacks: list[Callback]
+) -> tuple[float, float, float]:
+    """Train and test.
+
+    Returns:
+        Accuracy of the last epoch on the validation images, accuracy on the test images, seconds of the fit.
+    """
+    warnings.filterwarnings("ignore", module="lightning")
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    begun = time.perf_counter()
+    trainer.fit(model, data)
+    seconds = time.perf_counter() - begun
+    validated = float(trainer.callback_metrics["val_acc"])
+    (tested,) = trainer.test(model, data, verbose=False)
+    return validated, tested["test_acc"], seconds
+
+
+class Table:
+    """A Markdown table that is printed row by row, so that a long run shows what it has.
+
+    Args:
+        columns: Their heads.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self.row(*columns)
+        self.row(*("---" for _ in columns))
+
+    def row(self, *cells: object) -> None:
+        """Print a row."""
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def percent(*shares: float) -> list[str]:
+    """Return shares in per cent, with two decimals."""
+    return [f"{100 * share:.2f}" for share in shares]
+
+
+def save(path: Path, rows: Sequence[Any] | dict[str, Any]) -> None:
+    """Write results as JSON."""
+    path.write_text(json.dumps(rows, indent=2))
