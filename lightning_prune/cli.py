@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with PruningCallback under ``--pruning``; reports and files of the result."""
+"""The command line ``lightning-prune``: LightningCLI with a PruningCallback and with further subcommands."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from lightning_prune.training.trainer_queries import first_batch, monitored_metr
 
 
 class PruningTrainer(Trainer):
-    """A Trainer that can also look ahead, and back.
+    """A Trainer that can also plan, report and export pruning, and measure the sensitivity of layers.
 
-    Each method takes what a saved configuration of a fit holds.
+    Each method accepts the configuration file of a fit, and so has its arguments even if it does not use them.
     """
 
     def plan(
@@ -38,18 +38,18 @@ class PruningTrainer(Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Prints what a fit would prune, what stays and why, without training.
+        """Print what a fit would prune, and what it would keep and why, without training.
 
         Args:
-            model: What would be pruned.
-            datamodule: Where a batch is needed, of a module without an example_input_array.
-            ckpt_path: A checkpoint to start from.
-            weights_only: Not used: nothing but tensors and plain values is read.
+            model: The module that would be pruned.
+            datamodule: Provides a batch if one is needed and the module has no example_input_array.
+            ckpt_path: A checkpoint to take the weights from.
+            weights_only: Not used: only tensors and plain values are read from a checkpoint.
         """
         if ckpt_path is not None:
             load_compact(read_file(ckpt_path, "ckpt_path"), model)
         for callback in pruning_callbacks(self):
-            print(callback.plan(model, self._example_if(callback.needs_example, model, datamodule)).table())
+            print(callback.plan(model, self._example(model, datamodule, callback.needs_example)).table())
 
     def report(
         self,
@@ -58,16 +58,16 @@ class PruningTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Prints the report of a checkpoint.
+        """Print the pruning report of a checkpoint.
 
         Args:
-            model: Of the class that was trained.
+            model: A module of the class that was trained.
             ckpt_path: A checkpoint of a fit with a PruningCallback.
             datamodule: Not used.
             weights_only: Not used.
 
         Raises:
-            ValueError: If the checkpoint has no pruning state, or does not belong to the model.
+            ValueError: If the checkpoint has no pruning state, or does not fit the model.
         """
         checkpoint = read_file(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
@@ -85,26 +85,27 @@ class PruningTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Writes the network of a checkpoint, masked or compacted, to a file of its own.
+        """Export the masked or compacted model of a checkpoint to an ONNX file or a packed file.
 
         Args:
-            model: Of the class that was trained.
-            ckpt_path: A checkpoint.
-            path: The file to write: an ONNX file if its name ends in .onnx, tried on the module's
-                example_input_array or, without one, on a batch of data; with compact, a masked network is
-                compacted for it. Otherwise a packed file, which load_packed reads.
-            datamodule: Where a batch is needed.
+            model: A module of the class that was trained.
+            ckpt_path: The checkpoint.
+            path: The file to write. If its name ends in .onnx, it is an ONNX file, checked on the module's
+                example_input_array or, without one, on a batch of data; with --pruning.compact true, a masked
+                model is compacted first. Otherwise it is a packed file, which load_packed reads.
+            datamodule: Provides a batch if the module has no example_input_array.
             weights_only: Not used.
 
         Raises:
-            ValueError: If the checkpoint does not belong to the model, or there is nothing to try or to pack.
-            CompactionError: If outputs of the compacted network differ.
+            ValueError: If the checkpoint does not fit the model, there is no example input for an ONNX file, or
+                no masks for a packed file.
+            CompactionError: If outputs of the compacted model differ.
         """
         checkpoint = read_file(ckpt_path, "ckpt_path")
         load_compact(checkpoint, model)
         if Path(path).suffix.lower() == ".onnx":
             example = self._example(model, datamodule)
-            # checkpoints that the fit itself saved are older than its end, when it compacts
+            # a fit compacts the model at its end, after the checkpoints that it saves itself
             if any(callback.compact for callback in pruning_callbacks(self)) and not plans_in(checkpoint):
                 model = compact(model, masks_in(checkpoint), example)
             kind, size = "ONNX", export_onnx(model, path, example)
@@ -125,30 +126,31 @@ class PruningTrainer(Trainer):
         path: str = "sensitivity",
         weights_only: bool | None = None,
     ) -> None:
-        """Prunes each layer alone, without retraining, and prints the metric that validation gives.
+        """Prune each layer alone, without retraining, and print the validation metric by removed share.
 
-        Criterion and structure are those of the fit, but Magnitude for a criterion that needs training steps.
+        Criterion and structure are those of the fit, except that Magnitude replaces a criterion that needs
+        training steps.
 
         Args:
-            model: Of the class that was trained.
-            datamodule: With a validation set.
-            ckpt_path: A checkpoint to look at; the model as it is made by default.
-            metric: As validation logs it; the monitored one by default.
-            ratios: Shares of each layer's units.
-            path: Files to write, without their endings: .json and, where matplotlib is installed, .png.
+            model: A module of the class that was trained.
+            datamodule: Provides the validation data.
+            ckpt_path: A checkpoint to take the weights from; by default the module is evaluated as created.
+            metric: Name of the metric that validation logs; by default the metric that a callback monitors.
+            ratios: Shares of each layer's units to remove.
+            path: Path of the files to write, without suffix: .json and, if matplotlib is installed, .png.
             weights_only: Not used.
 
         Raises:
-            ValueError: If validation does not log the metric, or the checkpoint does not belong to the model.
+            ValueError: If validation does not log the metric, or the checkpoint does not fit the model.
         """
         if ckpt_path is not None:
             load_compact(read_file(ckpt_path, "ckpt_path"), model)
         if self.progress_bar_callback is not None:
-            self.progress_bar_callback.disable()  # one bar, for all of it
+            self.progress_bar_callback.disable()  # sensitivity() shows one bar for the whole sweep
         wanted = metric or monitored_metric(self) or ""
 
         def evaluate(network: nn.Module) -> float:
-            results = self.validate(model, datamodule, verbose=False)  # one mapping a loader
+            results = self.validate(model, datamodule, verbose=False)  # one dict per dataloader
             logged = {name: value for result in results for name, value in result.items()}
             if wanted not in logged:
                 raise ValueError(
@@ -164,7 +166,7 @@ class PruningTrainer(Trainer):
                 ratios=ratios,
                 criterion=Magnitude() if pruning.criterion.needs else pruning.criterion,
                 structure=pruning.structure,
-                example=self._example_if(pruning.structure.needs_example, model, datamodule),
+                example=self._example(model, datamodule, pruning.structure.needs_example),
                 metric=wanted,
             )
             if self.is_global_zero:
@@ -176,19 +178,19 @@ class PruningTrainer(Trainer):
                 except ImportError as error:
                     print(f"No plot: {error}")
 
-    def _example_if(self, needed: bool, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
-        return self._example(model, datamodule) if needed else model.example_input_array
-
-    def _example(self, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
-        if model.example_input_array is not None:
+    def _example(
+        self, model: LightningModule, datamodule: LightningDataModule | None, needed: bool = True
+    ) -> Any:
+        """Return the module's ``example_input_array`` or, if it has none but needs one, a probe of a batch."""
+        if model.example_input_array is not None or not needed:
             return model.example_input_array
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 
 class PruningCLI(LightningCLI):
-    """LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
+    """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are LightningCLI's, ``plan``, ``report``, ``export`` and ``sensitivity``.
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -196,18 +198,18 @@ class PruningCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--pruning``."""
+        """Add the arguments of PruningCallback as ``--pruning``."""
         parser.add_lightning_class_args(PruningCallback, "pruning")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's, ``plan``, ``report``, ``export`` and ``sensitivity``."""
+        """Return the arguments that LightningCLI sets itself for each subcommand, by subcommand."""
         ours = {"model", "datamodule"}
         return LightningCLI.subcommands() | dict.fromkeys(("plan", "report", "export", "sensitivity"), ours)
 
 
 def main() -> None:
-    """Entry point of ``lightning-prune``: any LightningModule and data module, by class path."""
-    # unlike `python -m`, an installed script does not look for modules in the folder it is run from
+    """Run the ``lightning-prune`` command, for any LightningModule and data module given by class path."""
+    # unlike `python -m`, an installed script does not have the working directory on the import path
     sys.path.insert(0, os.getcwd())
     PruningCLI()

@@ -1,4 +1,4 @@
-"""The pipeline for any training loop: observe, score, select, mask."""
+"""Pruner: the pruning pipeline for any training loop: observe, score, select, mask."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PRUNED = schema.record(
         "criterion": schema.string,
         "statistics": schema.mapping(STATISTICS),
     },
-    before={"frozen": {}, "criterion": ""},  # the first is for a report alone; the other one is not known
+    before={"frozen": {}, "criterion": ""},  # the first states lack them; "" is an unknown criterion
 )
 
 
@@ -54,28 +54,28 @@ def check_parts(target: float | None, criterion: Criterion, structure: Structure
 class Pruner:
     """Prunes a model in a training loop of your own.
 
-    Where ``fully_shard`` has divided the parameters among processes, masks are divided with them, and each
-    process works on its own rows. All of them have to make the same calls, :attr:`sparsity` and
+    If ``fully_shard`` has divided the parameters among processes, masks are divided in the same way, and each
+    process works on its own rows. All processes must make the same calls, :attr:`sparsity` and
     :meth:`state_dict` included.
 
     Args:
-        model: The module to prune, in place. Its parameters stay the ones they are.
-        target: Share of the units to be removed at the end, in (0, 1); ``None`` where the selector decides.
-        criterion: How much a unit matters.
+        model: The module to prune, in place. Its parameters stay the same objects.
+        target: Share of the units that is removed at the end, in (0, 1); ``None`` if the selector decides.
+        criterion: Scores how much a unit matters.
         structure: Which weights are removed together.
         selector: Which units are removed.
         schedule: How much is removed, and when; its moments must be shares of the fit. ``None`` if only
             :meth:`prune` is called.
-        example: A tensor, or a tuple of the arguments of ``forward``, for structures that need one.
+        example: A tensor, or a tuple of the arguments of ``forward``, if structure or selector needs one.
 
     Attributes:
-        groups: What may be pruned.
-        frozen: What stays as it is, with the reason.
-        protected: Names of groups that would have been emptied, and keep a last unit.
+        groups: The unit groups that may be pruned.
+        frozen: Name to reason of what cannot be pruned.
+        protected: Names of the groups that would have been emptied, and keep one unit.
         store: The masks, and the methods that enforce them.
 
     Raises:
-        ValueError: If an argument is wrong, or there is nothing that it could prune.
+        ValueError: If an argument is wrong, or there is nothing to prune.
 
     >>> model = nn.Linear(10, 10)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -112,20 +112,20 @@ class Pruner:
         self._selector = selector
         self._schedule = schedule
         shards = shards_of(model)
-        wanted = structure.needs_example or selector.needs_example
-        if wanted and shards.sharded:
+        needs_example = structure.needs_example or selector.needs_example
+        if needs_example and shards.sharded:
             raise ValueError(
                 f"{structure!r} with {selector!r} follows an example through the model, whose parameters are"
                 " divided among processes: take Unstructured() with budget='units', or keep the model whole, as"
                 " with DDP."
             )
-        found = structure.units(model, example if wanted else None)
-        looks = Needs.ACTIVATION in criterion.needs
-        layers = {group.name: layer_inputs(model, group) if looks else [] for group in found.groups}
+        found = structure.units(model, example if needs_example else None)
+        needs_inputs = Needs.ACTIVATION in criterion.needs
+        layers = {group.name: layer_inputs(model, group) if needs_inputs else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
-        self._left_dense: dict[str, str] = {}  # nothing was observed of these groups by the last event
+        self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event
         check_units(self.groups, target, self._share, criterion)
         selector.check(self._share, units)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
@@ -140,7 +140,7 @@ class Pruner:
 
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:
-        """The groups, if their units can be cut out of the network; ``None`` for single weights and blocks."""
+        """The groups, if compaction can remove their units; ``None`` for single weights and blocks."""
         return self.groups if all(axis_slices(group.slices) for group in self.groups) else None
 
     @property
@@ -150,27 +150,27 @@ class Pruner:
 
     @property
     def needs(self) -> Needs:
-        """What training must offer."""
+        """The observations that criterion and selector need: gradients, activations or the loss."""
         return self._criterion.needs | self._selector.needs
 
     @property
     def observations(self) -> Observations:
-        """What the criterion has observed since the last event."""
+        """The criterion's running sums since the last event."""
         return self._scoring.observations
 
     @property
     def ready(self) -> bool:
-        """Whether some group can be scored: criteria of gradients must have observed a step."""
+        """Whether some group can be scored: criteria of gradients or activations must have observed a step."""
         return self.observations.ready
 
     @property
     def left_out(self) -> int:
-        """How many observations were left out, because a gradient or an activation was inf or nan."""
+        """Number of observations that were left out, because a gradient or an activation was inf or nan."""
         return self.observations.left_out
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What a report says beside numbers, as plain values."""
+        """Frozen and protected groups and left-out observations, as plain values for a report."""
         return {
             "frozen": {**self.frozen, **self._left_dense},
             "protected": sorted(self.protected),
@@ -181,12 +181,12 @@ class Pruner:
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
         """Observe activations in a ``with`` block around the forward and backward passes of one training step.
 
-        Hooks are there within the block alone. With inf or nan anywhere, or after an error, the step is left
-        out. Nothing happens where the criterion needs no activations.
+        The model has hooks within the block only. A step with inf or nan in an activation or its gradient, or
+        with an error, is left out. Nothing happens if the criterion needs no activations.
 
         Args:
-            batch: Its number. A batch that the criterion's ``every`` does not divide is observed only while
-                nothing was observed since the last event.
+            batch: Number of the batch. One that is not a multiple of the criterion's ``every`` is observed only
+                while nothing was observed since the last event.
             scale: Factor by which the loss, and so its gradients, are scaled.
         """
         hooks = self.observations.input_hooks()
@@ -199,12 +199,12 @@ class Pruner:
     def observe(self, grads: Mapping[str, Tensor] | None = None) -> None:
         """Add the gradients of one training step to the statistics, after backward.
 
-        Gradients must be accumulated over micro-batches, unscaled and not clipped. With inf or nan in one
-        of them the step is left out and counted.
+        Gradients must be accumulated over micro-batches, unscaled and not clipped. A step with inf or nan in
+        one of them is left out and counted.
 
         Args:
-            grads: Parameter name to gradient. By default the ``.grad`` of each parameter, to which the
-                criterion's penalty is then added, if it has one. A group of which a gradient is missing is not
+            grads: Parameter name to gradient. By default the ``.grad`` of each parameter is observed, and the
+                criterion's penalty is then added to it, if there is one. A group with a missing gradient is not
                 observed, unless the weight is frozen.
         """
         if Needs.GRADIENT in self._criterion.needs:
@@ -228,11 +228,11 @@ class Pruner:
                     grad.add_(penalty, alpha=scale)
 
     def step(self, progress: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
-        """Prune to what the schedule says, before training goes on.
+        """Prune to the share of the target that the schedule gives, before training goes on.
 
         Args:
-            progress: Where training is, in [0, 1] of the fit; 1 prunes to the target now.
-            optimizers: Their state of masked weights is zeroed.
+            progress: Position in training, in [0, 1] of the fit; 1 prunes to the target now.
+            optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
 
         Raises:
@@ -248,7 +248,7 @@ class Pruner:
 
         Args:
             fraction: Share of the target, in [0, 1].
-            optimizers: Their state of masked weights is zeroed.
+            optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
 
         Raises:
@@ -267,7 +267,7 @@ class Pruner:
 
     @torch.no_grad()
     def select(self, fraction: float, losses: Losses | None = None) -> None:
-        """Decide what :meth:`prune` would remove, in the masks alone: weights stay as they are."""
+        """Update the masks as :meth:`prune` does; weights stay as they are."""
         scoring = self._scoring
         if losses is None and Needs.LOSS in self._selector.needs:
             raise scoring.nothing_seen(self._selector.needs)
@@ -286,7 +286,7 @@ class Pruner:
         self._selector.select(candidates, fraction * self._share, costs)
         for each in candidates:
             for part in each.group.masked:
-                if not part.divisible:  # a single weight's unit is its place in the mask
+                if not part.divisible:  # for single weights each.kept is the mask itself
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
@@ -294,10 +294,10 @@ class Pruner:
         """Evaluate the loss on one batch, before pruning depends on it.
 
         Returns:
-            How many seconds of loss evaluations an event is likely to take.
+            Estimated seconds of loss evaluations in an event.
 
         Raises:
-            ValueError: If an event would take more passes through the network than the criterion allows.
+            ValueError: If an event would take more forward passes than the criterion allows.
         """
         return estimate_seconds(self._model, losses, self._criterion, self._selector, self.groups)
 
@@ -313,7 +313,7 @@ class Pruner:
             losses: For criteria that evaluate the loss.
 
         Returns:
-            Group name to one number a unit, higher = keep; -inf for units that are removed.
+            Group name to one number per unit, higher = keep; -inf for units that are removed.
 
         Raises:
             RuntimeError: If there is nothing to score yet.
@@ -322,7 +322,7 @@ class Pruner:
         return {each.group.name: each.scores() for each in self._scoring.candidates(evaluator)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks, statistics and remarks: plain values and tensors."""
+        """Return masks, statistics and :attr:`remarks`: plain values and tensors."""
         return {
             "masks": self.store.state_dict(),
             "plan": None,
@@ -331,10 +331,10 @@ class Pruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Take over a saved state, and enforce its masks.
+        """Load a saved state, and enforce its masks.
 
         Returns:
-            What could not be taken over, in words: statistics of another criterion, or of other groups.
+            What could not be loaded, in words: statistics of another criterion, or of other groups.
 
         Raises:
             ValueError: If it is not a pruner's state, or its masks are not of this model; nothing has changed

@@ -454,6 +454,7 @@ def test_two_callbacks_keep_apart_by_name(tmp_path: Path) -> None:
 # --- what a user sees
 
 
+@pytest.mark.renders
 def test_reports_go_beside_the_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pruning = PruningCallback(0.75, schedule=Cubic("1ep", "3ep"))
     logger = CSVLogger(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import lightning_prune
 from lightning_prune import Criterion, Pruner
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lightning_prune"
 
 
 def blocks(name: str) -> list[str]:
@@ -54,8 +56,56 @@ def test_the_readme_names_every_part() -> None:
     assert [name for name in lightning_prune.__all__ if name not in text and name not in bases] == []
 
 
+def architecture() -> str:
+    return (ROOT / "docs/architecture.md").read_text()
+
+
+def test_the_architecture_page_names_every_folder_in_the_order_of_imports() -> None:
+    rows = re.findall(r"^\| `([\w.]+)/?` \|", architecture(), re.MULTILINE)
+    top = {
+        path.stem for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
+    assert {row.removesuffix(".py") for row in rows} == top
+    assert len(list(PACKAGE.glob("*.*"))) <= 5
+    assert len([path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]) <= 12
+    settings = (ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^layers = \[(.*?)\]", settings, re.DOTALL | re.MULTILINE)
+    layers = re.findall(r'"(.+)"', listed)
+    level = {name: place for place, layer in enumerate(layers) for name in layer.split(" | ")}
+    places = [level[row.removesuffix(".py")] for row in rows]
+    assert places == sorted(places)
+    assert len(layers) <= 12
+
+
+def test_every_path_on_the_architecture_page_exists() -> None:
+    paths = set(re.findall(r"[\w/]+\.py\b", architecture()))
+    assert len(paths) > 40
+    for path in paths:
+        found = [PACKAGE / path] if "/" in path else list(PACKAGE.rglob(path))
+        assert any(each.exists() for each in found), path
+    for path, cls, method in re.findall(r"([\w/]+\.py) +([A-Z]\w+)(?:\.(\w+))?", architecture()):
+        source = (PACKAGE / path).read_text()
+        assert f"class {cls}" in source, (path, cls)
+        assert not method or f"def {method}(" in source, (path, method)
+
+
+def test_tests_lie_in_folders_of_the_names_of_the_package() -> None:
+    folders = {path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")}
+    tests = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert tests == folders
+
+
+def test_no_file_and_no_class_is_too_long() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        assert source.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 300, (path, node.name)
+
+
 def test_every_guarantee_has_its_test() -> None:
     named = set(re.findall(r"\btest_\w+", (ROOT / "docs/guarantees.md").read_text()))
-    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 40
     assert named - set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) == set()

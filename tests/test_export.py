@@ -14,7 +14,8 @@ import torch
 from lit import Lit
 from torch import Tensor, nn
 
-from lightning_prune import Channels, Heads, Pruner, Unstructured, compact, export, export_onnx
+from lightning_prune import Channels, Heads, Pruner, Unstructured, compact, export_onnx
+from lightning_prune.export import onnx
 
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
@@ -168,7 +169,7 @@ def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
 
 @needs_onnx
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_LARGEST", 100)
+    monkeypatch.setattr(onnx, "_LARGEST", 100)
     model = nn.Linear(8, 64)
     size = export_onnx(model, tmp_path / "new" / "net.onnx", TOKENS[0])
     files = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}

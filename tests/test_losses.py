@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -452,6 +453,23 @@ def test_particles_without_a_loss_do_not_blind_the_others() -> None:
     assert places[0] > 5 * places[1]
     lost = selector._drawn([left, right], torch.tensor([torch.inf, torch.inf]), draws)
     assert 50 < sum(float(each) > 0.5 for (each,) in lost) < 150
+
+
+@pytest.mark.parametrize("lost", [[math.inf], [math.nan], [math.inf, math.nan]])
+def test_losses_that_are_not_finite_do_not_hide_which_particles_are_good(lost: list[float]) -> None:
+    tried: list[float] = []
+
+    def loss(particle: Sequence[Tensor]) -> float:
+        tried.append(float(particle[0]))
+        if len(tried) <= len(lost):
+            return lost[len(tried) - 1]
+        return 0.1 if tried[-1] > 0 else 9.0
+
+    count = 2000
+    best = ParticleFilter(population=count, rounds=2)._search([torch.zeros(1)], loss)
+    assert float(best[0]) > 0
+    assert sum(value > 0 for value in tried[:count]) < 0.53 * count
+    assert sum(value > 0 for value in tried[count:]) > 0.6 * count
 
 
 def test_masks_are_as_they_were_where_a_loss_fails() -> None:

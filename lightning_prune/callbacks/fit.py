@@ -1,4 +1,4 @@
-"""One run of a Trainer with a PruningCallback: what happens at each of its hooks."""
+"""One run of a Trainer with a PruningCallback: the actions at each hook of the callback."""
 
 from __future__ import annotations
 
@@ -17,20 +17,11 @@ from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_names
 from lightning_prune.export.compacted import callback_state_in
 from lightning_prune.report.report import Report
+from lightning_prune.training import trainer_queries
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.step_hooks import StepHooks
-from lightning_prune.training.trainer_queries import (
-    averaged_by_callbacks,
-    averages_in_callbacks,
-    check_launcher,
-    check_strategy,
-    monitored_metric,
-    training_batch,
-    training_objects,
-    write_report,
-)
 
 
 class PruningFit:
@@ -40,20 +31,26 @@ class PruningFit:
         parts: The arguments of the callback.
         state: The state of the callback, which outlives the run.
         trainer: The Trainer.
-        module: The module that it runs.
+        module: The module that the Trainer runs.
+        neighbours: The networks of the Trainer's other pruning callbacks.
 
     Attributes:
         module: The module.
     """
 
     def __init__(
-        self, parts: PruningParts, state: PruningState, trainer: Trainer, module: LightningModule
+        self,
+        parts: PruningParts,
+        state: PruningState,
+        trainer: Trainer,
+        module: LightningModule,
+        neighbours: Sequence[PrunedNetwork],
     ) -> None:
         self.module = module
         self._parts = parts
         self._state = state
         self._trainer = trainer
-        self._neighbours: Sequence[PrunedNetwork] = ()
+        self._neighbours = neighbours
         self._step_hooks: StepHooks | None = None
         self._global_step = 0
         self._logged: float | None = None
@@ -62,12 +59,12 @@ class PruningFit:
 
     @property
     def running(self) -> bool:
-        """Whether training steps are hooked into: from the first batch on at the latest."""
+        """Whether the hooks of training steps are in place: from the first batch on at the latest."""
         return self._step_hooks is not None
 
     @property
     def uncounted_steps(self) -> int:
-        """Optimizer steps of the present batch, which another callback may save before they are counted."""
+        """1 if the present batch has stepped and is not counted yet, as when another callback saves; else 0."""
         return int(self.running and self.module._trainer is not None and self._stepped)
 
     @property
@@ -77,25 +74,21 @@ class PruningFit:
 
     # --- the run begins
 
-    def start(self, neighbours: Sequence[PrunedNetwork]) -> None:
-        """Work out when events are due, and bind to the module unless that needs a batch.
-
-        Args:
-            neighbours: The networks of the Trainer's other pruning callbacks.
+    def start(self) -> None:
+        """Compute when events are due, and bind to the module unless that needs a batch.
 
         Raises:
-            ValueError: If the Trainer, the module or a moment does not suit the arguments.
+            ValueError: If the arguments do not fit the Trainer, the module or the length of the fit.
         """
         state, trainer = self._state, self._trainer
-        self._neighbours = neighbours
         if trainer.global_step == 0 or not state.network.bound_to(self.module):
-            # there are steps in a run resumed from a checkpoint that knew nothing of pruning
+            # a run resumed from a checkpoint without pruning state has trained some steps
             state.events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
-        check_strategy(trainer.strategy, self._parts.needs_whole)
+        trainer_queries.check_strategy(trainer.strategy, self._parts.needs_whole)
         if state.pending is not None and state.pending["agenda"]["steps"] > trainer.global_step:
-            # a tuner saved and restored what an earlier fit left: its position does not apply to this one
+            # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
             state.pending = state.pending | state.events.state_dict()
-        check_launcher(trainer, self._parts.compact)
+        trainer_queries.check_launcher(trainer, self._parts.compact)
         state.events.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._logged = None
@@ -103,21 +96,23 @@ class PruningFit:
         if not self._parts.needs_example:
             self._bind()
 
-    def _read_batch(self, batch: Any, *, aside: bool = False) -> None:
-        """Take the example input from a first batch; ``aside`` if no training step follows it."""
+    def _read_batch(self, batch: Any, *, on_copy: bool = False) -> None:
+        """Take the example input from a first batch; ``on_copy`` if no training step on the batch follows."""
         state, parts = self._state, self._parts
         if parts.compact or parts.needs_example:
             state.example.find_probe(self._trainer, self.module, batch)
         if not self.running:
             self._bind()
-        if not state.network.sharded:  # a pass for a report would need all processes
-            state.example.capture_forward(self._trainer, self.module, batch, aside=aside)
+        if not state.network.sharded:  # a forward pass for a report would need all processes
+            state.example.capture_forward(self._trainer, self.module, batch, on_copy=on_copy)
 
     def _bind(self) -> None:
-        """Bind the state to the module, and hook into the steps of its optimizers."""
+        """Bind the state to the module, and add the hooks of training steps."""
         state, parts, trainer = self._state, self._parts, self._trainer
         if state.pending is not None:
-            state.events.check_state(read_state(state.pending), training_objects(trainer, self.module))
+            state.events.check_state(
+                read_state(state.pending), trainer_queries.training_objects(trainer, self.module)
+            )
         probe = state.example.probe
         state.bind(self.module, lambda: parts.new_pruner(self.module, probe), parts.describe())
         self._check_neighbours()
@@ -125,13 +120,13 @@ class PruningFit:
         network = state.network
         assert network.store is not None
         self._step_hooks = StepHooks(network.pruner, network.store, state.events.queue, trainer.optimizers)
-        monitor = monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
+        monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
         self._mask_averages()
 
     def _check_neighbours(self) -> None:
         network = self._state.network
-        if self._parts.restores_weights and averages_in_callbacks(self._trainer, self.module):
+        if self._parts.restores_weights and trainer_queries.averages_in_callbacks(self._trainer, self.module):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
                 " those that were given up: take one or the other."
@@ -152,10 +147,10 @@ class PruningFit:
             )
 
     def _mask_averages(self) -> None:
-        """Zero masked weights in weight averages, which then stay 0 there."""
+        """Set masked weights to 0 in weight averages, where they then stay 0."""
         store = self._state.network.store
         assert store is not None
-        held = [*averaged_by_callbacks(self._trainer), *averaged_names(self.module).items()]
+        held = [*trainer_queries.averaged_by_callbacks(self._trainer), *averaged_names(self.module).items()]
         for name, average_module in held:
             average = average_of(self.module, average_module)
             if average is None:
@@ -167,12 +162,12 @@ class PruningFit:
                 store.apply_to_average_(average)
 
     def _loading(self, checkpoint: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Return the block in which the module takes the shapes of a checkpoint."""
+        """Return the context manager in which the module takes the shapes of a checkpoint."""
         state_key = self._parts.state_key
         state = callback_state_in(checkpoint, state_key)
         if state is not None:
             read_state(state)  # before anything changes
-        averages = averages_in_callbacks(self._trainer, self.module)
+        averages = trainer_queries.averages_in_callbacks(self._trainer, self.module)
         return self._state.network.loading(self.module, averages, checkpoint, state_key)
 
     # --- epochs and batches
@@ -247,23 +242,26 @@ class PruningFit:
             state.history.end_validation(trainer.callback_metrics, trainer.current_epoch, steps)
 
     def end_training_epoch(self) -> None:
-        """Record a metric of training steps, and drop observations of a batch that the module skipped."""
+        """Record a metric logged in training steps, and drop observations of a batch that was skipped."""
         if self._step_hooks is not None:
             self._step_hooks.abandon_batch()
         self.end_epoch(self._trainer.current_epoch)
 
     def end_epoch(self, epoch: int) -> None:
-        """Record the monitored metric of an epoch, unless a validation in it has measured it."""
+        """Record the monitored metric if it was logged in this epoch, unless a validation recorded it."""
         self._state.history.end_epoch(self._trainer.callback_metrics, epoch, self._state.events.queue.steps)
 
     # --- the run ends
 
     def end_training(self) -> None:
-        """Judge the last round, and write the report unless the network is to be compacted first."""
+        """End the last round, and write the report unless the network is to be compacted first."""
         state, trainer = self._state, self._trainer
         network, events = state.network, state.events
         if not self.running or not (state.example.forward_captured or network.sharded):
-            self._read_any_batch()
+            # a fit that was resumed after its last step has seen no batch
+            batch = trainer_queries.training_batch(trainer, self.module)
+            if batch is not None:
+                self._read_batch(batch, on_copy=True)
         if not self.running:
             return
         self.end_epoch(trainer.current_epoch - 1)
@@ -278,20 +276,17 @@ class PruningFit:
         if not self._parts.compact:
             self._write_report()
 
-    def end(self, neighbours: Sequence[PrunedNetwork]) -> None:
-        """Compact: every callback's ``on_train_end`` has run, and the strategy has released the model.
-
-        Args:
-            neighbours: As for :meth:`start`.
+    def end(self) -> None:
+        """Compact the network: every ``on_train_end`` has run, and the strategy has released the model.
 
         Raises:
-            CompactionError: If the outputs would change; the module is as it was.
+            CompactionError: If the outputs would change; the module is unchanged then.
         """
         state, network, trainer = self._state, self._state.network, self._trainer
         resumed = state.pending is not None or network.plan is not None
         if not self.running and resumed and trainer.train_dataloader is not None:
-            # Lightning had nothing to do, and has called no hook of training
-            self.start(neighbours)
+            # the checkpoint was at the end of training, and Lightning has called no training hook
+            self.start()
             self.end_training()
         if not self.running:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
@@ -304,25 +299,19 @@ class PruningFit:
                 probe.to(self.module.device),
                 state.example.example(self.module),
                 trainer.optimizers,
-                averages_in_callbacks(trainer, self.module),
+                trainer_queries.averages_in_callbacks(trainer, self.module),
                 self._report(),
             )
         self._write_report()
-
-    def _read_any_batch(self) -> None:
-        """Take the example input where a fit was resumed after its last step, and sees no batch."""
-        batch = training_batch(self._trainer, self.module)
-        if batch is not None:
-            self._read_batch(batch, aside=True)
 
     def _report(self) -> Report:
         return self._state.report(self._state.example.example(self.module))
 
     def _write_report(self) -> None:
-        write_report(self._trainer, self._report(), self._folder, self._parts.name)
+        trainer_queries.write_report(self._trainer, self._report(), self._folder, self._parts.name)
 
     def interrupt(self) -> None:
-        """Enforce the masks after an error or Ctrl-C, which may come in the middle of an event."""
+        """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""
         if self.running and self._state.network.store is not None:
             self._state.network.store.apply_()
         self.release()

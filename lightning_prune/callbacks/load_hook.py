@@ -15,12 +15,12 @@ _Around = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
 class LoadHook:
     """Wraps a module's own ``on_load_checkpoint`` in a ``with`` block, until it is released.
 
-    Lightning loads the weights of a module before the state of a callback, so a callback that changes shapes
-    has to do so here.
+    Lightning loads the weights of a module before the state of a callback, so a callback that changes the
+    shapes of parameters must do so here.
 
     Args:
         module: The LightningModule.
-        around: Takes the checkpoint and returns the context manager that the module's own hook runs in.
+        around: Takes the checkpoint and returns the context manager in which the module's own hook runs.
     """
 
     def __init__(self, module: nn.Module, around: _Around) -> None:
@@ -31,15 +31,15 @@ class LoadHook:
         vars(module)[_NAME] = self
 
     def __call__(self, checkpoint: Mapping[str, Any]) -> None:
-        """Run the module's own hook within the block."""
+        """Run the module's own hook within the context manager."""
         with self._around(checkpoint):
             self._own(checkpoint)
 
     def __deepcopy__(self, memo: Any) -> LoadHook:
-        return self  # a copy of the module is not the one that a Trainer loads
+        return self  # a Trainer never loads a checkpoint into a copy of the module
 
     def release(self) -> None:
-        """Remove the hook, even if another one has been put around it."""
+        """Remove the hook, even if another one wraps it."""
         above = vars(self._module).get(_NAME)
         if above is self and self._hides is None:
             del vars(self._module)[_NAME]

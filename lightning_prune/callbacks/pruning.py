@@ -1,4 +1,4 @@
-"""PruningCallback: the hooks of Lightning, and what a user asks of the pruned network."""
+"""PruningCallback: Lightning's callback hooks, and masks, sparsity and report of the pruned network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from lightning_prune.structures import Structure, Unstructured
 from lightning_prune.training.fit_events import FitEvents
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.parts import PruningParts
-from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
 
 
@@ -30,25 +29,26 @@ class PruningCallback(Callback):
     """Prunes a LightningModule while it trains.
 
     Statistics come from ordinary training steps. Weights are removed at the start of an epoch, or before a
-    batch, and the fit loop retrains the rest. After each optimizer step removed ("masked") weights are exactly
-    0. Parameters keep their names; masks and all other state are in the checkpoint.
+    batch, and the fit loop trains the rest further. After each optimizer step removed ("masked") weights are
+    exactly 0. Parameters keep their names; masks and all other state are in the checkpoint.
 
     Args:
-        target: Share to be removed at the end, in (0, 1); omit it where the selector decides.
-        criterion: How much a unit matters.
+        target: Share that is removed at the end, in (0, 1); omit it if the selector decides.
+        criterion: Scores how much a unit matters.
         structure: Which weights are removed together.
         selector: Which units are removed.
         schedule: How much is removed, and when.
-        rewind: Where the surviving weights go after an event; they stay as they are by default.
-        guard: How much of a metric an event may cost; anything by default.
-        compact: Whether to shrink the module in place when the fit has ended, once it is shown on a training
-            batch that its outputs stay the same. Checkpoints saved from then on hold the smaller network.
+        rewind: The earlier point in training to restore after each event; ``None`` restores nothing.
+        guard: How much of a metric pruning may cost; ``None`` sets no limit.
+        compact: Whether to remove masked units from the module's tensors in place when the fit has ended, after
+            a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
+            smaller network.
         name: Tells two callbacks in one Trainer, and their reports, apart.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
             prune, or a moment does not fit into the training.
-        CompactionError: At the end of the fit, if outputs would change; the module is as it was.
+        CompactionError: At the end of the fit, if outputs would change; the module is unchanged then.
     """
 
     def __init__(  # noqa: PLR0913 - one argument a question
@@ -80,18 +80,18 @@ class PruningCallback(Callback):
     def _parts(self) -> PruningParts:
         return PruningParts(**{each.name: getattr(self, each.name) for each in fields(PruningParts)})
 
-    # --- the network, as a user sees it
+    # --- public properties and methods
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint: independent of the settings, so that others can be resumed with."""
+        """Key of the state in a checkpoint; it depends on ``name`` alone, so that other settings find it."""
         return self._parts.state_key
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
         """Name in ``pl_module.named_parameters()`` to bool mask, True where kept; empty before a fit.
 
-        Each has the shape of its parameter, and is a ``DTensor`` where the parameter is one.
+        Each mask has the shape of its parameter, and is a ``DTensor`` if the parameter is one.
         """
         store = self._shown.network.store
         return MappingProxyType({}) if store is None else store.masks
@@ -113,7 +113,7 @@ class PruningCallback(Callback):
 
     @property
     def undone(self) -> bool:
-        """Whether the guard has gone back to an earlier network when the fit ended."""
+        """Whether the guard restored an earlier network when the fit ended."""
         return self._state.events.undone
 
     @property
@@ -123,7 +123,7 @@ class PruningCallback(Callback):
 
     @property
     def report(self) -> Report:
-        """The network as it stands.
+        """The report of the network as it stands.
 
         Raises:
             RuntimeError: Before the first fit.
@@ -135,11 +135,11 @@ class PruningCallback(Callback):
         return shown.report(self._state.example.example(model))
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
-        """Return the report of a network from a checkpoint, which need not be the one this callback prunes.
+        """Return the report of a network from a checkpoint; this callback need not be pruning it.
 
         Args:
-            model: With the weights of the checkpoint, as ``load_compact`` leaves it.
-            state: The entry of this ``state_key`` among the checkpoint's callbacks.
+            model: The model with the weights of the checkpoint, as ``load_compact`` returns it.
+            state: The entry of this ``state_key`` in the checkpoint's ``callbacks``.
             example: An input of ``forward``, to count multiply-adds on.
 
         Raises:
@@ -149,10 +149,10 @@ class PruningCallback(Callback):
         return PruningState.of_saved(model, state, FitEvents(self._parts)).report(example)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
-        """Return a dry run: what would be removed at the end, what stays and why. The model stays as it is.
+        """Return the report of a dry run: what would be removed at the end, what stays and why.
 
-        Where the criterion needs training steps and the selector ranks layers against each other, what
-        each layer keeps is not known yet, and ``None`` in the report.
+        The model does not change. If the criterion or the selector needs training steps, the number of units
+        that a layer keeps is not known yet, and ``None`` in the report.
 
         Args:
             model: The model that would be pruned.
@@ -169,7 +169,7 @@ class PruningCallback(Callback):
 
         Args:
             model: The model to prune.
-            example: For structures that need one.
+            example: An input of ``forward``, or a probe, if structure or selector needs one.
 
         Raises:
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
@@ -179,7 +179,7 @@ class PruningCallback(Callback):
 
     @property
     def _shown(self) -> PruningState:
-        """The state to show: what was loaded, until a fit takes it over."""
+        """The state that the properties describe: a loaded one until a fit takes it over."""
         if self._state.pending is None or self._fit is None:
             return self._state
         return PruningState.of_saved(self._fit.module, self._state.pending, FitEvents(self._parts))
@@ -187,23 +187,24 @@ class PruningCallback(Callback):
     # --- a run begins and ends
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget another module, and follow the shapes of checkpoints that are loaded."""
+        """Begin a run: drop the state of another module, and hook into the loading of checkpoints."""
         self._state.pending = None
         if stage == TrainerFn.FITTING and self._state.network.model is not pl_module:
             self._state.network.reset()
-        self._fit = PruningFit(self._parts, self._state, trainer, pl_module)
+        others = [each._state.network for each in pruning_callbacks(trainer) if each is not self]
+        self._fit = PruningFit(self._parts, self._state, trainer, pl_module, others)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over a loaded state, and bind to the module unless that needs a batch."""
-        self._run.start(self._neighbours(trainer))
+        """Compute when events are due, and bind a loaded state to the module unless that needs a batch."""
+        self._run.start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, unless the network is to be compacted first."""
+        """End the last round, and write the report unless the network is to be compacted first."""
         self._run.end_training()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compact the network, if that is wanted."""
-        self._run.end(self._neighbours(trainer))
+        """Compact the network if ``compact=True``, then write the report."""
+        self._run.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Enforce the masks and remove all hooks after an error or Ctrl-C."""
@@ -219,19 +220,16 @@ class PruningCallback(Callback):
     def _run(self) -> PruningFit:
         return cast(PruningFit, self._fit)
 
-    def _neighbours(self, trainer: Trainer) -> list[PrunedNetwork]:
-        return [each._state.network for each in pruning_callbacks(trainer) if each is not self]
-
     # --- epochs, steps and validations
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune at the start of an epoch: the last metric was measured on the weights saved with it."""
+        """Prune after the last epoch's checkpoint: its metric was measured on the weights that it holds."""
         self._run.begin_epoch()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Prune before a batch, for moments in steps."""
+        """Prune before a batch, if a moment is in steps, and observe the activations of its step."""
         self._run.begin_batch(batch, batch_idx)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,7 +239,7 @@ class PruningCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Observe gradients: they are unscaled and not clipped."""
+        """Observe gradients, which are unscaled and not clipped yet."""
         self._run.before_step(optimizer)
 
     def on_train_batch_end(
@@ -251,15 +249,15 @@ class PruningCallback(Callback):
         self._run.end_batch(batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the monitored metric."""
+        """Remember the monitored metric, to tell whether this validation logs it."""
         self._run.begin_validation()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the monitored metric, if this validation has logged it."""
+        """Record the monitored metric, if this validation logged it."""
         self._run.end_validation()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the monitored metric, if the epoch has logged it."""
+        """Record the monitored metric, if training steps logged it."""
         self._run.end_training_epoch()
 
     # --- state

@@ -1,4 +1,4 @@
-"""The state of a PruningCallback: its network, history and events, as saved in checkpoints."""
+"""The state of a PruningCallback, as saved in checkpoints: its network, history and events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_prune.report.history import HISTORY, History
 from lightning_prune.report.report import Report
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
-from lightning_prune.training.pruned_network import PRUNED_NETWORK, PrunedNetwork
+from lightning_prune.training.pruned_network import PrunedNetwork, read_pruned_network
 
 STATE_VERSION = 1
 _VERSIONED = schema.record({"version": schema.anything}, before={"version": None}, others=True)
@@ -24,7 +24,7 @@ _STATE = schema.record(
     {
         "version": schema.integer(STATE_VERSION),
         "settings": schema.mapping(schema.string),
-        "pruner": PRUNED_NETWORK,
+        "pruner": read_pruned_network,
         **FIT_EVENTS,
         **HISTORY,
     },
@@ -34,7 +34,7 @@ _FINAL_MASKS = {"target", "structure", "selector"}  # settings that decide what 
 
 
 class PruningState:
-    """What a PruningCallback knows of its network and saves in a checkpoint.
+    """The state of a PruningCallback: what it saves in a checkpoint, and the example input of the fit.
 
     Args:
         events: The events of a fit.
@@ -43,8 +43,8 @@ class PruningState:
         network: The network and its masks.
         history: Pruning events and measurements of the monitored metric.
         events: The events of the present fit.
-        example: The example input taken from the first batch of the present fit.
-        pending: A loaded state that no fit has taken over yet.
+        example: The example input taken from the first batch of the present fit; not saved.
+        pending: A loaded state that no fit has taken over yet; ``None`` if there is none.
     """
 
     def __init__(self, events: FitEvents) -> None:
@@ -59,9 +59,9 @@ class PruningState:
         """Return the state that a checkpoint holds, of a network that is not pruned any further.
 
         Args:
-            model: With the weights of the checkpoint.
-            state: What a callback has saved.
-            events: New ones, of the settings of the callback.
+            model: The model, with the weights of the checkpoint.
+            state: The state that a callback has saved.
+            events: New events, from the settings of the callback; the saved ones are loaded into them.
 
         Raises:
             ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
@@ -76,7 +76,7 @@ class PruningState:
 
     @property
     def events_left(self) -> bool:
-        """Whether a pruning event is left in this fit."""
+        """Whether a pruning event is left in this fit; False once the network is compacted."""
         return self.network.plan is None and not self.events.queue.over
 
     @property
@@ -103,7 +103,7 @@ class PruningState:
         Args:
             model: The model to prune.
             make: Returns a pruner of it.
-            settings: The callback's arguments, to report what differs from the pending state.
+            settings: The callback's arguments, to log which of them differ from the pending state.
 
         Raises:
             ValueError: If there is nothing to prune, or the pending state is not of this model; nothing has
@@ -173,7 +173,7 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(saved: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """Return a sentence for each argument that differs, by name; what earlier versions lack was ``None``."""
+    """Return a sentence for each argument that differs, by name; one missing in ``saved`` was ``None``."""
     before = {name: saved.get(name, repr(None)) for name in settings}
     return {
         name: f"{name} was {before[name]}, is now {now}"

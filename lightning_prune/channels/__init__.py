@@ -1,1 +1,1 @@
-"""Channels: trace which slices of which tensors are coupled, and take them out of a network."""
+"""Channel pruning: trace which slices of which tensors are coupled, and remove them from a model."""

@@ -1,1 +1,1 @@
-"""Building blocks without pruning: parts, schemas of saved states, copies of models, files, progress bars."""
+"""Helpers that are not about pruning: part base class, saved-state schemas, model copies, probes, files."""

@@ -1,4 +1,4 @@
-"""Files: read whole or with a clear error, and written so that a half-written one is never seen."""
+"""Reading of files that ``torch.save`` wrote, with clear errors, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 
 
 def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -> Mapping[str, Any]:
-    """What ``torch.save`` wrote, read with ``weights_only=True`` onto the CPU.
+    """Return the content of a file that ``torch.save`` wrote, loaded with ``weights_only=True`` onto the CPU.
 
     Args:
         path: The file.
-        argument: What the caller calls it, for the error.
-        sums: Whether to look at the checksums that are in the file, too: torch does not.
+        argument: Name of the caller's argument that holds the path, for error messages.
+        sums: Whether to verify the checksums in the file first, which ``torch.load`` does not do.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read, or holds something else than a mapping.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or its content is not a mapping.
     """
     try:
         if sums:
@@ -32,7 +32,7 @@ def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a file cut short fails in many ways
+    except Exception as error:  # a truncated file may raise anything
         raise ValueError(f"{argument}={os.fspath(path)!r} cannot be read: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{argument}={os.fspath(path)!r} holds a {type(content).__name__}, not a mapping.")
@@ -41,25 +41,28 @@ def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -
 
 @contextmanager
 def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
-    """A place to write a file at, which takes its own place once all went well, and else is gone.
+    """Yield a temporary path to write a file to, and move the file to ``path`` at the end of the block.
+
+    After an error in the block the written files are deleted, and a file that was at ``path`` is unchanged.
 
     Args:
-        path: Where it belongs; its folder is made if it is missing.
+        path: The final path; missing parent folders are created.
 
     Yields:
-        A path of the same name in a folder of its own; what else is written into that comes along.
+        A path with the same file name in a new temporary folder. Other files that are written into that folder
+        are moved along with it.
 
     Raises:
-        IsADirectoryError: If the path is a folder.
+        IsADirectoryError: If ``path`` is a folder.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"path={os.fspath(path)!r} is a folder: name a file.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # beside it, since a move from another file system would be a copy, that can be seen half done
+    # in the folder of the target: a move from another file system would be a copy, which is not atomic
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         yield Path(folder, target.name)
-        # the file itself last: it may refer to the others
+        # the file itself is moved last, because it may refer to the others
         for written in sorted(Path(folder).iterdir(), key=lambda each: each.name == target.name):
             written.replace(target.parent / written.name)
 

@@ -1,4 +1,4 @@
-"""Copies of models to try changes on, with memory of their own or with shared parameters."""
+"""Copies of models to try changes on, with parameters of their own or sharing memory with the original."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
-    """A copy that runs its own code: what ``torch.compile`` has put on a module would run the module's.
+    """Return a deep copy of a model that runs uncompiled.
+
+    The compiled methods that ``torch.compile`` sets on a module are removed from the copy: they are bound to
+    the original and would run it instead.
 
     Args:
-        model: Stays as it is.
+        model: The model; it is not changed.
         memo: As for ``copy.deepcopy``.
 
     Raises:
-        ValueError: If it cannot be copied.
+        ValueError: If the model cannot be copied.
     """
     try:
-        twin = copy.deepcopy(model, {**_results_of(model), **(memo or {})})
+        twin = copy.deepcopy(model, {**_detached_results(model), **(memo or {})})
     except Exception as error:  # a user's attribute may raise anything
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({error!r}), and a copy is what things are tried on: keep"
@@ -41,12 +44,12 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` has changed how the module itself runs, whatever it did to those within."""
+    """Return whether ``torch.compile`` was applied to this module or its methods; submodules do not count."""
     return bool(_compiled(module))
 
 
 def _compiled(module: nn.Module) -> list[str]:
-    """What ``torch.compile`` has put on a module."""
+    """Return the names of the attributes that ``torch.compile`` has set on a module."""
     return [
         name
         for name, value in vars(module).items()
@@ -54,28 +57,27 @@ def _compiled(module: nn.Module) -> list[str]:
     ]
 
 
-def _results_of(model: nn.Module) -> dict[int, Tensor]:
-    """What modules have kept of their passes, for ``copy.deepcopy``, which refuses to copy results."""
-    kept = (leaf for module in model.modules() for leaf in tree_leaves(_attributes(module)))
-    return {id(leaf): leaf.detach() for leaf in kept if torch.is_tensor(leaf) and not leaf.is_leaf}
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    return [value for name, value in vars(module).items() if name not in ("_parameters", "_modules")]
+def _detached_results(model: nn.Module) -> dict[int, Tensor]:
+    """Return, by id, detached versions of non-leaf tensors in module attributes, which ``deepcopy`` rejects."""
+    leaves = tree_leaves([vars(module) for module in model.modules()])
+    tensors = (leaf for leaf in leaves if torch.is_tensor(leaf))
+    return {id(tensor): tensor.detach() for tensor in tensors if not tensor.is_leaf}
 
 
 def _compiled_method(name: str, value: Any) -> bool:
-    """Whether an attribute is a compiled method that stands before the class's own."""
+    """Return whether an attribute is a compiled method that hides the method of the same name in the class."""
     original = vars(value).get("_torchdynamo_orig_callable") if isfunction(value) else None
     return ismethod(original) and original.__name__ == name
 
 
 def copy_sharing_weights(model: nn.Module, own: Container[str] = ()) -> nn.Module:
-    """A copy whose parameters share the memory of the model's, unless they are given other ``data``.
+    """Return a copy of a model whose parameters share memory with those of the model.
+
+    Assigning to ``data`` of a parameter of the copy ends the sharing of that parameter.
 
     Args:
-        model: Stays as it is, as long as nothing writes into the shared ones.
-        own: Names of parameters that get memory of their own.
+        model: The model; it changes only if shared parameters of the copy are written in place.
+        own: Names of the parameters that are copied instead of shared.
     """
     shared = {
         id(each): nn.Parameter(each.data.clone() if name in own else each.data, each.requires_grad)

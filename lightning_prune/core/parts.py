@@ -1,4 +1,4 @@
-"""What a part is: an immutable answer to one question, chosen by its class and printed as its call."""
+"""The base class of criteria, structures, selectors and schedules, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGEST = 2**63 - 1
 
 
 class Part:
-    """Base of criteria, structures, selectors, schedules, rewinds and guards. All state is kept elsewhere."""
+    """Base class of criteria, structures, selectors, schedules, rewinds and guards: settings without state."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -19,19 +19,19 @@ class Part:
 
 
 def describe(part: object) -> str:
-    """How a part is set, to compare with how it was set in another process, where addresses are others.
+    """Return the ``repr`` of a part without memory addresses, so that it can be compared between processes.
 
-    >>> described(Part())
+    >>> describe(Part())
     'Part()'
     """
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
 def check_part(value: object, base: type[Part], argument: str, optional: bool = False) -> None:
-    """Makes sure that ``value`` is an instance of ``base``, or ``None`` if it is optional.
+    """Check that ``value`` is an instance of ``base``, or ``None`` if ``optional``.
 
     Raises:
-        ValueError: If it is not; the message names the classes there are to choose from.
+        ValueError: If it is not; the message names the argument and the available classes.
     """
     if isinstance(value, base) or (optional and value is None):
         return
@@ -40,14 +40,14 @@ def check_part(value: object, base: type[Part], argument: str, optional: bool = 
 
 
 def check_counts(**arguments: int) -> None:
-    """Makes sure that each is a whole number above 0.
+    """Check that each argument is an integer of at least 1.
 
     >>> check_counts(every=0)
     Traceback (most recent call last):
     ValueError: every=0 must be a whole number of at least 1.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If an argument is not; the message names it.
     """
     for name, number in arguments.items():
         if not is_integer(number) or number < 1:
@@ -55,7 +55,7 @@ def check_counts(**arguments: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Makes sure that it is a whole number that torch takes.
+    """Check that a seed is an integer of at most 63 bits, which torch accepts.
 
     Raises:
         ValueError: If it is not.
@@ -65,10 +65,10 @@ def check_seed(seed: int) -> None:
 
 
 def check_flag(**arguments: bool) -> None:
-    """Makes sure that each is true or false.
+    """Check that each argument is ``True`` or ``False``.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If an argument is not; the message names it.
     """
     for name, value in arguments.items():
         if not isinstance(value, bool):
@@ -76,17 +76,17 @@ def check_flag(**arguments: bool) -> None:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number that a tensor can hold; a truth value is none."""
+    """Return whether a value is an ``int`` (not a ``bool``) that fits an int64 tensor."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number that a tensor can hold; a truth value is none."""
+    """Return whether a value is a finite ``float``, or an integer as in :func:`is_integer`."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:
-    """All classes under ``base`` that can be built: the class is the registry.
+    """Return all subclasses of ``base``, direct and indirect, that are not abstract.
 
     >>> from lightning_prune.schedules import Schedule
     >>> sorted(cls.__name__ for cls in concrete_subclasses(Schedule))[:3]

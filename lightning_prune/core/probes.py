@@ -1,4 +1,4 @@
-"""A probe: one pass of a model on real data, to trace it, to try a cut on it, and to prove one."""
+"""Probes: passes of a model on fixed data, and helpers to run them and to compare their outputs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ class Probe(ABC):
     """Runs a model once, always on the same data.
 
     Attributes:
-        others: Further passes, that have to run but whose results do not count.
+        others: Further probes that the model must also run without an error; their outputs are not compared.
     """
 
     others: Sequence[Probe] = ()
 
     @abstractmethod
     def __call__(self, model: nn.Module) -> Any:
-        """What the model makes of the data; a model that keeps records of its passes is to be a copy."""
+        """Run the model on the data and return its output; pass a copy if a pass changes its state."""
 
     @abstractmethod
     def to(self, target: torch.dtype | torch.device) -> Probe:
-        """The same data, its floating-point tensors in another type, or all of them on another device."""
+        """Return a probe with the floating-point tensors cast to a dtype, or all tensors moved to a device."""
 
 
 class ForwardProbe(Probe):
-    """Calls ``forward``.
+    """Calls ``forward`` of a model with fixed arguments.
 
     Args:
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
-        keywords: More of them.
-        others: Further passes.
+        example: A tensor, a tuple of positional arguments of ``forward``, or a mapping of keyword arguments.
+        keywords: Further keyword arguments.
+        others: Further probes that the model must also run without an error.
 
     Attributes:
-        arguments: What ``forward`` is given by position.
-        keywords: What it is given by name.
+        arguments: The positional arguments of ``forward``.
+        keywords: The keyword arguments of ``forward``.
     """
 
     def __init__(
@@ -61,28 +61,28 @@ class ForwardProbe(Probe):
             self.arguments = example if isinstance(example, tuple) else (example,)
 
     def __call__(self, model: nn.Module) -> Any:
-        """The model's outputs."""
+        """Return the outputs of the model."""
         return model(*self.arguments, **self.keywords)
 
     def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
-        """The same arguments."""
+        """Return this probe, and its further probes, with the arguments cast or moved."""
         probe = self.with_others(*(other.to(target) for other in self.others))
         probe.arguments = transfer(self.arguments, target)
         probe.keywords = transfer(self.keywords, target)
         return probe
 
     def with_others(self, *others: Probe) -> ForwardProbe:
-        """The same pass, with others that have to run."""
+        """Return this probe with other further probes."""
         probe = copy.copy(self)
         probe.others = others
         return probe
 
 
 class Deadline:
-    """A moment that work must not go past.
+    """A time limit for tracing a model and trying cuts on it.
 
     Args:
-        seconds: From now.
+        seconds: The time until the limit, from now on.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -90,7 +90,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raises ValueError once it is past."""
+        """Raise ValueError if the time limit has passed."""
         if time.monotonic() > self._end:
             raise ValueError(
                 f"max_seconds={self._seconds!r} were not enough to follow the example through the model and try"
@@ -99,12 +99,12 @@ class Deadline:
 
 
 def as_probe(example: Any) -> Probe:
-    """The probe itself, or one that calls ``forward`` with the example."""
+    """Return the example if it is a probe, otherwise a probe that calls ``forward`` with it."""
     return example if isinstance(example, Probe) else ForwardProbe(example)
 
 
 def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
-    """Floating-point tensors in a type, or all tensors on a device; anything else as it is."""
+    """Cast the floating-point tensors of a pytree to a dtype, or move all its tensors to a device."""
 
     def transferred(leaf: Any) -> Any:
         wanted = torch.is_tensor(leaf) and (isinstance(target, torch.device) or leaf.is_floating_point())
@@ -114,14 +114,14 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
 
 
 def to_model(example: Any, model: nn.Module) -> Any:
-    """An example on a model's device, its floating-point tensors of the model's type."""
+    """Move an example to the device of a model's first parameter; cast floating-point tensors to its dtype."""
     parameter = next(model.parameters())
     return transfer(transfer(example, parameter.device), parameter.dtype)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; modes and random state as before when it ends."""
+    """Run a block in evaluation mode without gradients; restore training modes and random state afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
@@ -135,7 +135,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Attention in its plain form: fused ones hide their parameters and multiply-adds."""
+    """Run a block with unfused attention: fused kernels hide parameters and multiply-adds from tracing."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -146,7 +146,17 @@ def math_attention() -> Iterator[None]:
 
 
 def relative_difference(expected: Any, found: Any) -> float:
-    """The largest difference between two results, relative to the largest number; inf if shapes differ."""
+    """Return the largest difference between the floating-point tensors of two outputs.
+
+    Each difference is relative to the largest absolute value of its tensor in ``expected``.
+
+    Args:
+        expected: The reference output, a pytree.
+        found: The output to compare with it.
+
+    Returns:
+        The largest relative difference; inf if shapes differ or a difference is nan.
+    """
     left, right = _floats(expected), _floats(found)
     if [each.shape for each in left] != [each.shape for each in right]:
         return math.inf

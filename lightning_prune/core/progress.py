@@ -1,4 +1,4 @@
-"""A progress bar for what takes long."""
+"""A progress bar for long loops."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _Item = TypeVar("_Item")
 
 
 def progress_bar(items: Iterable[_Item], what: str, show: bool, count: int | None = None) -> Iterator[_Item]:
-    """The items, one after the other, with a bar that says how far that is.
+    """Yield the items, with a progress bar.
 
     Args:
-        items: What is gone through.
-        what: Is being done.
+        items: The items.
+        what: Text beside the bar: what the loop does.
         show: Whether to show the bar.
-        count: How many items there are, where they do not know it.
+        count: Number of items, if ``items`` has no length.
     """
     yield from tqdm(items, what, count, disable=not show, leave=False)

@@ -1,9 +1,8 @@
-"""What is saved of training, beside what training has now, whose place it is to take."""
+"""Readers that check saved values of a training state against the present values that they will replace."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -12,59 +11,55 @@ from torch import Tensor
 from lightning_prune.core import schema
 
 
-@singledispatch
 def same_kind_as(present: object) -> schema.Reader[Any]:
-    """Something of the same kind as what there is now: it is to take its place.
+    """Return a reader for saved values that may replace a present value.
 
-    Entries that only one of two dicts has, and the rest of the longer of two lists, may be anything: what is
-    remembered of training comes and goes.
+    They must be of the same type, and tensors of the same shape; a number and a tensor with one element may
+    replace each other. Dicts and lists are compared entry by entry. Keys that only one of two dicts has, and
+    the tail of the longer of two lists, are not checked: entries of a training state appear and disappear.
+
+    Args:
+        present: The present value.
     """
-    return schema.anything
+    reader: schema.Reader[Any] = schema.anything
+    match present:
+        case bool():
+            reader = schema.optional(schema.boolean)
+        case int() | float():
+            reader = schema.satisfying(schema.anything, _number, "a number")
+        case str():
+            reader = schema.string
+        case Tensor():
+            reader = _same_kind_of_tensor(present)
+        case list() | tuple():
+            reader = _same_kinds(present)
+        case Mapping():
+            reader = _same_kinds_by_key(present)
+    return reader
 
 
-@same_kind_as.register
-def _(present: bool) -> schema.Reader[Any]:
-    return schema.optional(schema.boolean)
-
-
-@same_kind_as.register(int)
-@same_kind_as.register(float)
-def _(present: float) -> schema.Reader[Any]:
-    return schema.satisfying(schema.anything, _number, "a number")
-
-
-@same_kind_as.register
-def _(present: str) -> schema.Reader[Any]:
-    return schema.string
-
-
-@same_kind_as.register
-def _(present: Tensor) -> schema.Reader[Any]:
+def _same_kind_of_tensor(present: Tensor) -> schema.Reader[Any]:
     def kind(tensor: Tensor) -> tuple[object, ...]:
-        return tensor.shape, tensor.layout, tensor.is_complex(), tensor.is_meta
+        return tensor.shape, tensor.layout, tensor.is_complex()
 
     def fits(value: object) -> bool:
         if present.numel() == 1 and _number(value):
             return True
-        return torch.is_tensor(value) and kind(value) == (*kind(present)[:3], False)
+        return torch.is_tensor(value) and not value.is_meta and kind(value) == kind(present)
 
     return schema.satisfying(schema.anything, fits, schema.summary(present))
 
 
-@same_kind_as.register(list)
-@same_kind_as.register(tuple)
-def _(present: Sequence[Any]) -> schema.Reader[Any]:
+def _same_kinds(present: Sequence[Any]) -> schema.Reader[Any]:
     items = schema.sequence(schema.anything)
+    # items may be None, because LBFGS fills a list of None during training
     return lambda value: tuple(
-        schema.within(
-            f"[{place}]", schema.optional(same_kind_as(now)), each
-        )  # LBFGS fills a list of None as it goes
+        schema.within(f"[{place}]", schema.optional(same_kind_as(now)), each)
         for place, (each, now) in enumerate(zip(items(value), present, strict=False))
     )
 
 
-@same_kind_as.register
-def _(present: Mapping) -> schema.Reader[Any]:  # type: ignore[type-arg]
+def _same_kinds_by_key(present: Mapping[Any, Any]) -> schema.Reader[Any]:
     items = schema.mapping(schema.anything, key=schema.anything)
     return lambda value: {
         name: schema.within(f"[{name!r}]", same_kind_as(present.get(name)), each)
@@ -73,7 +68,7 @@ def _(present: Mapping) -> schema.Reader[Any]:  # type: ignore[type-arg]
 
 
 def _number(value: object) -> bool:
-    """Whether it will do for a number: one of Python's, or a tensor of one."""
+    """Return whether a value is a real number: an ``int``, a ``float`` or a tensor with one real element."""
     if torch.is_tensor(value):
         return value.numel() == 1 and not value.is_complex() and not value.is_meta
     return isinstance(value, int | float) and not isinstance(value, bool)

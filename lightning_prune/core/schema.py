@@ -1,4 +1,4 @@
-"""What saved states look like, declared: readers take what a file holds, or say what they expected instead."""
+"""Declarative schemas of saved states: readers that check a loaded value and say where it is wrong."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor
 from lightning_prune.core.parts import is_integer
 
 _Result = TypeVar("_Result")
-Reader: TypeAlias = Callable[[Any], _Result]  # raises MisfitError
+Reader: TypeAlias = Callable[[Any], _Result]  # returns the checked value, or raises SchemaError
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
 
 
 class SchemaError(Exception):
-    """A part of a state is not what it should be.
+    """An entry of a state is not as its schema expects.
 
     Args:
-        problem: What is wrong with it, in words.
+        problem: Description of the error.
 
     Attributes:
-        place: The part, as one would write it in Python; grows on the way out.
+        place: Path of the entry in the state, such as ``.masked['weight'].shape``. Each reader around the one
+            that failed puts its own part of the path in front.
     """
 
     def __init__(self, problem: str) -> None:
@@ -38,18 +39,17 @@ class SchemaError(Exception):
 
 
 def read(state: object, reader: Reader[_Result], what: str) -> _Result:
-    """What a state holds, once all of it is as expected.
+    """Check a state with a reader, and return what the reader gives.
 
     Args:
-        state: As it was found, never changed.
-        reader: Says what it looks like.
-        what: What it is, for the error.
+        state: The state; it is not changed.
+        reader: The schema.
+        what: Name of the state, for the error message.
 
     Raises:
-        ValueError: If something in it is not as expected; the message says where, what is there and what should
-            be.
+        ValueError: If an entry is not as expected; the message gives its path, its value and what is expected.
 
-    >>> read({"steps": "x"}, record({"steps": whole()}), "the state")
+    >>> read({"steps": "x"}, record({"steps": integer()}), "the state")
     Traceback (most recent call last):
     ValueError: the state: steps is 'x', expected a whole number of at least 0.
     """
@@ -60,7 +60,7 @@ def read(state: object, reader: Reader[_Result], what: str) -> _Result:
 
 
 def within(place: str, reader: Reader[_Result], value: object) -> _Result:
-    """What a reader makes of a part of a state; if it refuses, the error says where the part is."""
+    """Apply a reader to an entry of a larger value; errors get ``place``, the path of the entry, in front."""
     try:
         return reader(value)
     except SchemaError as error:
@@ -69,7 +69,7 @@ def within(place: str, reader: Reader[_Result], value: object) -> _Result:
 
 
 def summary(value: object) -> str:
-    """A value in few words."""
+    """Return a short description of a value, for error messages."""
     if torch.is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     return _repr.repr(value)
@@ -78,13 +78,13 @@ def summary(value: object) -> str:
 def satisfying(
     reader: Reader[_Result], test: Callable[[_Result], bool], wanted: str, place: str = ""
 ) -> Reader[_Result]:
-    """What a reader reads, if it passes a test.
+    """Return a reader that also tests what another reader gives.
 
     Args:
-        reader: Of the value.
-        test: Whether it will do.
-        wanted: What is expected, for the error.
-        place: The part that the test is about.
+        reader: The other reader.
+        test: Returns whether a value is valid.
+        wanted: What is expected, for the error message.
+        place: Path, within the value, of the entry that the test is about; empty for the value itself.
     """
 
     def checked(value: object) -> _Result:
@@ -99,12 +99,12 @@ def satisfying(
 
 
 def anything(value: _Result) -> _Result:
-    """Whatever it is."""
+    """Accept any value: a reader that checks nothing."""
     return value
 
 
 def instance_of(kinds: type[Any] | tuple[type[Any], ...], wanted: str) -> Reader[Any]:
-    """An instance."""
+    """Return a reader for instances of a class, or of one of several."""
     return satisfying(anything, lambda value: isinstance(value, kinds), wanted)
 
 
@@ -114,16 +114,16 @@ none: Reader[None] = instance_of(type(None), "None")
 
 
 def integer(low: int = 0) -> Reader[int]:
-    """A whole number, of 64 bits at most."""
+    """Return a reader for integers from ``low`` on that fit 64 bits."""
     return satisfying(
         anything, lambda value: is_integer(value) and value >= low, f"a whole number of at least {low}"
     )
 
 
 def number(wanted: str = "a number", test: Callable[[float], bool] = lambda value: True) -> Reader[float]:
-    """A number, also nan or inf unless the test leaves them out."""
+    """Return a reader for numbers that pass a test; nan and inf are numbers, too."""
     return satisfying(
-        satisfying(anything, lambda value: isinstance(value, float) or is_integer(value), wanted), test, wanted
+        anything, lambda value: (isinstance(value, float) or is_integer(value)) and test(value), wanted
     )
 
 
@@ -133,7 +133,7 @@ fraction = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
 def dense_tensor(
     wanted: str = "a tensor", test: Callable[[Tensor], bool] = lambda value: True
 ) -> Reader[Tensor]:
-    """A tensor that has its values in memory, one after the other."""
+    """Return a reader for tensors that pass a test, and are not sparse, quantized or on the meta device."""
     return satisfying(
         anything,
         lambda value: (
@@ -147,18 +147,18 @@ def dense_tensor(
 
 
 def optional(reader: Reader[_Result]) -> Reader[_Result | None]:
-    """What a reader reads, or ``None``."""
+    """Return a reader that also accepts ``None``."""
     return lambda value: None if value is None else reader(value)
 
 
 def sequence(reader: Reader[_Result]) -> Reader[tuple[_Result, ...]]:
-    """A list or tuple."""
+    """Return a reader for lists and tuples of any length, which gives a tuple."""
     items = instance_of((list, tuple), "a list")
     return lambda value: tuple(within(f"[{place}]", reader, each) for place, each in enumerate(items(value)))
 
 
 def fixed_list(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
-    """A list with one place for each reader."""
+    """Return a reader for lists that have one item for each of the given readers."""
     cells = satisfying(
         sequence(anything), lambda value: len(value) == len(readers), f"a list of {len(readers)}"
     )
@@ -169,7 +169,7 @@ def fixed_list(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
 
 
 def mapping(reader: Reader[_Result], key: Reader[Any] = string) -> Reader[dict[Any, _Result]]:
-    """A dict of any entries."""
+    """Return a reader for dicts whose values, and whose keys, are alike."""
     entries = instance_of(Mapping, "a dict")
     return lambda value: {
         within("'s key", key, name): within(f"[{name!r}]", reader, each)
@@ -180,12 +180,12 @@ def mapping(reader: Reader[_Result], key: Reader[Any] = string) -> Reader[dict[A
 def record(
     entries: Mapping[str, Reader[Any]], before: Mapping[str, Any] | None = None, *, others: bool = False
 ) -> Reader[dict[str, Any]]:
-    """A dict of certain entries.
+    """Return a reader for dicts with given keys.
 
     Args:
-        entries: Name to reader.
-        before: What entries were, before there were any: earlier versions have not written them.
-        others: Whether there may be further entries, which are left out.
+        entries: Maps each key to the reader of its value.
+        before: Maps keys that may be missing, because earlier versions did not write them, to their values.
+        others: Whether further keys are allowed; the result leaves them out.
     """
     absent = before or {}
     whole_dict = instance_of(Mapping, "a dict")
@@ -195,19 +195,17 @@ def record(
         for name in found:
             if name not in entries and not others:
                 raise SchemaError(f"has an entry {summary(name)}, expected {', '.join(entries)}")
+        complete = {**absent, **found}
         for name in entries:
-            if name not in found and name not in absent:
+            if name not in complete:
                 raise SchemaError(f"has no entry {name!r}")
-        return {
-            name: within(f".{name}", each, found[name] if name in found else absent[name])
-            for name, each in entries.items()
-        }
+        return {name: within(f".{name}", each, complete[name]) for name, each in entries.items()}
 
     return reader
 
 
 def dataclass_of(cls: Callable[..., _Result], **entries: Reader[Any]) -> Reader[_Result]:
-    """A dict of what a dataclass is made of; fields with a default may be missing."""
+    """Return a reader that makes a dataclass from a dict of fields; those with a default may be missing."""
     known = fields(cls)  # type: ignore[arg-type]
     defaults = {each.name: each.default for each in known if each.default is not MISSING}
     defaults |= {each.name: each.default_factory() for each in known if each.default_factory is not MISSING}

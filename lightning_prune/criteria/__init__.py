@@ -1,4 +1,4 @@
-"""How much a unit matters: one short file a family."""
+"""Criteria: how much each unit matters, as a score from its weights, gradients, activations or the loss."""
 
 from lightning_prune.criteria.activations import (
     ActivationCriterion,

@@ -1,4 +1,4 @@
-"""What a criterion is: scores for units, from tensors alone. It never asks what layer they are in."""
+"""The base classes of criteria: a criterion scores units from tensors alone, whatever layer they are in."""
 
 from __future__ import annotations
 
@@ -16,36 +16,44 @@ from lightning_prune.units.groups import UnitGroup
 
 
 class Criterion(Observer, Part, ABC):
-    """How much a unit matters: what it observes in training, and the score that it makes of that.
+    """Decides how much each unit matters: observes training, and computes scores from the observations.
 
     Attributes:
-        max_passes: How many passes of a batch through the network one event may take.
+        max_passes: Upper limit of the number of passes of a batch through the network in one event.
     """
 
     max_passes: float = math.inf
 
     @property
     def held(self) -> int:
-        """How many training batches are held for it."""
+        """Number of calibration batches (training batches kept to evaluate losses) that the criterion uses."""
         return 0
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """How many passes of a batch through the network one event takes, to ask for losses."""
+        """Return how many passes of a batch through the network one event takes to evaluate losses."""
         return 0
 
     def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
-        """One such pass, to see that it works and how long it takes: gives some number that comes of it."""
+        """Run one pass of those that ``passes`` counts, to check that it works and to measure its duration.
+
+        Args:
+            groups: All groups.
+            trial: A copy of the network.
+
+        Returns:
+            A 0-d tensor that depends on the result of the pass.
+        """
         return trial.loss(1)
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Why the criterion has nothing to say of a group, or ``None`` if it has."""
+        """Return why the criterion cannot score a group, or ``None`` if it can."""
         return None
 
     def penalty(self, group: UnitGroup) -> dict[str, Tensor]:
-        """The gradient of what is added to the loss until the last event; nothing by default.
+        """Return the gradient of a penalty that is added to the loss until the last event; empty by default.
 
         Args:
-            group: The units.
+            group: The unit group.
 
         Returns:
             Parameter name to a tensor of the parameter's shape.
@@ -54,32 +62,35 @@ class Criterion(Observer, Part, ABC):
 
     @abstractmethod
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """The units' scores.
+        """Return the scores of the units.
 
         Args:
-            group: The units, with their present weights.
-            statistics: The sums over all observations since the last event.
+            group: The unit group, with its present weights.
+            statistics: The running sums over all observations since the last event.
 
         Returns:
             One finite number a unit, of the units' shape. Higher = keep.
         """
 
     def deviation(self, group: UnitGroup, scores: Tensor, kept: Tensor) -> float:
-        """Standard deviation on the scale of the scores, for ``Threshold(std=...)``.
+        """Return the standard deviation on the scale of the scores, for ``Threshold(std=...)``.
 
         Args:
-            group: The units.
-            scores: Of all of them.
-            kept: Which are still there; 0 is returned for a single one.
+            group: The unit group.
+            scores: The scores of all units.
+            kept: Bool, True for the units that are still kept.
+
+        Returns:
+            The standard deviation over the kept units; 0 if there is only one.
         """
         values = scores[kept]
         return float(values.std()) if values.numel() > 1 else 0.0
 
 
 class LocalCriterion(Criterion):
-    """A score built elementwise: the mean over observations of ``reduce(sum over the unit of local(w, g))``.
+    """Scores each unit by the mean over observations of ``reduce(sum over the unit of local(w, g))``.
 
-    A subclass says what ``local`` is, and ``reduce`` if the unit's sum is not the score yet.
+    A subclass defines ``local``, and ``reduce`` if the sum is to be transformed before it is averaged.
     """
 
     needs = Needs.GRADIENT
@@ -87,16 +98,16 @@ class LocalCriterion(Criterion):
 
     @abstractmethod
     def local(self, weight: Tensor, grad: Tensor) -> Tensor:
-        """The value of one element, from tensors of one shape."""
+        """Return the value of each element, given weights and gradients of the same shape."""
 
     def reduce(self, unit: Tensor) -> Tensor:
-        """What is made of a unit's sum, once an observation."""
+        """Return the transformed sums of the units, once per observation; the sums themselves by default."""
         return unit
 
     def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The reduced sums of this observation."""
+        """Return the reduced sums of this observation."""
         return {"score": self.reduce(group.sum(self.local, group.weights, grads))}
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """The mean over observations."""
+        """Return the mean over observations."""
         return statistics.mean("score")

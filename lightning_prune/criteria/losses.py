@@ -1,4 +1,4 @@
-"""Criteria that ask the loss itself, on training batches held for it: by brute force or by its curvature."""
+"""Criteria that evaluate the loss on calibration batches: by brute force or by its curvature."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 
-_WORST = 1e30  # stands for a change that is no number
+_WORST = 1e30  # replaces changes of the loss that are nan, infinite or larger
 
 
 @dataclass(frozen=True, repr=False)
 class LossCriterion(Criterion):
-    """A score worked out at the event itself, on a copy of the network in evaluation mode.
+    """Scores units by the loss at the event itself, on a copy of the network in evaluation mode.
 
-    The first training batches of a fit are held for it, on the CPU and in checkpoints, until the last event.
+    The first training batches of a fit are kept as calibration batches, on the CPU and in checkpoints, until
+    the last event.
 
     Args:
-        batches: How many; fewer where the event comes before them.
-        max_passes: How many passes of a batch through the network one event may take.
+        batches: Number of calibration batches; fewer are used if the event comes before there are as many.
+        max_passes: Upper limit of the number of passes of a batch through the network in one event.
 
     Raises:
-        ValueError: If one of them is no whole number above 0; in a Trainer before the first training step, if
-            an event would take more passes than that.
+        ValueError: If an argument is no whole number above 0, or if an event would take more passes than
+            ``max_passes``; in a Trainer the latter is raised before the first training step.
     """
 
     needs = Needs.LOSS
@@ -48,21 +49,21 @@ class LossCriterion(Criterion):
 
     @property
     def held(self) -> int:
-        """As many as are asked for."""
+        """Number of calibration batches, which is the argument ``batches``."""
         return self.batches
 
     @abstractmethod
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """At most so many."""
+        """Return an upper bound of the number of passes of a batch through the network in one event."""
 
     @abstractmethod
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
-        """The scores, under "score"."""
+        """Return the scores: group name to a dictionary with one entry, "score"."""
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """What was measured."""
+        """Return the scores that ``measure`` computed."""
         return statistics.mean("score")
 
 
@@ -70,23 +71,24 @@ class LossCriterion(Criterion):
 class Oracle(LossCriterion):
     r"""Brute force: how much the loss changes without the unit, :math:`|L(w_u = 0) - L|`.
 
-    The ground truth that other criteria are compared with: slow, and exact for one unit at a time. Where all
-    ``batches`` would take more than ``max_passes``, fewer are looked at. Molchanov et al. 2016, "Pruning
+    The ground truth that other criteria are compared with: slow, and exact for one unit at a time. If all
+    ``batches`` would take more than ``max_passes``, fewer batches are used. Molchanov et al. 2016, "Pruning
     Convolutional Neural Networks for Resource Efficient Inference", arXiv 1611.06440.
     """
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """One for each unit and batch."""
+        """Return one pass for each unit and batch."""
         units = sum(group.size for group in groups)
         return units * self._batches(units)
 
     def _batches(self, units: int) -> int:
+        """Return how many batches ``max_passes`` allows for so many units, at least 1."""
         return max(1, min(self.batches, self.max_passes // units))
 
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
-        """A unit after the other."""
+        """Return the absolute change of the loss without each unit, one unit at a time."""
         batches = self._batches(sum(group.size for group in groups))
         dense = trial.loss(batches)
         if not dense.isfinite():
@@ -95,15 +97,15 @@ class Oracle(LossCriterion):
             )
         found = {}
         for group in groups:
-            there = kept[group.name]
-            places = there.nonzero()
+            present = kept[group.name]
+            places = present.nonzero()
             bar = progress_bar(places, f"{self!r}: {group.name}", trial.progress)
-            losses = trial.losses(group, (_without(there, place) for place in bar), batches)
-            changes = torch.zeros(group.shape, dtype=group.dtype, device=there.device)
-            # where nothing works without a unit, it matters most
-            found_here = (losses - dense).abs().nan_to_num(nan=_WORST, posinf=_WORST).clamp_max(_WORST)
-            changes[tuple(places.T)] = found_here.to(changes)
-            found[group.name] = {"score": changes}
+            losses = trial.losses(group, (_without(present, place) for place in bar), batches)
+            scores = torch.zeros(group.shape, dtype=group.dtype, device=present.device)
+            # a unit without which the loss is not finite matters most
+            changes = (losses - dense).abs().nan_to_num(nan=_WORST, posinf=_WORST).clamp_max(_WORST)
+            scores[present] = changes.to(scores)
+            found[group.name] = {"score": scores}
         return found
 
 
@@ -111,21 +113,22 @@ class Oracle(LossCriterion):
 class OptimalBrainDamage(LossCriterion):
     r"""Change of the loss, to second order, by the curvature alone: :math:`\sum \frac12 h w^2`.
 
-    h is the diagonal of the Hessian of the mean loss over the held batches, with its sign: where it is negative
-    the loss falls without the weight, and that goes first. At a minimum the first-order term is 0, which the
-    method takes for granted, as it does that weights do not interact. LeCun, Denker and Solla 1989, "Optimal
+    h is the diagonal of the Hessian of the mean loss over the calibration batches, with its sign: a weight with
+    a negative h is removed first, since the loss falls without it. The method assumes that the first-order term
+    is 0, as at a minimum, and that weights do not interact. LeCun, Denker and Solla 1989, "Optimal
     Brain Damage", NeurIPS.
 
     Args:
-        estimator: "exact", by autograd, a pass back for each weight; "hutchinson", the mean of
-            :math:`v \odot H v` over random signs v, without bias and noisy (Bekas, Kokiopoulou and Saad 2007,
-            "An estimator for the diagonal of a matrix"); or "fisher", the mean over batches of the squared
-            gradient, which is never negative, stands for h near a minimum alone, and has a scale of its own.
-        probes: How many v for each batch.
-        seed: Of their signs.
+        estimator: How h is estimated: "exact", by autograd, with one backward pass for each weight;
+            "hutchinson", the mean of :math:`v \odot H v` over vectors v of random signs, unbiased and noisy
+            (Bekas, Kokiopoulou and Saad 2007, "An estimator for the diagonal of a matrix"); or "fisher", the
+            mean over batches of the squared gradient, which is never negative, approximates h only near a
+            minimum, and has a scale of its own.
+        probes: Number of vectors v for each batch, for "hutchinson".
+        seed: Seed of their signs.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument has none of these values.
     """
 
     estimator: Literal["exact", "hutchinson", "fisher"] = "fisher"
@@ -141,16 +144,16 @@ class OptimalBrainDamage(LossCriterion):
         check_seed(self.seed)
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """There and back for each batch, and back again for each probe or weight."""
-        shares = {part.name: part.weight for group in groups for part in group.slices}
-        elements = sum(weight.numel() for weight in shares.values())
+        """Return one pass for each batch, times the number of weights ("exact") or of probes ("hutchinson")."""
+        sizes = {part.name: part.weight.numel() for group in groups for part in group.slices}
+        elements = sum(sizes.values())
         return self.batches * {"exact": elements, "hutchinson": self.probes, "fisher": 1}[self.estimator]
 
     def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
-        """There and back, and back again."""
+        """Run a forward and a backward pass, and a second backward pass unless the estimator is "fisher"."""
         weights = list(trial.copies(part for group in groups for part in group.slices).values())
         (loss,) = trial.differentiable(1)
-        grads = _gradients(loss, weights, twice=self.estimator != "fisher")
+        grads = _gradients(loss, weights, create_graph=self.estimator != "fisher")
         if self.estimator != "fisher":
             grads = _gradients(cast(Tensor, sum(grad.sum() for grad in grads)), weights)
         return grads[0].sum()
@@ -158,21 +161,17 @@ class OptimalBrainDamage(LossCriterion):
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
-        """Half of the curvature times the squared weights, added up over each unit."""
+        """Return half of the curvature times the squared weights, summed over each unit."""
         weights = trial.copies(part for group in groups for part in group.slices)
         chosen = list(weights.values())
-        # half precision is too coarse to add up in
-        totals = [
-            torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in chosen
-        ]
+        totals = {name: _widened(torch.zeros_like(weight)) for name, weight in weights.items()}
         batches = min(self.batches, trial.batches)
         estimate, draws = _ESTIMATORS[self.estimator], torch.Generator().manual_seed(self.seed)
         for loss in progress_bar(trial.differentiable(batches), repr(self), trial.progress, batches):
             signs = ([_signs(weight, draws) for weight in chosen] for _ in range(self.probes))
-            for total, found in zip(totals, estimate(loss, chosen, signs, trial), strict=True):
+            for total, found in zip(totals.values(), estimate(loss, chosen, signs, trial), strict=True):
                 total.add_(found)
-        means = [trial.mean(total, batches) for total in totals]
-        curvature = dict(zip(weights, means, strict=True))
+        curvature = {name: trial.mean(total, batches) for name, total in totals.items()}
         scores = {}
         for group in groups:
             curvatures = [curvature[part.name] for part in group.slices]
@@ -183,11 +182,12 @@ class OptimalBrainDamage(LossCriterion):
 def _exact(
     loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
+    """Return the diagonal of the Hessian for each weight tensor, row by row of the Hessian."""
     diagonals = []
-    for weight, grad in zip(weights, _gradients(loss, weights, twice=True), strict=True):
+    for weight, grad in zip(weights, _gradients(loss, weights, create_graph=True), strict=True):
         diagonal = torch.zeros_like(grad)
         for place in product(*map(range, weight.shape)):
-            diagonal[place] = _gradients(grad[place], [weight], again=True)[0][place]
+            diagonal[place] = _gradients(grad[place], [weight], retain_graph=True)[0][place]
         diagonals.append(diagonal)
     return diagonals
 
@@ -195,19 +195,21 @@ def _exact(
 def _hutchinson(
     loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
-    grads = _gradients(loss, weights, twice=True)
+    """Return the mean over ``signs`` of v times the Hessian-vector product with v."""
+    grads = _gradients(loss, weights, create_graph=True)
     products = []
     for vectors in signs:
         slope = sum((grad * vector).sum() for grad, vector in zip(grads, vectors, strict=True))
-        curved = _gradients(cast(Tensor, slope), weights, again=True)
-        products.append([_fine(vector * each) for vector, each in zip(vectors, curved, strict=True)])
+        curved = _gradients(cast(Tensor, slope), weights, retain_graph=True)
+        products.append([_widened(vector * each) for vector, each in zip(vectors, curved, strict=True)])
     return [torch.stack(each).mean(0) for each in zip(*products, strict=True)]
 
 
 def _fisher(
     loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
 ) -> list[Tensor]:
-    return [trial.joint(_fine(grad)).square() for grad in _gradients(loss, weights)]
+    """Return the squared gradients of the loss over the batch in all processes."""
+    return [trial.joint(_widened(grad)).square() for grad in _gradients(loss, weights)]
 
 
 _Estimator: TypeAlias = Callable[
@@ -217,21 +219,27 @@ _ESTIMATORS: dict[str, _Estimator] = {"exact": _exact, "hutchinson": _hutchinson
 
 
 def _gradients(
-    of: Tensor, weights: Sequence[Tensor], twice: bool = False, again: bool = False
+    of: Tensor, weights: Sequence[Tensor], create_graph: bool = False, retain_graph: bool | None = None
 ) -> tuple[Tensor, ...]:
-    """0 where a loss does not depend on a weight, or only in a straight line."""
+    """Return the gradients of a scalar; 0 where it does not depend on a weight.
+
+    The second derivatives of a loss that is linear in a weight are such a case. The flags are those of
+    :func:`torch.autograd.grad`.
+    """
     if not of.requires_grad:
         return tuple(torch.zeros_like(weight) for weight in weights)
     return torch.autograd.grad(
-        of, weights, create_graph=twice, retain_graph=twice or again, allow_unused=True, materialize_grads=True
+        of, weights, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
     )
 
 
-def _fine(tensor: Tensor) -> Tensor:
+def _widened(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 if it has half precision, which is too coarse for sums."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _signs(like: Tensor, draws: torch.Generator) -> Tensor:
+    """Return random signs, -1 or 1, in a tensor like the given one."""
     return (torch.randint(0, 2, like.shape, generator=draws) * 2 - 1).to(like)
 
 
@@ -240,6 +248,7 @@ def _saliency(weight: Tensor, curvature: Tensor) -> Tensor:
 
 
 def _without(kept: Tensor, place: Tensor) -> Tensor:
+    """Return a copy of ``kept`` with one unit removed."""
     units = kept.clone()
     units[tuple(place)] = False
     return units

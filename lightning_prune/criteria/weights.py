@@ -1,4 +1,4 @@
-"""Criteria that look at the weights alone."""
+"""Criteria that use the weights alone: no gradients, activations or losses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightning_prune.units.slices import axis_slices
 class Magnitude(Criterion):
     r"""Size of the weights: :math:`\sum |w|^p` over the unit, biases and norms left out.
 
-    The first choice: free, and hard to beat once the survivors retrain. Han et al. 2015, "Learning both
-    Weights and Connections", NeurIPS; for filters (p = 1) Li et al. 2017, "Pruning Filters for Efficient
-    ConvNets", ICLR.
+    A good first choice: it needs no observations, and is hard to beat after retraining. Han et al. 2015,
+    "Learning both Weights and Connections", NeurIPS; for filters (p = 1) Li et al. 2017, "Pruning Filters for
+    Efficient ConvNets", ICLR.
 
     Args:
-        p: The power, above 0.
+        p: The exponent, above 0.
     """
 
     p: float = 1.0
@@ -35,14 +35,12 @@ class Magnitude(Criterion):
             raise ValueError(f"p={self.p!r} must be a finite number above 0.")
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """The sum of powers."""
+        """Return the sum over each unit of the absolute weights to the power ``p``."""
         group = group.matrices
-        if self.p == 1:
-            return group.sum(torch.abs, group.weights)
         return group.sum(lambda weight: weight.abs().pow_(self.p), group.weights)
 
     def deviation(self, group: UnitGroup, scores: Tensor, kept: Tensor) -> float:
-        """That of the weights themselves where each is a unit and p is 1, as Han et al. 2015 have it."""
+        """Return that of the weights themselves for single weights and p = 1, as in Han et al. 2015."""
         single = self.p == 1 and group.divisible
         return super().deviation(group, group.weights[0] if single else scores, kept)
 
@@ -52,15 +50,15 @@ class BatchNormScale(Criterion):
     r"""Scale of the batch norm that a channel goes through: :math:`\sum |\gamma|` over the norms of the unit.
 
     For channels; those without a batch norm stay. Until the last event :math:`\lambda \sum |\gamma|` may be
-    added to the loss, by its gradient, so that scales part into small and large ones. Liu et al. 2017,
+    added to the loss, through its gradient, so that scales separate into small and large ones. Liu et al. 2017,
     "Learning Efficient Convolutional Networks through Network Slimming", ICCV. The sum over several norms, as
     in a residual stream, is ours.
 
     Args:
-        l1: :math:`\lambda`, at least 0; the paper has 1e-4 and 1e-5.
+        l1: :math:`\lambda`, at least 0; the paper uses 1e-4 and 1e-5.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If ``l1`` is negative or not a finite number.
     """
 
     l1: float = 0.0
@@ -70,11 +68,11 @@ class BatchNormScale(Criterion):
             raise ValueError(f"l1={self.l1!r} must be a finite number of at least 0.")
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """What no batch norm scales."""
+        """Return a reason if no batch norm scales the units."""
         return f"{self!r} needs a batch norm" if group.scales is None else None
 
     def penalty(self, group: UnitGroup) -> dict[str, Tensor]:
-        """Towards 0, of the scales."""
+        """Return the gradient of ``l1`` times the sum of the absolute scales."""
         if self.l1 == 0:
             return {}
         found = {}
@@ -84,7 +82,7 @@ class BatchNormScale(Criterion):
         return found
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """The sum of sizes."""
+        """Return the sum of the absolute scales of each unit."""
         scales = cast(UnitGroup, group.scales)
         return scales.sum(torch.abs, scales.weights)
 
@@ -92,18 +90,19 @@ class BatchNormScale(Criterion):
 class LAMP(Criterion):
     r"""Layer-adaptive magnitude: :math:`w_u^2 / \sum w_v^2` over all :math:`v` of the layer as large or larger.
 
-    Magnitude on a scale on which layers compare, for ``Global``: within a layer it ranks as ``Magnitude(p=2)``
-    does, and the largest unit of each layer scores 1. On units of several weights, which is ours, the square is
-    their sum of squares. Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR.
+    Magnitude on a scale that is comparable across layers, for ``Global``: within a layer the ranking is that of
+    ``Magnitude(p=2)``, and the largest unit of each layer scores 1. For units of several weights the square is
+    the sum of their squares, which is ours. Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based
+    Pruning", ICLR.
     """
 
     pointwise = False
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """Each unit's share of what is left when all smaller ones are gone."""
+        """Return the share of each unit in the sum of squares of the units that are as large or larger."""
         group = group.matrices
         size = group.sum(torch.square, group.weights)
-        order = size.flatten().argsort(descending=True, stable=True)  # of equals the earlier scores more
+        order = size.flatten().argsort(descending=True, stable=True)  # of equal units the earlier scores higher
         larger = torch.empty_like(size.flatten(), dtype=torch.float64)
         larger[order] = size.flatten()[order].cumsum(0, dtype=torch.float64)
         share = size / larger.view(size.shape).clamp_min(torch.finfo(torch.float64).tiny)
@@ -113,32 +112,32 @@ class LAMP(Criterion):
 class FPGM(Criterion):
     r"""Distance to the other units of the group: :math:`\sum_v \lVert w_u - w_v \rVert_2`.
 
-    What lies next to the geometric median of all can be made up for by the others, and goes first, however
-    large it is. Biases and norms are left out. He et al. 2019, "Filter Pruning via Geometric Median for Deep
-    Convolutional Neural Networks Acceleration", CVPR.
+    Units near the geometric median of all can be represented by the others, and are removed first, whatever
+    their magnitude. Biases and norms are left out. He et al. 2019, "Filter Pruning via Geometric Median for
+    Deep Convolutional Neural Networks Acceleration", CVPR.
     """
 
     pointwise = False
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Single weights: a distance is one of filters, neurons or heads."""
+        """Return a reason for single weights: the distance is defined for filters, neurons or heads."""
         return f"{self!r} needs units of several weights" if group.divisible else None
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """The sum of Euclidean distances."""
+        """Return the sum of the Euclidean distances of each unit to the others that are kept."""
         group = group.matrices
         vectors = [part.vectors(weight) for part, weight in zip(group.slices, group.weights, strict=True)]
         points = torch.cat(vectors, 1)
-        distances = torch.cdist(points, points[points.any(1)])  # what is gone is no neighbour
+        distances = torch.cdist(points, points[points.any(1)])  # not to removed units, which are 0
         return distances.sum(1).view(group.shape)
 
 
 @dataclass(frozen=True, repr=False)
 class Random(Criterion):
-    """Chance: the control that every comparison needs. A unit keeps its draw through a run.
+    """Random scores: the control that every comparison needs. A unit keeps its score throughout a run.
 
     Args:
-        seed: Of the draws, which are otherwise independent of training.
+        seed: Seed of the scores, which do not depend on training.
     """
 
     pointwise = False
@@ -149,9 +148,8 @@ class Random(Criterion):
         check_seed(self.seed)
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
-        """A uniform draw in [0, 1) for each unit."""
-        # The name keeps layers of one shape apart; crc32, unlike hash(), is the same in every process.
+        """Return a uniform random number in [0, 1) for each unit."""
+        # The name gives layers of one shape different scores; crc32, unlike hash(), agrees in all processes.
         seed = zlib.crc32(f"{self.seed} {group.name}".encode())
         generator = torch.Generator().manual_seed(seed)
-        device = group.slices[0].weight.device
-        return torch.rand(group.shape, generator=generator).to(device)
+        return torch.rand(group.shape, generator=generator).to(group.slices[0].weight.device)

@@ -1,1 +1,1 @@
-"""Networks in files: ONNX, packed weights, checkpoints of compacted networks."""
+"""Files of pruned models: ONNX export, packed weights, and loading of compacted checkpoints."""

@@ -1,4 +1,4 @@
-"""Compacted networks out of checkpoints: the plan that travels in them is replayed before weights load."""
+"""Loading of checkpoints of compacted models: the saved compaction plan is replayed before weights load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CALLBACKS = schema.record(
     {"callbacks": schema.mapping(schema.anything)}, before={"callbacks": {}}, others=True
 )
 _WEIGHTS = schema.record({"state_dict": schema.mapping(schema.anything)}, others=True)
-# what tells shapes and masks; the callback reads the rest
+# only the entries that give shapes and masks: the callback checks the others
 _STATE = schema.record(
     {"pruner": schema.record({"masks": MASKS, "plan": schema.optional(PLAN)}, others=True)}, others=True
 )
@@ -29,19 +29,21 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Module) -> _Module:
-    """Gives a compacted network back.
+    """Load the checkpoint of a compacted model into a dense model of the same class.
 
     Args:
-        checkpoint: What ``trainer.save_checkpoint`` wrote after a fit with ``PruningCallback(compact=True)``: a
-            file, read with ``weights_only=True``, or what ``torch.load`` made of it.
-        model: Freshly made, dense.
+        checkpoint: A checkpoint that ``trainer.save_checkpoint`` wrote after a fit with
+            ``PruningCallback(compact=True)``: the path of the file, which is read with ``weights_only=True``,
+            or its content as returned by ``torch.load``.
+        model: A newly created model with its dense shapes.
 
     Returns:
-        The model given, shrunk and filled. A checkpoint of a network that is not compacted fills it as it is.
+        The same model, compacted in place and with the weights of the checkpoint. If the checkpoint is of a
+        model that was not compacted, only the weights are loaded.
 
     Raises:
-        ValueError: If the file cannot be read, or the checkpoint does not belong to the model, which stays
-            as it was.
+        ValueError: If the file cannot be read, or the checkpoint does not fit the model; the model is then
+            unchanged.
     """
     if not isinstance(checkpoint, Mapping):
         checkpoint = read_file(checkpoint, "checkpoint")
@@ -53,10 +55,10 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
 
 
 def load_weights_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[Plan]) -> None:
-    """Replays plans on a model and loads what belongs to it then.
+    """Replay compaction plans on a model, and load weights of the resulting shapes into it.
 
     Raises:
-        ValueError: If that fails; nothing has changed then.
+        ValueError: If plans or weights do not fit the model; the model is then unchanged.
     """
     check_weights(model, weights, plans)
     for plan in plans:
@@ -67,64 +69,75 @@ def load_weights_(model: nn.Module, weights: Mapping[str, Any], plans: Sequence[
 def check_weights(
     model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan], strict: bool = True
 ) -> None:
-    """Tries plans and weights on a copy of a model, which takes no memory for parameters as a rule.
+    """Check that plans and weights fit a model, by applying them to a copy of it.
+
+    The copy shares the memory of the parameters, unless the class overrides ``load_state_dict``.
+
+    Args:
+        model: The model; it is not changed.
+        weights: The ``state_dict`` to load after the plans.
+        plans: Compaction plans, in order.
+        strict: As for ``load_state_dict``.
 
     Raises:
-        ValueError: If they do not belong to it.
+        ValueError: If they do not fit.
     """
-    own = type(model).load_state_dict is not nn.Module.load_state_dict  # which may not know of assign
+    own = type(model).load_state_dict is not nn.Module.load_state_dict  # may not take assign=
     twin = copy_model(model) if own else copy_sharing_weights(model)
     for plan in plans:
         replay_(twin, plan)
     schema.read(weights, same_kind_as(twin.state_dict()), "the weights")
     try:
         twin.load_state_dict(weights, strict, **({} if own else {"assign": True}))
-    except Exception as error:  # modules may load what is theirs in ways of their own
+    except Exception as error:  # modules may override their loading
         raise ValueError(f"the weights do not belong to this {type(model).__name__}: {error}") from error
 
 
 def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``state_dict`` in a checkpoint.
+    """Return the ``state_dict`` in a checkpoint.
 
     Raises:
         ValueError: If there is none.
     """
     schema.read(checkpoint, _WEIGHTS, "checkpoint")
-    found: dict[str, Any] = checkpoint["state_dict"]  # itself: modules look at its _metadata
-    return found
+    weights: dict[str, Any] = checkpoint["state_dict"]  # not a copy, which would lack its _metadata attribute
+    return weights
 
 
 def callback_state_in(checkpoint: Mapping[str, Any], state_key: str) -> Any:
-    """What the callback of this key has left in a checkpoint; ``None`` if there is nothing.
+    """Return the state of the callback with this key in a checkpoint; ``None`` if it is missing or empty.
 
     Raises:
-        ValueError: If the checkpoint is none.
+        ValueError: If the checkpoint, or its mapping of callback states, is malformed.
     """
     found = schema.read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"].get(state_key)
     return None if isinstance(found, Mapping) and not found else found
 
 
 def plan_in(checkpoint: Mapping[str, Any], state_key: str) -> Plan | None:
-    """The plan that the callback of this key has left in a checkpoint, if it compacted the network.
+    """Return the compaction plan in the state of the callback with this key; ``None`` if it did not compact.
 
     Raises:
-        ValueError: If its state is none.
+        ValueError: If the callback's state is malformed.
     """
     state = callback_state_in(checkpoint, state_key)
     return None if state is None else _pruned(state)["plan"]
 
 
 def plans_in(checkpoint: Mapping[str, Any]) -> list[Plan]:
-    """The plans of all callbacks, in their order."""
+    """Return the compaction plans of all pruning callbacks in a checkpoint, in the order of the callbacks."""
     found = (plan_in(checkpoint, key) for key in state_keys_in(checkpoint))
     return [plan for plan in found if plan is not None]
 
 
 def masks_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameter name to bool mask, True where kept: what the masks of all callbacks leave.
+    """Return the combined masks of all pruning callbacks in a checkpoint: True where all keep a weight.
+
+    Returns:
+        Parameter name to bool mask.
 
     Raises:
-        ValueError: If a mask is none.
+        ValueError: If a saved mask is malformed.
     """
     masks: dict[str, Tensor] = {}
     for key in state_keys_in(checkpoint):
@@ -135,7 +148,7 @@ def masks_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def state_keys_in(checkpoint: Mapping[str, Any]) -> list[str]:
-    """State keys of the callbacks that have left something in a checkpoint, in their order."""
+    """Return the state keys of the pruning callbacks with a state in a checkpoint, in their order."""
     callbacks = schema.read(checkpoint, _CALLBACKS, "checkpoint")["callbacks"]
     ours = (key for key in callbacks if key.startswith("PruningCallback"))
     return [key for key in ours if callback_state_in(checkpoint, key) is not None]
@@ -147,13 +160,18 @@ def _pruned(state: object) -> dict[str, Any]:
 
 
 def check_shapes(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> None:
-    """Makes sure that a model has the shapes of a checkpoint, once plans are replayed on it.
+    """Check that the tensors of a model have the shapes in a checkpoint after plans are replayed on the model.
+
+    Args:
+        model: The model; it is not changed.
+        weights: The ``state_dict`` in the checkpoint. Tensors that only one of the two has are not checked.
+        plans: Compaction plans, in order.
 
     Raises:
-        ValueError: If not; the message says what to do.
+        ValueError: If a shape differs; the message explains how to load a compacted model.
     """
     shapes = shapes_after(model, plans)
-    # what is tied has several names, of which a cut gives one
+    # by identity, because a tied parameter has several names, of which a plan uses one
     for name, tensor in model.state_dict(keep_vars=True).items():
         saved, shape = weights.get(name), shapes.get(id(tensor))
         if torch.is_tensor(saved) and shape is not None and saved.shape != shape:

@@ -1,4 +1,4 @@
-"""ONNX files, each shown by onnxruntime to give the outputs that the network gives."""
+"""Export to ONNX files, whose outputs in onnxruntime are compared with those of the model."""
 
 from __future__ import annotations
 
@@ -30,27 +30,30 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> int:
-    """Writes a network in evaluation mode as an ONNX file that takes batches of any size.
+    """Export the evaluation-mode ``forward`` of a model to an ONNX file that accepts batches of any size.
 
-    The file is run with onnxruntime, on the CPU, on the example and on a batch of another size, and its
-    outputs are compared with the model's: each to 1e-3 of its largest number (1e-2 in half precision), whole
-    numbers exactly. torch's exporters are tried in turn until one passes. Where none does with batches of any
-    size, the size is the example's, and a warning says so.
+    The file is run in onnxruntime on the CPU, on the example and on a batch of another size, and its outputs
+    are compared with those of the model. Absolute differences may be up to 1e-3 of the largest absolute value
+    of each output (1e-2 in half precision); integers must be equal. Both exporters of torch are tried until a
+    file passes. If none passes with batches of any size, the batch size is fixed to that of the example, with
+    a warning.
 
     Args:
-        model: Dense, masked or compacted; of a LightningModule, what its ``forward`` does. Stays as it is.
-        path: The file to write; its folder is made if it is missing. Weights of more than 1.5 GB lie beside
-            it, in a file with ``.data`` after its name.
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords. The first dimension
-            is the batch.
+        model: A dense, masked or compacted model; it is not changed.
+        path: The file to write; missing parent folders are created. Weights of more than 1.5 GB are written to
+            a second file, whose name is that of the first followed by ``.data``.
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments. The first
+            dimension of tensors is the batch.
 
     Returns:
-        Bytes written.
+        Number of bytes written.
 
     Raises:
-        ImportError: Without onnx, onnxruntime and onnxscript.
-        ValueError: If the model does not run on the example, or gives no tensor, or something else each time.
-        RuntimeError: If no file gives the same outputs. Nothing is written then; what was there stays.
+        ImportError: If onnx, onnxruntime or onnxscript is not installed.
+        ValueError: If the model does not run on the example, returns no tensor, or returns different outputs in
+            two runs.
+        RuntimeError: If no exported file gives the model's outputs; nothing is then written, and an existing
+            file stays.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -60,7 +63,7 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
     with evaluation_mode(twin), atomic_write(path) as place:
         call = _Call(twin, example)
         failures: dict[str, str] = {}
-        # a forward may insist on a batch size, and the newer exporter of torch 2.6 on no batch norm
+        # some forward methods need a fixed batch size, and the dynamo exporter of torch 2.6 fails on batch norm
         for free, dynamo in product((True, False), repeat=2):
             try:
                 size = _write(call, place, free=free, dynamo=dynamo)
@@ -86,17 +89,18 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
 
 
 class _Call:
-    """A call of a model's ``forward``, with batches of any size.
+    """A call of a model's ``forward`` with the example resized to any batch size.
 
     Args:
-        model: In evaluation mode, on the CPU.
+        model: The model, in evaluation mode and on the CPU.
         example: As for :func:`export_onnx`.
 
     Attributes:
-        batch: How many examples there are in the example.
+        batch: Batch size of the example.
 
     Raises:
-        ValueError: If the model rejects the example, or gives no tensor, or something else each time.
+        ValueError: If the model does not run on the example, returns no tensor, or returns different outputs in
+            two runs.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
@@ -118,36 +122,39 @@ class _Call:
             raise ValueError(f"{who} gives other outputs each time: {_one_line(error)}") from error
 
     def arguments(self, size: int) -> inspect.BoundArguments:
-        """What ``forward`` is given, with so many examples."""
+        """Return the arguments of ``forward`` for a batch of this size."""
         positional, keywords = of_size(self._example, size)
         return inspect.signature(self.model.forward).bind(*positional, **keywords)
 
     def inputs(self, size: int) -> dict[str, Tensor]:
-        """The tensors among it, by names made of the arguments'."""
+        """Return the input tensors, by names made from the argument names and the places in containers."""
         return _named(dict(self.arguments(size).arguments), "input")
 
     def outputs(self, size: int) -> dict[str, Tensor]:
-        """The tensors that it makes of them, by other names."""
+        """Return the output tensors, by names that differ from those of the inputs."""
         given = self.arguments(size)
-        # a copy, since a pass may change buffers
+        # on a copy, because a forward pass may change buffers
         found = _named(copy.deepcopy(self.model)(*given.args, **given.kwargs), "output")
         taken = self.inputs(size)
         return {f"output_{name}" if name in taken else name: tensor for name, tensor in found.items()}
 
 
 def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
-    """Writes a file and tries it.
+    """Write an ONNX file, and compare its outputs with those of the model.
 
     Args:
-        call: Of the model.
-        path: In an empty folder.
-        free: Whether it is to take batches of any size.
-        dynamo: Which exporter is to write it.
+        call: The call to export.
+        path: The file to write, in an empty folder.
+        free: Whether the file is to accept batches of any size.
+        dynamo: Whether to use the ``torch.export`` based exporter instead of the tracing one.
 
     Returns:
-        Bytes written.
+        Number of bytes written.
+
+    Raises:
+        Exception: Any, if the export fails, or the outputs differ.
     """
-    # of a single example, exporters take the 1 for a constant
+    # at least 2, because exporters treat a batch size of 1 as a constant
     size = max(2, call.batch) if free else call.batch
     given, inputs, outputs = call.arguments(size), call.inputs(size), call.outputs(size)
     axes: dict[str, Any] = {}
@@ -157,12 +164,12 @@ def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
         tensors = (inputs | outputs).items()
         axes["dynamic_axes"] = {name: {0: "batch"} for name, tensor in tensors if _free_axis(tensor, size)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what else they warn of, the comparison finds
-        warnings.simplefilter("error", TracerWarning)  # a branch, or a number, that other data would change
+        warnings.simplefilter("ignore")  # the comparison finds the errors that exporters warn of
+        warnings.simplefilter("error", TracerWarning)  # data-dependent Python code, which a trace would freeze
         TracerWarning.ignore_lib_warnings()
         torch.onnx.export(
             copy.deepcopy(call.model),
-            (*given.args, given.kwargs),  # a mapping that comes last is taken for keywords
+            (*given.args, given.kwargs),  # torch takes a trailing mapping for keyword arguments
             str(path),
             dynamo=dynamo,
             verbose=False,
@@ -177,18 +184,18 @@ def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
 
 
 def _run(path: Path, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
-    """What onnxruntime makes of a file."""
+    """Return the outputs of an ONNX file in onnxruntime, by name."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    # what has no effect on the outputs may not be an input of the file
+    # only the inputs that the file has: exporters may drop those without effect on the outputs
     fed = {each.name: inputs[each.name].detach().numpy() for each in session.get_inputs()}
     found = session.run(outputs, fed)
     return {name: torch.from_numpy(value) for name, value in zip(outputs, found, strict=True)}
 
 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raises AssertionError if outputs differ by more than kernels that add up in another order."""
+    """Raise AssertionError if outputs differ by more than other summation orders in kernels explain."""
     for name, one in expected.items():
         finite = one[one.isfinite()]
         scale = float(finite.abs().max()) if finite.is_floating_point() and finite.numel() else 0.0
@@ -204,13 +211,18 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def _free_axis(leaf: Any, size: int) -> dict[int, Any] | None:
-    """The batch dimension as torch.export wants to be told that its size is free, if there is one."""
+    """Return the ``dynamic_shapes`` of ``torch.export`` for a batch of free size; ``None`` if not a batch."""
     batched = torch.is_tensor(leaf) and leaf.ndim and len(leaf) == size
     return {0: torch.export.Dim.AUTO} if batched else None
 
 
 def _named(tree: Any, otherwise: str) -> dict[str, Tensor]:
-    """The tensors of nested containers, by names made of their places; ``otherwise`` where there are none."""
+    """Return the tensors of a pytree by names made from their paths.
+
+    Args:
+        tree: The pytree.
+        otherwise: Start of the name if the path does not begin with a letter, as that of a single tensor.
+    """
     found: dict[str, Tensor] = {}
     for place, leaf in tree_flatten_with_path(tree)[0]:
         if torch.is_tensor(leaf):
@@ -223,7 +235,7 @@ def _named(tree: Any, otherwise: str) -> dict[str, Tensor]:
 
 
 def _one_line(error: BaseException) -> str:
-    """An error, and what it came from, in short."""
+    """Return an error and its root cause as one line, each cut to 200 characters."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
     root = error
     while root.__cause__ is not None:

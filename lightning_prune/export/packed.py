@@ -1,4 +1,4 @@
-"""Packed files: what masks have left of a network, at one bit a masked weight and the values that are kept."""
+"""Packed files of masked models: one bit per weight of a masked parameter, and its kept values."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def save_packed(
     *,
     plans: Iterable[Plan] = (),
 ) -> int:
-    """Saves a masked network in few bytes; it runs no faster for it.
+    """Save a masked model to a small file. The loaded model is dense again, and runs no faster.
 
-    A masked parameter becomes one bit a weight and the values that are kept, where that is less; all
-    else in ``state_dict`` is saved as it is. What is tied is saved once.
+    A masked parameter is stored as one bit per weight and its kept values, if that is less than all its values.
+    All other entries of ``state_dict`` are saved as they are, and tied parameters once.
 
     Args:
-        model: Masked: what masks remove is 0.
+        model: The model; its masked weights must be 0.
         masks: Parameter name to bool mask, True where kept.
-        path: The file to write; its folder is made if it is missing.
-        plans: How the network was compacted, if it is to be loaded into a dense one; ``lightning-prune export``
-            finds them in the checkpoint.
+        path: The file to write; missing parent folders are created.
+        plans: The plans with which a compacted model was compacted, so that the file can be loaded into a dense
+            model. ``lightning-prune export`` takes them from the checkpoint.
 
     Returns:
-        Bytes written.
+        Number of bytes written.
 
     Raises:
-        ValueError: If a mask fits no parameter, or removes weights that are not 0, or ``state_dict`` holds
-            what cannot be loaded safely. Nothing is written then.
+        ValueError: If a mask fits no parameter or removes weights that are not 0, or ``state_dict`` holds
+            values that cannot be loaded with ``weights_only=True``; nothing is then written.
     """
     check_unsharded(model, "save_packed")
     masked = {}
@@ -70,9 +70,9 @@ def save_packed(
             )
         if packing_saves(parameter, int(mask.count_nonzero())) > 0:
             masked[id(parameter)] = _entry(parameter, mask)
-    # the very parameters, so that a tied one is known under each of its names
+    # keep_vars keeps the identity of parameters, by which tied ones are recognized
     values = model.state_dict(keep_vars=True)
-    # copies, since a tensor that is part of a larger one would take that along
+    # clones, because torch.save would write the whole storage of a view
     dense = {
         id(value): value.detach().clone() if torch.is_tensor(value) else value
         for value in values.values()
@@ -96,18 +96,18 @@ def save_packed(
 
 
 def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
-    """Gives a packed network back, bit for bit; what masks have removed is 0, without a sign.
+    """Load a packed file into a model; kept weights are restored bit for bit, masked weights are +0.
 
     Args:
-        path: What :func:`save_packed` wrote.
-        model: Of the same architecture, and in the same types of numbers. Where the file holds a plan, as
-            ``lightning-prune export`` writes it for a compacted network, freshly made and dense will do.
+        path: A file that :func:`save_packed` wrote.
+        model: A model of the same architecture and dtypes. If the file holds compaction plans, as those that
+            ``lightning-prune export`` writes for compacted models do, it may also be a newly created dense one.
 
     Returns:
-        The model given, filled.
+        The same model, with the weights of the file.
 
     Raises:
-        ValueError: If the file is damaged, or does not belong to the model, which stays as it was.
+        ValueError: If the file is damaged or does not fit the model; the model is then unchanged.
     """
     place = f"path={os.fspath(path)!r}"
     found = read_file(path, "path", sums=True)
@@ -116,9 +116,9 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
     content = schema.read(found, _CONTENT, place)
     masked = {name: _restored(entry, f"{place}: {name!r}") for name, entry in content["masked"].items()}
     weights = {**content["dense"], **masked}
-    compacted = _misfit(model, weights, ()) is None
+    compacted = _mismatch(model, weights, ()) is None
     plans = () if compacted else content["plans"]
-    fault = _misfit(model, weights, plans)
+    fault = _mismatch(model, weights, plans)
     if fault is not None:
         raise ValueError(f"{place} does not belong to this {type(model).__name__}: {fault}.")
     load_weights_(model, weights, plans)
@@ -132,23 +132,24 @@ def _entry(parameter: Tensor, mask: Tensor) -> dict[str, Any]:
 def _restored(entry: Mapping[str, Any], what: str) -> Tensor:
     values: Tensor = entry["values"]
     mask = unpack(entry["bits"], entry["shape"])
-    if values.shape != (int(mask.count_nonzero()),):
+    kept = int(mask.count_nonzero())
+    if values.shape != (kept,):
         raise ValueError(
-            f"{what} has {values.numel()} values of shape {tuple(values.shape)} for the"
-            f" {int(mask.count_nonzero())} places that its mask keeps."
+            f"{what} has {values.numel()} values of shape {tuple(values.shape)} for the {kept} places that its"
+            " mask keeps."
         )
     return values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 
-def _misfit(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> str | None:
-    """What the file and the model do not have in common, once plans are replayed on it."""
+def _mismatch(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[Plan]) -> str | None:
+    """Return how weights and a model differ after plans are replayed on the model; ``None`` if they fit."""
     own, shapes = model.state_dict(keep_vars=True), shapes_after(model, plans)
     if own.keys() != weights.keys():
         return f"only one of them has {sorted(own.keys() ^ weights.keys())}"
     for name, present in own.items():
         saved, shape = weights[name], shapes.get(id(present))
         if shape is None:
-            continue  # what a module saves beside its tensors
+            continue  # extra state of a module, not a tensor
         if not torch.is_tensor(saved):
             return f"{name!r} is {schema.summary(saved)} in the file"
         if saved.shape != shape:

@@ -1,1 +1,1 @@
-"""Reports: what a network has lost and what it costs, in numbers, tables and plots."""
+"""Reports of pruned models: sparsity, sizes, multiply-adds and latency as numbers, tables and plots."""

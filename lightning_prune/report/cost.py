@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds and time on the network that runs, parameters and bytes."""
+"""Costs of a model: multiply-adds, latency, parameters and bytes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_prune.core import schema
 from lightning_prune.core.probes import as_probe, evaluation_mode, math_attention
 
+SECONDS = 0.2  # default duration of a latency measurement
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The costs of a model.
 
     Args:
-        params: Parameters in all, zeros included.
-        bytes: Of parameters and buffers as they are stored.
-        macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
-            ``None`` without an example.
-        latency: Size of a batch to seconds of a forward pass, the median of several, where the network is.
+        params: Number of parameters, zeros included.
+        bytes: Bytes of all parameters and buffers, stored densely.
+        macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
+            ``torch.utils.flop_counter``); ``None`` without an example.
+        latency: Batch size to seconds of a forward pass (median of several) on the model's device.
     """
 
     params: int
@@ -46,17 +48,17 @@ COST = schema.dataclass_of(
 
 
 def macs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Multiply-adds of one forward pass, by module: ``torch.utils.flop_counter`` halved.
+    """Return the multiply-adds of one forward pass by module: half the count of ``torch.utils.flop_counter``.
 
-    The model is run once in evaluation mode, without gradients, and left as it was.
+    The model runs once, in evaluation mode and without gradients.
 
     Args:
-        model: What runs.
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords; counted as it is,
-            batch included.
+        model: The model; it is not changed.
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments. The result is
+            for the whole batch that it holds.
 
     Returns:
-        Module name to multiply-adds within it; "" is the whole model.
+        Module name to multiply-adds of the module, submodules included; "" is the whole model.
 
     >>> import torch
     >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
@@ -68,25 +70,27 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
         probe(model)
     counts = counter.get_flop_counts()
     root = type(model).__name__
-    result = {"": counter.get_total_flops() // 2}
-    for name, _ in model.named_modules():
-        if name:
-            result[name] = sum(counts.get(f"{root}.{name}", {}).values()) // 2
+    result = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name, _ in model.named_modules()}
+    result[""] = counter.get_total_flops() // 2
     return result
 
 
-def latency(models: Sequence[nn.Module], example: Any, seconds: float = 0.2) -> list[float]:
-    """Seconds of a forward pass of each model: medians over rounds in which they take turns.
+def latency(models: Sequence[nn.Module], example: Any, seconds: float | None = None) -> list[float]:
+    """Return the median seconds of a forward pass of each model, over rounds in which each model runs once.
+
+    The models run in evaluation mode and without gradients.
 
     Args:
-        models: What runs, in evaluation mode, without gradients; left as they were.
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keywords.
-        seconds: How long to measure; there are at least three rounds, after one to warm up.
+        models: The models; they are not changed.
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments.
+        seconds: Duration of the measurement, by default ``SECONDS``; after one warm-up round, at least three
+            rounds are measured.
     """
+    duration = SECONDS if seconds is None else seconds
     probe = as_probe(example)
     times: list[list[float]] = [[] for _ in models]
     start = time.perf_counter()
-    while len(times[0]) < 4 or time.perf_counter() - start < seconds:
+    while len(times[0]) < 4 or time.perf_counter() - start < duration:
         for model, own in zip(models, times, strict=True):
             with evaluation_mode(model):
                 _wait()
@@ -103,12 +107,12 @@ def _wait() -> None:
 
 
 def batch_size(example: Any) -> int:
-    """Length of the first dimension of the first tensor."""
+    """Return the batch size of an example: the length of its first tensor that is not a scalar, otherwise 1."""
     return next((len(leaf) for leaf in tree_leaves(example) if torch.is_tensor(leaf) and leaf.ndim), 1)
 
 
 def of_size(example: Any, size: int) -> Any:
-    """An example repeated, or cut, to a batch of this size."""
+    """Return an example with its batch repeated or cut to a size; tensors with another first dimension stay."""
     before = batch_size(example)
 
     def resized(leaf: Any) -> Any:
@@ -120,27 +124,29 @@ def of_size(example: Any, size: int) -> Any:
 
 
 def parameters(model: nn.Module) -> int:
-    """How many there are, zeros included."""
+    """Return the number of parameters of a model, zeros included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def dense_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, zeros included; what is shared counts once."""
+    """Return the bytes of all parameters and buffers, zeros included; a shared tensor counts once."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def packed_bytes(model: nn.Module, kept: Mapping[str, int]) -> int:
-    """Bytes if each masked tensor were stored as one bit a weight and its kept values, where that is less.
+    """Return the bytes of a model whose masked parameters are packed: one bit per weight and the kept values.
+
+    A parameter that would be larger packed counts densely.
 
     Args:
-        model: With all its weights.
-        kept: Parameter name to how many of them are kept.
+        model: The model, with all its weights.
+        kept: Name of each masked parameter to its number of kept weights.
     """
     named = dict(model.named_parameters())
     return dense_bytes(model) - sum(max(0, packing_saves(named[name], left)) for name, left in kept.items())
 
 
 def packing_saves(parameter: Tensor, kept: int) -> int:
-    """Bytes less if a parameter were stored as one bit a weight and its kept values; below 0 if it is more."""
+    """Return how many bytes fewer one bit per weight and the kept values take; negative if they take more."""
     return (parameter.numel() - kept) * parameter.element_size() - -(-parameter.numel() // 8)

@@ -1,4 +1,4 @@
-"""What happened on the way: pruning events, and looks at the metric that the run is judged by."""
+"""The history of a run: pruning events, and measurements of the monitored metric with the sparsity then."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HISTORY: dict[str, schema.Reader[Any]] = {
 
 
 class History:
-    """Pruning events, and the monitored metric beside the sparsity that it was measured at.
+    """Pruning events, and measurements of the monitored metric with the sparsity at which they were made.
 
-    Validation, a training step or the end of an epoch may log the metric. Where it was logged shows in its
-    tensor: logging puts a new one among the metrics.
+    Validation, a training step or the end of an epoch may log the metric. Lightning puts a new tensor among its
+    metrics whenever one is logged, so another tensor than before means that the metric was logged since.
 
     Attributes:
-        monitor: Name of the metric, ``None`` if there is none.
-        entries: Events and looks at the metric, in order.
+        monitor: Name of the monitored metric, ``None`` if there is none.
+        entries: Events and measurements in order.
     """
 
     def __init__(self) -> None:
@@ -37,47 +37,54 @@ class History:
 
     @property
     def sparsity(self) -> float:
-        """Removed share after the last event."""
+        """Removed share of the covered elements after the last event; 0 before the first."""
         return self.entries[-1].sparsity if self.entries else 0.0
 
     @property
     def measured(self) -> float | None:
-        """The metric last measured since the last event, ``None`` if none was."""
+        """The last value of the metric measured after the last event, ``None`` if there is none."""
         return self.entries[-1].metric if self.entries else None
 
     @property
     def reference(self) -> float | None:
-        """The metric last measured before anything was removed; if none was, the latest one, or ``None``."""
+        """The last value of the metric at sparsity 0; without one the last value at all, or ``None``."""
         dense = dense_metric(self.entries)
         return last_metric(self.entries) if dense is None else dense
 
     def begin_fit(self, monitor: str | None) -> None:
-        """No metric is logged yet. Earlier looks at another metric are left out: they do not compare."""
+        """Set the monitored metric of a new fit.
+
+        Measurements of another metric are dropped, because they cannot be compared with those of this one. No
+        value counts as logged yet.
+
+        Args:
+            monitor: Name of the metric; ``None`` keeps the present one.
+        """
         if monitor not in (None, self.monitor):
             self.monitor = monitor
             self.entries = [entry for entry in self.entries if entry.metric is None]
         self.begin_epoch({})
 
     def prune(self, epoch: int, step: int, sparsity: float) -> None:
-        """Notes an event."""
+        """Record a pruning event, with the sparsity after it."""
         self.entries.append(HistoryEntry(epoch, step, sparsity))
 
     def begin_epoch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Remembers the metric, to tell whether this epoch measures it."""
+        """Remember the present value of the metric, to detect whether the epoch logs a new one."""
         self._before_epoch = self._metric(metrics)
         self._noted = False
 
     def end_epoch(self, metrics: Mapping[str, Tensor], epoch: int, step: int) -> None:
-        """Notes the metric if the epoch logged it, and it is not noted yet."""
+        """Record the metric if the epoch logged it, and no validation in the epoch has recorded it already."""
         if not self._noted:
             self._note(metrics, epoch, step, self._before_epoch)
 
     def begin_validation(self, metrics: Mapping[str, Tensor]) -> None:
-        """Remembers the metric, to tell whether this validation measures it."""
+        """Remember the present value of the metric, to detect whether the validation logs a new one."""
         self._before_validation = self._metric(metrics)
 
     def end_validation(self, metrics: Mapping[str, Tensor], epoch: int, step: int) -> None:
-        """Notes the metric if the validation logged it."""
+        """Record the metric if the validation logged it."""
         self._note(metrics, epoch, step, self._before_validation)
 
     def _metric(self, metrics: Mapping[str, Tensor]) -> Tensor | None:
@@ -90,10 +97,10 @@ class History:
             self._noted = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the history as plain values, for checkpoints."""
         return {"history": [asdict(entry) for entry in self.entries], "monitor": self.monitor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved history, as ``HISTORY`` reads it."""
+        """Replace the history by a saved one, as read with the ``HISTORY`` schema."""
         self.entries = list(state["history"])
         self.monitor = state["monitor"]

@@ -1,4 +1,4 @@
-"""Measures networks for a report: parameters, bytes, multiply-adds, latency."""
+"""Measurement of models for a report: parameters, bytes, multiply-adds and latency."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ _BATCHES = (1, 64)
 
 
 def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Any = None) -> Report:
-    """Measures a network.
+    """Return a report of a model.
+
+    If the parameters are sharded among processes, all processes must call this, and the example is not run.
 
     Args:
-        model: The network; left as it was.
-        masks: Parameter name to bool mask, True where kept, for what pruning covers.
-        example: A tensor, or a tuple of ``forward``'s arguments: multiply-adds are those of one example, if
-            twice as large a batch takes twice as many, and otherwise of all that is given, as is latency.
-            Where processes divide the parameters among them nothing is run, and all of them have to ask.
+        model: The model; it is not changed.
+        masks: Name to bool mask, True where kept, of each parameter that pruning covers.
+        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds and measure latency on.
+            Latency is of the whole batch. Multiply-adds are of one example of the batch if a batch of twice the
+            size takes twice as many, otherwise of the whole batch.
 
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
@@ -46,11 +48,11 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
 
 
 def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
-    """What masks leave of each parameter.
+    """Return the numbers of kept weights and of kept rows of each masked parameter.
 
     Args:
-        masks: Parameter name to bool mask.
-        shards: The processes that divide them: all have to ask, and are told the same.
+        masks: Parameter name to bool mask, True where kept.
+        shards: The processes among which the masks are sharded: all must call this, and get the same result.
     """
     here = [(int(mask.count_nonzero()), _width(mask)) for mask in map(to_local, masks.values())]
     counts = shards.add_up(torch.tensor(here, dtype=torch.int64).view(-1, 2)).tolist()
@@ -61,11 +63,11 @@ def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
 
 
 def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = None) -> Report:
-    """Measures a network whose masks were looked at before.
+    """Return a report of a model whose masks have been counted by :func:`layers_of`.
 
     Args:
-        model: The network.
-        layers: What its masks leave.
+        model: The model.
+        layers: The result of :func:`layers_of`.
         example: As for :func:`measure`.
     """
     total = kept = None
@@ -74,7 +76,7 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
         counts = _macs_of_one(model, example)
         total = counts[""]
         gone = sum(
-            counts.get(layer.name.rpartition(".")[0], 0) * (1 - (layer.kept or 0) / layer.size)
+            counts.get(layer.name.rpartition(".")[0], 0) * (1 - layer.remaining / layer.size)
             for layer in layers
             if len(layer.shape) > 1
         )
@@ -84,7 +86,7 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
         layers=layers,
         params=parameters(model),
         bytes=dense_bytes(model),
-        bytes_packed=packed_bytes(model, _kept(layers)),
+        bytes_packed=packed_bytes(model, {layer.name: layer.remaining for layer in layers}),
         macs=total,
         macs_kept=kept,
         latency=seconds,
@@ -94,13 +96,13 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
 def measure_compacted(
     report: Report, dense: nn.Module, compacted: nn.Module, masks: Mapping[str, Tensor], example: Any = None
 ) -> Report:
-    """The report of a masked network, with what the compacted one costs, both measured in turn.
+    """Return the report of a masked model, updated with the costs of the dense and of the compacted model.
 
     Args:
-        report: Of the masked one.
-        dense: The network as it was.
-        compacted: What is left of it.
-        masks: What is left of the masks.
+        report: Report of the masked model.
+        dense: The model before compaction.
+        compacted: The compacted model.
+        masks: Name to mask of each parameter of the compacted model that is still masked.
         example: As for :func:`measure`.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
@@ -109,45 +111,37 @@ def measure_compacted(
         report,
         layers=tuple(replace(layer, compacted=shapes[layer.name]) for layer in report.layers),
         dense=before,
-        params=after.params,
-        bytes=after.bytes,
         bytes_packed=packed_bytes(compacted, {name: int(mask.sum()) for name, mask in masks.items()}),
-        macs=after.macs,
-        latency=after.latency,
+        **vars(after),
     )
 
 
 def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
-    """What networks cost, timed in turn on batches of several sizes."""
-    costs = [Cost(parameters(model), dense_bytes(model)) for model in models]
-    if example is None:
-        return costs
-    seconds = {size: latency(models, of_size(example, size)) for size in _BATCHES}
+    """Return the costs of models, with latencies measured in alternation, for several batch sizes."""
+    seconds = {} if example is None else {size: latency(models, of_size(example, size)) for size in _BATCHES}
     return [
-        replace(
-            cost,
-            macs=_macs_of_one(model, example)[""],
-            latency={size: times[place] for size, times in seconds.items()},
+        Cost(
+            parameters(model),
+            dense_bytes(model),
+            None if example is None else _macs_of_one(model, example)[""],
+            {size: times[place] for size, times in seconds.items()},
         )
-        for place, (model, cost) in enumerate(zip(models, costs, strict=True))
+        for place, model in enumerate(models)
     ]
 
 
 def _macs_of_one(model: nn.Module, example: Any) -> dict[str, int]:
-    """Multiply-adds of one example of a batch, by module; of all that is given, if it is no batch."""
+    """Return multiply-adds by module: of one example if they double with the batch, else of the whole batch."""
     found, size = macs(model, example), batch_size(example)
     if size == 1:
         return found
-    try:  # not with less: indices would point beyond it
+    try:  # a larger batch, because indices in the example may be out of range in a smaller one
         twice = macs(model, of_size(example, 2 * size))
     except Exception:  # a user's forward may raise anything
         return found
     return {name: count // size for name, count in found.items()} if twice[""] == 2 * found[""] else found
 
 
-def _kept(layers: Sequence[Layer]) -> dict[str, int]:
-    return {layer.name: layer.size if layer.kept is None else layer.kept for layer in layers}
-
-
 def _width(mask: Tensor) -> int:
+    """Return the number of indices along the first dimension with at least one kept weight."""
     return int(mask.reshape(len(mask), mask[:1].numel()).any(1).count_nonzero()) if mask.ndim else int(mask)

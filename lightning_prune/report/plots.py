@@ -1,4 +1,4 @@
-"""What a report draws; needs matplotlib axes, and nothing of this package."""
+"""Plots on matplotlib axes, of plain numbers: sparsity and widths by layer, sensitivity, history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def draw_sparsity(axes: Any, names: Sequence[str], removed: Sequence[float], whole: float) -> None:
-    """A bar a layer: the share removed, beside that of all layers together."""
+    """Draw the removed share of each layer as a bar, and that of all layers together as a line."""
     axes.barh(names, removed)
     axes.invert_yaxis()
     axes.set(title="Sparsity by layer", xlabel="share removed", xlim=(0, 1))
@@ -15,7 +15,7 @@ def draw_sparsity(axes: Any, names: Sequence[str], removed: Sequence[float], who
 
 
 def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
-    """Two bars a layer, one over the other."""
+    """Draw the width of each layer before and after pruning as two overlaid bars."""
     axes.barh(names, before, color="lightgrey", label="before")
     axes.barh(names, after, color="tab:blue", label="after")
     axes.invert_yaxis()
@@ -26,7 +26,7 @@ def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: S
 def draw_sensitivity(
     axes: Any, ratios: Sequence[float], values: Mapping[str, Sequence[float]], dense: float, metric: str
 ) -> None:
-    """A line a layer: the metric against the share removed, and that of the dense network."""
+    """Draw the metric against the removed share as one line per layer, and the dense metric as another line."""
     axes.set(title="One layer at a time", xlabel="share removed", ylabel=metric)
     axes.axhline(dense, color="black", linestyle="--", linewidth=1)
     for name, line in values.items():
@@ -37,7 +37,14 @@ def draw_sensitivity(
 def draw_history(
     axes: Any, sparsities: Sequence[tuple[int, float]], metrics: Sequence[tuple[int, float]], metric: str | None
 ) -> None:
-    """Sparsity, and the monitored metric if it was ever seen, against optimizer steps."""
+    """Draw sparsity, and the monitored metric if it was ever measured, against optimizer steps.
+
+    Args:
+        axes: Matplotlib axes.
+        sparsities: Optimizer step and sparsity of each history entry.
+        metrics: Optimizer step and metric of each measurement.
+        metric: Name of the metric.
+    """
     axes.set(title="Over time", xlabel="optimizer steps", ylim=(0, 1))
     axes.set_ylabel("sparsity", color="tab:blue")
     if sparsities:

@@ -1,4 +1,4 @@
-"""What became of a network, in numbers: an object, as a table, a plot and JSON."""
+"""The report of a pruned model: its numbers, its history, and its forms as table, plot and JSON."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Layer:
     """One pruned parameter.
 
     Args:
-        name: In ``named_parameters()``.
-        shape: Of the parameter.
+        name: Name in ``named_parameters()``.
+        shape: Shape of the parameter before compaction.
         size: Number of weights.
-        kept: How many are still there; ``None`` in a plan that cannot know yet.
-        compacted: Shape since the network was compacted; ``None`` before.
-        width: Places along the first dimension where something is left: filters or neurons of a layer; ``None``
-            in a plan.
+        kept: Number of kept weights; ``None`` in a plan that depends on training steps.
+        compacted: Shape after compaction; ``None`` before it.
+        width: Number of indices along the first dimension (filters or neurons) with at least one kept weight;
+            ``None`` if not counted.
     """
 
     name: str
@@ -41,15 +41,20 @@ class Layer:
     compacted: tuple[int, ...] | None = None
     width: int | None = None
 
+    @property
+    def remaining(self) -> int:
+        """Number of kept weights; all of them if it is not known yet."""
+        return self.size if self.kept is None else self.kept
+
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """A line of the history: a pruning event, or a look at the monitored metric.
+    """An entry of the history: a pruning event, or a measurement of the monitored metric.
 
     Args:
-        epoch: The epoch it fell in.
-        step: Optimizer steps before it.
-        sparsity: Removed share of the covered elements, after it.
+        epoch: The epoch in which it happened.
+        step: Number of optimizer steps before it.
+        sparsity: Removed share of the covered elements after it.
         metric: Value of the monitored metric, ``None`` for a pruning event.
     """
 
@@ -60,36 +65,36 @@ class HistoryEntry:
 
 
 def last_metric(history: Iterable[HistoryEntry]) -> float | None:
-    """The last value in a history, ``None`` if there is none."""
+    """Return the last value of the metric in a history, ``None`` if there is none."""
     return next((entry.metric for entry in reversed(list(history)) if entry.metric is not None), None)
 
 
 def dense_metric(history: Iterable[HistoryEntry]) -> float | None:
-    """The last value before anything was removed, ``None`` if none was seen."""
+    """Return the last value of the metric before the first removal, ``None`` if there is none."""
     return last_metric(takewhile(lambda entry: entry.sparsity == 0, history))
 
 
 @dataclass(frozen=True)
 class Report:
-    """A network as it stands, and how it got there.
+    """The state of a pruned model, and the history of its pruning.
 
     Args:
-        layers: What the structure covers.
-        params: Parameters in all, zeros included.
-        bytes: Of parameters and buffers as they are stored.
-        bytes_packed: Of the file that ``save_packed`` writes, but for some hundred bytes a tensor: a masked one
-            is one bit a weight and the kept values, where that is less.
-        macs: Multiply-adds of one example on the network that runs (``torch.utils.flop_counter`` halved);
-            ``None`` without an example.
-        macs_kept: The same, counting kept weights only: what a perfect sparse kernel would do.
-        latency: Size of a batch to seconds of a forward pass; empty without an example.
-        dense: What the network cost before it was compacted; ``None`` if it is not.
-        frozen: What stays as it is, with the reason.
-        protected: Layers that would have been emptied, and keep a last unit.
-        left_out: Training steps left out of the statistics for inf or nan gradients.
+        layers: The parameters that the structure covers.
+        params: Number of parameters, zeros included.
+        bytes: Bytes of all parameters and buffers, stored densely.
+        bytes_packed: Bytes of the file that ``save_packed`` writes, apart from some hundred bytes per tensor. A
+            masked parameter takes one bit per weight and its kept values, if that is less than all its values.
+        macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
+            ``torch.utils.flop_counter``); ``None`` without an example.
+        macs_kept: Multiply-adds with kept weights only, as in an ideal sparse kernel; ``None`` if not counted.
+        latency: Batch size to seconds of a forward pass; empty without an example.
+        dense: Costs of the model before compaction; ``None`` if it is not compacted.
+        frozen: Name of each parameter or group that is not pruned to the reason.
+        protected: Names of groups that would have been emptied, and keep a last unit.
+        left_out: Number of training steps left out of the statistics because of inf or nan gradients.
         monitor: Name of the monitored metric.
-        history: Events and looks at the metric, in order.
-        decisions: Of a guard, in words.
+        history: Pruning events and measurements of the metric, in order.
+        decisions: Descriptions of what a guard decided, in order.
     """
 
     layers: tuple[Layer, ...]
@@ -109,13 +114,13 @@ class Report:
 
     @property
     def size(self) -> int:
-        """Elements that the structure covers."""
+        """Number of elements (weights) that the structure covers."""
         return sum(layer.size for layer in self.layers)
 
     @property
     def removed(self) -> int:
-        """How many of them are gone."""
-        return sum(layer.size - layer.kept for layer in self.layers if layer.kept is not None)
+        """Number of removed elements, where it is known."""
+        return sum(layer.size - layer.remaining for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
@@ -124,38 +129,27 @@ class Report:
 
     @property
     def dense_metric(self) -> float | None:
-        """The last value before anything was removed, ``None`` if none was seen."""
+        """The last value of the metric before the first removal, ``None`` if there is none."""
         return dense_metric(self.history)
 
     @property
     def pruned_metric(self) -> float | None:
-        """The last value at the present sparsity, ``None`` if none was seen."""
+        """The last value of the metric at the present sparsity, ``None`` if there is none."""
         return last_metric(event for event in self.history if event.sparsity == self.sparsity)
 
     def to_json(self) -> str:
-        """All of it, as JSON; ``"sparsity"`` is the removed share of what the structure covers."""
-        derived = {
-            "sparsity": self.sparsity,
-            "removed": self.removed,
-            "size": self.size,
-            "dense_metric": self.dense_metric,
-            "pruned_metric": self.pruned_metric,
-        }
-        return json.dumps(derived | asdict(self), indent=2)
+        """Return all fields and derived numbers as JSON; ``"sparsity"`` is the same as :attr:`sparsity`."""
+        derived = ("sparsity", "removed", "size", "dense_metric", "pruned_metric")
+        return json.dumps({name: getattr(self, name) for name in derived} | asdict(self), indent=2)
 
     def to_state(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
+        """Return the fields as plain values, for checkpoints; the ``REPORT`` schema reads them."""
         return asdict(self)
 
     def table(self) -> str:
-        """The report as text; drawn by rich where that is installed."""
+        """Return the report as text; its table is drawn by rich if that is installed."""
         rows = [
-            (
-                layer.name,
-                _shapes(layer),
-                f"{layer.size:,}",
-                *_share(layer.kept, layer.size),
-            )
+            (layer.name, _shapes(layer), f"{layer.size:,}", *_share(layer.kept, layer.size))
             for layer in self.layers
         ]
         known = all(layer.kept is not None for layer in self.layers)
@@ -211,22 +205,21 @@ class Report:
         ]
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draws sparsity and widths by layer, and sparsity and metric over time, into an image file.
+        """Plot sparsity and widths by layer, and sparsity and metric over time, to an image file.
 
         Raises:
-            ImportError: Without matplotlib.
+            ImportError: If matplotlib is not installed.
         """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(18, max(4.0, 0.22 * len(self.layers))), layout="constrained")
         by_layer, widths, over_time = figure.subplots(1, 3)
-        kept = [layer.size if layer.kept is None else layer.kept for layer in self.layers]
-        removed = [1 - left / layer.size for left, layer in zip(kept, self.layers, strict=True)]
+        removed = [1 - layer.remaining / layer.size for layer in self.layers]
         draw_sparsity(by_layer, [layer.name for layer in self.layers], removed, self.sparsity)
-        wide = {layer.name: layer for layer in self.layers if len(layer.shape) > 1}
-        before = [layer.shape[0] for layer in wide.values()]
-        after = [layer.shape[0] if layer.width is None else layer.width for layer in wide.values()]
-        draw_widths(widths, list(wide), before, after)
+        wide = [layer for layer in self.layers if len(layer.shape) > 1]
+        before = [layer.shape[0] for layer in wide]
+        after = [layer.shape[0] if layer.width is None else layer.width for layer in wide]
+        draw_widths(widths, [layer.name for layer in wide], before, after)
         draw_history(
             over_time,
             [(entry.step, entry.sparsity) for entry in self.history],
@@ -249,7 +242,11 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
 
 
-# --- what saved ones look like
+def _speed(ratio: float) -> str:
+    return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
+
+
+# --- schemas of saved reports
 
 HISTORY_ENTRY = schema.dataclass_of(
     HistoryEntry,
@@ -290,7 +287,3 @@ REPORT = schema.satisfying(
     "no more batch sizes than those of the dense network",
     ".latency",
 )
-
-
-def _speed(ratio: float) -> str:
-    return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"

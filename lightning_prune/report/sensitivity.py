@@ -1,4 +1,4 @@
-"""How much each layer can lose: a metric against the share removed, one layer at a time."""
+"""Sensitivity analysis: a metric against the removed share, for each layer pruned alone."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a metric is where a single group has lost some of its units.
+    """Values of a metric with part of the units of a single group removed.
 
     Args:
-        metric: Its name.
-        dense: Its value where nothing is gone.
-        ratios: Shares of a group's units.
-        values: Group name to the metric at each of them.
-        frozen: What stays as it is, with the reason.
+        metric: Name of the metric.
+        dense: Value of the metric with nothing removed.
+        ratios: Removed shares of a group's units.
+        values: Group name to the value of the metric at each ratio.
+        frozen: Name of each parameter or group that is not pruned to the reason.
     """
 
     metric: str
@@ -47,7 +47,7 @@ class Sensitivity:
     frozen: Mapping[str, str]
 
     def table(self) -> str:
-        """A row a group."""
+        """Return the values as a text table with one row per group."""
         head = (self.metric, *(f"{100 * ratio:.4g} % removed" for ratio in self.ratios))
         rows = [(name, *(f"{value:.4g}" for value in line)) for name, line in self.values.items()]
         rows.append(("nothing removed", f"{self.dense:.4g}", *("" for _ in self.ratios[1:])))
@@ -55,10 +55,10 @@ class Sensitivity:
         return format_table(head, rows, 1) + "\n".join(lines)
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draws a line a group into an image file.
+        """Plot the values to an image file, as one line per group.
 
         Raises:
-            ImportError: Without matplotlib.
+            ImportError: If matplotlib is not installed.
         """
         from matplotlib.figure import Figure
 
@@ -67,7 +67,7 @@ class Sensitivity:
         figure.savefig(path, dpi=120)
 
     def to_json(self) -> str:
-        """All of it."""
+        """Return all fields as JSON."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -82,20 +82,22 @@ def sensitivity(
     metric: str = "metric",
     progress: bool = True,
 ) -> Sensitivity:
-    """Prunes each layer alone, by different shares and without retraining, and looks at a metric.
+    """Prune each unit group alone, to several ratios and without retraining, and evaluate a metric each time.
 
-    The sweep of Li et al. 2017, "Pruning Filters for Efficient ConvNets", ICLR: layers whose metric falls soon
-    want to be left out, or pruned less. ``round(ratio * units)`` of a group's units go, whatever the structure
-    rounds widths to, and one stays at least.
+    This is the sensitivity analysis of Li et al. 2017, "Pruning Filters for Efficient ConvNets", ICLR. Layers
+    whose metric falls at small ratios should be excluded from pruning, or pruned less. Of a group,
+    ``round(ratio * units)`` units are removed, but at least one is kept; the width rounding of the structure
+    (``round_to``) is ignored.
 
     Args:
-        model: Is as it was afterwards.
-        evaluate: Gives the metric of the model as it stands; it is called once for each group and ratio.
-        ratios: Shares in (0, 1).
-        criterion: How much a unit matters; one that looks at weights alone.
-        structure: What lives or dies together.
+        model: The model; its weights are restored afterwards.
+        evaluate: Returns the metric of the model. It is called once with nothing removed, and once for each
+            group and ratio.
+        ratios: Shares of a group's units to remove, in (0, 1).
+        criterion: Scores the units; it must need weights only.
+        structure: Defines the units: which weights are removed together.
         example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
-        metric: What it is called.
+        metric: Name of the metric.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -138,7 +140,7 @@ def sensitivity(
 @contextmanager
 @torch.no_grad()
 def _without(model: nn.Module, group: UnitGroup, criterion: Criterion, ratio: float) -> Iterator[None]:
-    """The model while a share of one group's units is gone."""
+    """Mask a share of one group's units within a block, and restore the weights afterwards."""
     kept = torch.ones(group.shape, dtype=torch.bool, device=group.slices[0].weight.device)
     statistics = Statistics.zeros((), kept, group.dtype)
     remove_lowest([Candidates(group, kept, criterion, statistics, group.dtype)], round(ratio * group.size))

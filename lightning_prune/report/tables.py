@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Formatting of text tables, with or without rich."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Draws a table whose last row stands apart, with rich where that is installed.
+    """Return a table as text, drawn by rich if that is installed.
 
     Args:
-        head: Of each column.
-        rows: The last one stands apart.
-        numbers: The first column of numbers, which are flush right.
+        head: Titles of the columns.
+        rows: Cells by row; rich draws a line above the last row.
+        numbers: Index of the first column that is aligned to the right, as are all columns after it.
     """
     try:
         from rich.console import Console

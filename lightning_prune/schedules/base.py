@@ -1,4 +1,4 @@
-"""How much, and when: stateless functions of progress, and the events they give in one fit."""
+"""The base class of schedules, and the timetable of pruning events that a schedule gives for one fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from lightning_prune.core.parts import Part
 from lightning_prune.schedules.moments import FitLength, Grid, Moment, TimeUnit
@@ -17,8 +18,8 @@ class Event:
     """One pruning event.
 
     Args:
-        position: Epoch, or optimizer step, before which it happens.
-        fraction: Share of the target that is to be gone after it, in [0, 1].
+        position: The epoch, or optimizer step, before which it happens.
+        fraction: Share of the target that is removed after it, in [0, 1].
     """
 
     position: int
@@ -30,9 +31,9 @@ class Timetable:
     """The events of one fit, in order.
 
     Args:
-        unit: What positions count: ``Unit.EPOCH`` or ``Unit.STEP``.
+        unit: What positions count: ``TimeUnit.EPOCH`` or ``TimeUnit.STEP``.
         events: At least one; the last has fraction 1.
-        marks: Positions of further moments that were asked for.
+        marks: Positions of further moments that the caller asked for.
     """
 
     unit: TimeUnit
@@ -40,42 +41,42 @@ class Timetable:
     marks: tuple[int, ...] = ()
 
     def due(self, now: int) -> Event | None:
-        """The latest event up to a position."""
+        """Return the latest event at or before position ``now``; ``None`` if there is none."""
         passed = [event for event in self.events if event.position <= now]
         return passed[-1] if passed else None
 
 
 class Schedule(Part, ABC):
-    """How much of the target is to be gone at a point in training.
+    """The share of the target that is removed at each point in training.
 
-    A schedule names moments, and maps a position among them to a share of the target. Where the
-    moments fall is worked out when training starts, so the same schedule serves any length.
+    A schedule names moments, and maps a position among them to a share of the target. The positions of the
+    moments are computed when training starts, so the same schedule works for a fit of any length.
     """
 
     @property
     @abstractmethod
     def moments(self) -> tuple[Moment, ...]:
-        """The moments that matter, in order: the first event and the last are among them."""
+        """The moments that define the schedule, in order, from the first event to the last."""
 
     @property
-    @abstractmethod
     def interval(self) -> Moment | None:
-        """How far apart further events between the first and the last moment are, if any."""
+        """The time between further events from the first moment to the last; by default there are none."""
+        return None
 
     @abstractmethod
     def fraction(self, position: float, anchors: Sequence[float]) -> float:
-        """Share of the target at ``position``, not before ``anchors[0]``.
+        """Return the share of the target at ``position``, which is not before ``anchors[0]``.
 
         Args:
-            position: Where training is, on the scale of ``anchors``.
-            anchors: Where each of ``moments`` fell, in order.
+            position: A position in training, on the scale of ``anchors``.
+            anchors: The position of each of ``moments``, in order.
 
         Returns:
-            A number in [0, 1] that does not fall; exactly 1 from ``anchors[-1]`` on.
+            A number in [0, 1] that does not decrease with ``position``; exactly 1 from ``anchors[-1]`` on.
         """
 
     def __call__(self, progress: float) -> float:
-        """Share of the target at ``progress`` in [0, 1] of the fit.
+        """Return the share of the target at ``progress`` in [0, 1] of the fit.
 
         Raises:
             ValueError: If ``progress`` is outside [0, 1], or a moment is no share of the fit.
@@ -91,11 +92,11 @@ class Schedule(Part, ABC):
         return 1.0 if progress == 1 else self.fraction(progress, anchors)
 
     def timetable(self, horizon: FitLength, also: Sequence[Moment] = ()) -> Timetable:
-        """The events in a fit of this length.
+        """Return the events in a fit of this length.
 
         Args:
-            horizon: The fit.
-            also: Further moments, to be marked on the same grid.
+            horizon: The length of the fit.
+            also: Further moments whose positions to return as ``marks``.
 
         Raises:
             ValueError: If a moment lies beyond the fit, cannot be placed, or comes after its successor.
@@ -103,23 +104,15 @@ class Schedule(Part, ABC):
         between = [] if self.interval is None else [self.interval]
         grid = Grid.of([*self.moments, *between, *also], horizon)
         anchors = [grid.position(moment) for moment in self.moments]
-        for earlier, later in zip(range(len(anchors)), range(1, len(anchors)), strict=False):
-            if anchors[earlier] > anchors[later]:
-                raise ValueError(
-                    f"{self.moments[earlier].text} comes after {self.moments[later].text} in this fit."
-                )
+        placed = zip(anchors, self.moments, strict=True)
+        for (earlier, moment), (later, successor) in pairwise(placed):
+            if earlier > later:
+                raise ValueError(f"{moment.text} comes after {successor.text} in this fit.")
         positions = set(anchors)
-        for moment in between:
-            # below one boundary nothing can happen, so a shorter stretch is one boundary
-            stretch = max(Fraction(1), grid.length_of(moment))
-            count = math.ceil((anchors[-1] - anchors[0]) / stretch)
-            positions |= {anchors[0] + round(index * stretch) for index in range(count)}
-        return Timetable(
-            grid.unit,
-            tuple(
-                Event(position, self.fraction(position, anchors))
-                for position in sorted(positions)
-                if position <= anchors[-1]
-            ),
-            tuple(grid.position(moment) for moment in also),
-        )
+        for interval in between:
+            # events happen at whole positions, so an interval below 1 is made 1
+            length = max(Fraction(1), grid.length_of(interval))
+            count = math.ceil((anchors[-1] - anchors[0]) / length)
+            positions |= {anchors[0] + round(index * length) for index in range(count)}
+        events = tuple(Event(position, self.fraction(position, anchors)) for position in sorted(positions))
+        return Timetable(grid.unit, events, tuple(grid.position(moment) for moment in also))

@@ -1,4 +1,4 @@
-"""The schedules that ship: ramps in events, one event, or given shares."""
+"""The schedules of the package: gradual ones (Cubic, Linear, Exponential), OneShot and Steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lightning_prune.core.parts import is_number
 from lightning_prune.schedules.base import Schedule
@@ -14,15 +15,15 @@ from lightning_prune.schedules.moments import Moment
 
 @dataclass(frozen=True, repr=False)
 class Ramp(Schedule, ABC):
-    """From nothing at ``start`` to the whole target at ``end``, in events ``every`` so often.
+    """Gradual pruning: from nothing at ``start`` to the whole target at ``end``, in regular events.
 
     Args:
-        start: The first event.
-        end: The last event, which always happens.
-        every: The time between events. Without a Trainer it has no meaning: the caller decides.
+        start: Moment of the first event.
+        end: Moment of the last event, which always happens.
+        every: The time between events. Without a Trainer it is not used: the caller decides when to prune.
 
     Raises:
-        ValueError: If a moment does not parse, or ``start`` comes after ``end``.
+        ValueError: If a moment does not parse, ``start`` comes after ``end``, or ``every`` is 0.
     """
 
     start: str | float = "10%"
@@ -47,18 +48,18 @@ class Ramp(Schedule, ABC):
         return Moment.parse(self.every, "every")
 
     def fraction(self, position: float, anchors: Sequence[float]) -> float:
-        """The shape, between start and end."""
+        """Return ``shape`` of the way from start to end; 1 from the end on."""
         start, end = anchors
         return 1.0 if position >= end else self.shape((position - start) / (end - start))
 
     @abstractmethod
     def shape(self, t: float) -> float:
-        """Share of the target at ``t`` in [0, 1) of the way from start to end."""
+        """Return the share of the target at ``t`` in [0, 1) of the way from start to end."""
 
 
 @dataclass(frozen=True, repr=False)
 class Cubic(Ramp):
-    r"""Fast at first, slower as less is left: :math:`1 - (1 - t)^3`.
+    r"""Cubic sparsity: fast at first, slower later, :math:`1 - (1 - t)^3`.
 
     Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878.
 
@@ -68,13 +69,13 @@ class Cubic(Ramp):
     """
 
     def shape(self, t: float) -> float:
-        """One minus the cube of what is left."""
+        """Return 1 minus the cube of the remaining share of the way."""
         return 1 - (1 - t) ** 3
 
 
 @dataclass(frozen=True, repr=False)
 class Linear(Ramp):
-    """The same share at every event: ``t``.
+    """Linear sparsity: the same share of the target at every event, ``t``.
 
     >>> schedule = Linear(start="25%", end="75%")
     >>> [schedule(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -82,15 +83,16 @@ class Linear(Ramp):
     """
 
     def shape(self, t: float) -> float:
-        """The way itself."""
+        """Return ``t`` itself."""
         return t
 
 
 @dataclass(frozen=True, repr=False)
 class Exponential(Ramp):
-    r"""What is left to remove decays at a constant rate: :math:`(1 - e^{-5t}) / (1 - e^{-5})`.
+    r"""Exponential decay of the units that are left to remove: :math:`(1 - e^{-5t}) / (1 - e^{-5})`.
 
-    Half of the target is gone after 14 % of the way (the cubic needs 21 %). The rate is ours.
+    Half of the target is removed after 14 % of the way (Cubic needs 21 %). The rate of 5 is a choice of this
+    package, not from a paper.
 
     >>> schedule = Exponential(start="0%", end="50%")
     >>> [round(schedule(progress), 3) for progress in (0.0, 0.07, 0.25, 0.5, 1.0)]
@@ -98,16 +100,16 @@ class Exponential(Ramp):
     """
 
     def shape(self, t: float) -> float:
-        """Decay towards one, scaled to reach it."""
+        """Return one minus an exponential decay, scaled to be 1 at ``t`` = 1."""
         return math.expm1(-5 * t) / math.expm1(-5)
 
 
 @dataclass(frozen=True, repr=False)
 class OneShot(Schedule):
-    """All at once.
+    """The whole target at once.
 
     Args:
-        at: When.
+        at: Moment of the only event.
 
     >>> schedule = OneShot(at="30%")
     >>> [schedule(progress) for progress in (0.0, 0.29, 0.3, 1.0)]
@@ -121,16 +123,11 @@ class OneShot(Schedule):
 
     @property
     def moments(self) -> tuple[Moment, ...]:
-        """The one moment."""
+        """The moment of the only event."""
         return (Moment.parse(self.at, "at"),)
 
-    @property
-    def interval(self) -> None:
-        """No further events."""
-        return
-
     def fraction(self, position: float, anchors: Sequence[float]) -> float:
-        """Everything."""
+        """Return 1."""
         return 1.0
 
 
@@ -139,7 +136,7 @@ class Steps(Schedule):
     """Given shares of the target at given moments.
 
     Args:
-        shares: Moment to share of the target gone from then on; rising, the last 1.
+        shares: Moment to the share of the target that is removed from then on; increasing, the last 1.
 
     Raises:
         ValueError: If a moment does not parse, or the shares do not rise to 1.
@@ -154,26 +151,21 @@ class Steps(Schedule):
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping) or not all(is_number(share) for share in self.shares.values()):
             raise ValueError(f"shares={self.shares!r} must map moments to numbers.")
-        object.__setattr__(self, "shares", dict(self.shares))  # the caller's may change
+        object.__setattr__(self, "shares", dict(self.shares))  # a copy, since the caller may change the mapping
         shares = list(self.shares.values())
-        rising = all(a < b for a, b in zip([0.0, *shares], shares, strict=False))
+        rising = all(a < b for a, b in pairwise([0.0, *shares]))
         if not shares or not rising or shares[-1] != 1:
             raise ValueError(f"shares={self.shares!r} must rise from above 0 to 1 at the end.")
-        for earlier, later in zip(self.moments, self.moments[1:], strict=False):
+        for earlier, later in pairwise(self.moments):
             if earlier.unit is later.unit and earlier.value >= later.value:
                 raise ValueError(f"{later.text} must come after {earlier.text}.")
 
     @property
     def moments(self) -> tuple[Moment, ...]:
-        """The moments given."""
+        """The given moments."""
         return tuple(Moment.parse(moment, "shares") for moment in self.shares)
 
-    @property
-    def interval(self) -> None:
-        """No further events."""
-        return
-
     def fraction(self, position: float, anchors: Sequence[float]) -> float:
-        """The share of the latest moment that has passed."""
+        """Return the share of the latest moment at or before ``position``."""
         passed = sum(anchor <= position for anchor in anchors)
         return list(self.shares.values())[passed - 1]

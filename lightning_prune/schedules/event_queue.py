@@ -1,4 +1,4 @@
-"""Where a fit stands among its pruning events."""
+"""The queue of pruning events of one fit: which are due, which have happened, and what they removed."""
 
 from __future__ import annotations
 
@@ -18,83 +18,90 @@ EVENT_QUEUE = schema.record(
         "asked": schema.fraction,
         "given": schema.fraction,
     },
-    before={"stopped": False, "asked": 1.0, "given": 1.0},  # nothing was called off, and all was enough
+    # states without these keys: nothing was cancelled, and all requests were granted
+    before={"stopped": False, "asked": 1.0, "given": 1.0},
 )
 
 
 class EventQueue:
-    """The events of one fit, and which of them are behind it.
+    """The events of one fit, and which of them have happened.
 
-    An event is behind if the fit has handled one at its position or later. The last one also must not ask
-    for more than was ever asked for: a fit that is resumed with a higher target, or made shorter, may lack
-    something.
+    An event counts as happened if the fit has handled an event at its position or later. The last event must
+    also not request a higher share than any event so far: in a fit that is resumed with a higher target, or
+    made shorter, it may have to happen again.
 
     Args:
-        target: Share of all that the whole schedule asks for.
+        target: Share of the selector's budget that the schedule requests at its end.
 
     Attributes:
-        timetable: The events; of the present fit only, so no part of the state.
-        steps: Batches that stepped so far.
-        stopped: Whether the events that are left are called off.
+        timetable: The events of the current fit; not part of the state.
+        steps: Number of batches so far that ended in an optimizer step.
+        stopped: Whether the remaining events are cancelled.
     """
 
     def __init__(self, target: float) -> None:
         self._target = target
         self.timetable = Timetable(TimeUnit.EPOCH, ())
-        self.steps = 0
+        self.restart()
+
+    def restart(self, steps: int = 0) -> None:
+        """Begin a fit in which no event has happened.
+
+        Args:
+            steps: Number of batches so far that ended in an optimizer step, without pruning.
+        """
+        self.steps = steps
         self.stopped = False
         self._handled = dict.fromkeys(_UNITS, -1)
         self._asked = self._given = 0.0
 
-    def restart(self, steps: int = 0) -> None:
-        """A fit begins with no event behind it, after this many steps without pruning."""
-        self.steps = steps
-        self.stopped = False
-        self._handled = dict.fromkeys(self._handled, -1)
-        self._asked = self._given = 0.0
-
     def due(self, epoch: int) -> Event | None:
-        """The latest event that should have happened by now and has not."""
+        """Return the latest event up to the current position, if it has not happened; otherwise ``None``."""
         event = None if self.stopped else self.timetable.due(self.position(epoch))
-        return None if event is None or self._behind(event) else event
+        return None if event is None or self._happened(event) else event
 
     def position(self, epoch: int) -> int:
-        """Where the fit is, on the scale of the timetable."""
+        """Return the current position of the fit, in the unit of the timetable."""
         return self._now(epoch)[self.timetable.unit.value]
 
     def handle(self, epoch: int, event: Event, share: float) -> None:
-        """An event was done, and all before it are behind the fit, too.
+        """Record that an event was handled, and with it all events before it.
 
         Args:
-            epoch: The present one.
-            event: What the schedule asked for.
-            share: What it was given; a guard may give less.
+            epoch: The current epoch.
+            event: The event, with the share of the target that the schedule requests.
+            share: The share that was granted; a guard may grant less.
         """
         self._handled = self._now(epoch)
-        self._asked = max(self._asked, event.fraction * self._target)  # a longer fit's events may ask for less
+        # events of a longer fit may request less than earlier ones, hence the maximum
+        self._asked = max(self._asked, event.fraction * self._target)
         self._given = max(self._given, share * self._target)
 
     def call_off(self, share: float) -> None:
-        """No event follows: this share of the target is what was good."""
+        """Cancel the remaining events.
+
+        Args:
+            share: The share of the target that was reached and kept. It is not requested again.
+        """
         self.stopped = True
         self._asked = self._given = share * self._target
 
     def resume(self, *, anew: bool) -> None:
-        """Nothing is called off any more, and what was asked for and not given is lacking.
+        """Cancel no event any more, and let the last event happen again if less was granted than it requests.
 
         Args:
-            anew: Whether what was given counts for nothing, as other units are to go.
+            anew: Whether to ignore what was granted so far, because other units are to be removed.
         """
         self.stopped = False
         self._asked = 0.0 if anew else min(self._asked, self._given)
 
     @property
     def over(self) -> bool:
-        """Whether no event is left."""
+        """Whether no event remains."""
         events = self.timetable.events
-        return self.stopped or not events or self._behind(events[-1])
+        return self.stopped or not events or self._happened(events[-1])
 
-    def _behind(self, event: Event) -> bool:
+    def _happened(self, event: Event) -> bool:
         lacking = event == self.timetable.events[-1] and event.fraction * self._target > self._asked
         return event.position <= self._handled[self.timetable.unit.value] and not lacking
 
@@ -102,7 +109,7 @@ class EventQueue:
         return {TimeUnit.EPOCH.value: epoch, TimeUnit.STEP.value: self.steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "steps": self.steps,
             "handled": dict(self._handled),
@@ -112,7 +119,7 @@ class EventQueue:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a saved position, as ``AGENDA`` reads it."""
+        """Load a saved state, which must be as ``EVENT_QUEUE`` reads it."""
         self.steps = state["steps"]
         self.stopped = state["stopped"]
         self._handled = state["handled"]

@@ -1,4 +1,4 @@
-"""Points in training: "30%" of the fit, "5ep" epochs, "200st" optimizer steps. No torch."""
+"""Points in training, as "30%" of the fit, "5ep" (epochs) or "200st" (optimizer steps), and their positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATTERN = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(%|ep|st)\s*")
 
 
 class TimeUnit(Enum):
-    """What a moment is counted in."""
+    """The unit that a moment is counted in."""
 
     FIT = "%"
     EPOCH = "ep"
@@ -23,12 +23,12 @@ class TimeUnit(Enum):
 
 @dataclass(frozen=True)
 class Moment:
-    """A point in training, or a stretch of it, held exactly.
+    """A point in training, or a length of time in it, as an exact number.
 
     Args:
-        value: How many of ``unit``; a share in [0, 1] for ``Unit.FIT``.
-        unit: What is counted.
-        text: What the user wrote, with the argument's name, for messages.
+        value: How many of ``unit``; a share in [0, 1] for ``TimeUnit.FIT``.
+        unit: The unit of ``value``.
+        text: The user's text with the argument's name, for error messages.
     """
 
     value: Fraction
@@ -37,32 +37,34 @@ class Moment:
 
     @classmethod
     def parse(cls, moment: str | float, argument: str) -> Moment:
-        """Reads what a user writes.
+        """Return the moment that a user's text or number stands for.
 
         >>> Moment.parse("12.5%", "start").value
         Fraction(1, 8)
         >>> Moment.parse("5ep", "start").unit
-        <Unit.EPOCH: 'ep'>
+        <TimeUnit.EPOCH: 'ep'>
         >>> Moment.parse("soon", "start")
         Traceback (most recent call last):
         ValueError: start='soon' is no moment: give a share of the fit ("30%" or 0.3), epochs ("5ep") or
         optimizer steps ("200st").
 
+        Args:
+            moment: A text such as "30%", "5ep" or "200st", or a number as a share of the fit.
+            argument: Name of the argument that it was given for, for error messages.
+
         Raises:
-            ValueError: If it is no moment, or a share beyond 100 %.
+            ValueError: If it is no moment, a share beyond 100 %, or a fraction of an optimizer step.
         """
         text = f"{argument}={moment!r}"
-        if isinstance(moment, str):
-            match = _PATTERN.fullmatch(moment)
-            if match is None:
-                raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
+        match = _PATTERN.fullmatch(moment) if isinstance(moment, str) else None
+        if match is not None:
             value, unit = Fraction(match[1]), TimeUnit(match[2])
             value /= 100 if unit is TimeUnit.FIT else 1
-        elif not is_number(moment):
-            raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
-        else:
-            # str() gives the decimal that the user wrote, not the binary fraction beside it
+        elif is_number(moment):
+            # str() gives the decimal number that the user wrote, not the nearest binary fraction
             value, unit = Fraction(str(moment)), TimeUnit.FIT
+        else:
+            raise ValueError(f"{text} is no moment: give {_ALLOWED}.")
         if unit is TimeUnit.FIT and not 0 <= value <= 1:
             raise ValueError(f"{text} must lie between 0 and 100 % of the fit: give {_ALLOWED}.")
         if unit is TimeUnit.STEP and value.denominator != 1:
@@ -72,11 +74,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class FitLength:
-    """How long a fit is, as far as is known before it starts.
+    """The length of a fit, as far as it is known before the fit starts.
 
     Args:
-        epochs: Epochs in all; ``None`` without a limit.
-        steps: Limit in optimizer steps; ``None`` without one.
+        epochs: Maximum number of epochs; ``None`` without a limit.
+        steps: Maximum number of optimizer steps; ``None`` without a limit.
         steps_per_epoch: Optimizer steps in an epoch; ``None`` if the data have no length, or it changes.
     """
 
@@ -86,7 +88,7 @@ class FitLength:
 
     @property
     def length(self) -> int | None:
-        """Optimizer steps in all, ``None`` if that cannot be known."""
+        """Number of optimizer steps of the fit, ``None`` if it cannot be known."""
         known = [] if self.steps is None else [self.steps]
         if self.epochs is not None and self.steps_per_epoch is not None:
             known.append(self.epochs * self.steps_per_epoch)
@@ -94,7 +96,7 @@ class FitLength:
 
     @property
     def epochs_begun(self) -> int | None:
-        """Epochs that the fit begins, ``None`` if that cannot be known."""
+        """Number of epochs that the fit begins, ``None`` if it cannot be known."""
         known = [] if self.epochs is None else [self.epochs]
         if self.steps is not None and self.steps_per_epoch is not None:
             known.append(-(-self.steps // self.steps_per_epoch))
@@ -102,7 +104,7 @@ class FitLength:
 
     @property
     def ends_by_steps(self) -> bool:
-        """Whether the limit in steps, not that in epochs, is what ends the fit."""
+        """Whether the fit ends at the limit in steps, before the limit in epochs."""
         if self.steps is None:
             return False
         if self.epochs is None:
@@ -112,13 +114,13 @@ class FitLength:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where moments fall in one fit: at epoch starts, or before batches.
+    """The positions in one fit at which events can happen: starts of epochs, or optimizer steps.
 
-    Everything that a schedule names falls on the same grid, so that its events can be ordered.
+    All moments of a schedule are placed on the same grid, so that its events can be ordered.
 
     Args:
-        horizon: The fit.
-        unit: ``Unit.EPOCH`` (positions are epochs) or ``Unit.STEP`` (optimizer steps).
+        horizon: The length of the fit.
+        unit: ``TimeUnit.EPOCH`` if positions are epochs, ``TimeUnit.STEP`` if they are optimizer steps.
     """
 
     horizon: FitLength
@@ -126,7 +128,7 @@ class Grid:
 
     @classmethod
     def of(cls, moments: list[Moment], horizon: FitLength) -> Grid:
-        """Epochs wherever they can carry every moment, optimizer steps otherwise."""
+        """Return a grid of epochs if it can place every moment, otherwise one of optimizer steps."""
         shares = any(moment.unit is TimeUnit.FIT for moment in moments)
         by_steps = (
             any(moment.unit is TimeUnit.STEP for moment in moments)
@@ -136,10 +138,11 @@ class Grid:
         return cls(horizon, TimeUnit.STEP if by_steps else TimeUnit.EPOCH)
 
     def position(self, moment: Moment) -> int:
-        """The position of a point in training.
+        """Return the position of a point in training.
 
-        "%" and "ep" round to the nearest epoch start in 1 .. epochs - 1 (half to even), in a fit of
-        one epoch, or one that a number of steps ends, to the nearest batch; 0 stays before the first batch.
+        "%" and "ep" are rounded to the nearest epoch start in 1 .. epochs - 1 (half to even); to the nearest
+        optimizer step if the fit has one epoch, and for "%" also if a number of steps ends the fit. 0 is before
+        the first batch.
 
         Raises:
             ValueError: If the moment lies beyond the fit, or cannot be placed in it.
@@ -152,17 +155,19 @@ class Grid:
             raise ValueError(f"{moment.text} lies beyond the fit, which has {self._in_words(end)}.")
         if self.unit is TimeUnit.STEP and self._on_epoch_starts(moment):
             per_epoch = self._steps_per_epoch(moment)
-            return self._inside(place / per_epoch, self.horizon.epochs_begun, moment) * per_epoch
-        return self._inside(place, end, moment)
+            return self._round_inside(place / per_epoch, self.horizon.epochs_begun, moment) * per_epoch
+        return self._round_inside(place, end, moment)
 
     def length_of(self, moment: Moment) -> Fraction:
-        """A stretch of training in positions, not rounded."""
+        """Return the length of a period of training in positions, not rounded.
+
+        Raises:
+            ValueError: If the length of the fit, or of an epoch, has to be known and is not.
+        """
         if moment.unit is TimeUnit.STEP:
             return moment.value
-        if self.unit is TimeUnit.STEP and moment.unit is TimeUnit.EPOCH:
-            return moment.value * self._steps_per_epoch(moment)
         if moment.unit is TimeUnit.EPOCH:
-            return moment.value
+            return moment.value * (self._steps_per_epoch(moment) if self.unit is TimeUnit.STEP else 1)
         whole = self.horizon.epochs if self.unit is TimeUnit.EPOCH else self.horizon.length
         if whole is None:
             raise ValueError(
@@ -184,8 +189,12 @@ class Grid:
             )
         return self.horizon.steps_per_epoch
 
-    def _inside(self, place: Fraction, end: int | None, moment: Moment) -> int:
-        """Rounds to a boundary that has training before it and after it."""
+    def _round_inside(self, place: Fraction, end: int | None, moment: Moment) -> int:
+        """Round to a position that has training before and after it.
+
+        Raises:
+            ValueError: If there is no such position.
+        """
         if end is None:
             return max(1, round(place))
         if end == 1 or (moment.unit is TimeUnit.STEP and place >= end):

@@ -1,4 +1,4 @@
-"""Which units go: exact selection within a layer or over all of them, whatever their number."""
+"""Selectors: the choice of the units to remove, given the scores of each unit group."""
 
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.by_score import Global, NofM, PerLayer, Threshold

@@ -1,4 +1,4 @@
-"""Which unit groups a criterion and a selector can work with; the others stay dense, with the reason."""
+"""The choice of the unit groups that a criterion and a selector can prune; the others get a reason."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def accepted_units(
     shards: Shards,
     layers: Mapping[str, Sequence[LayerInput]],
 ) -> Units:
-    """Return the units without the groups that cannot be pruned, which are frozen with the reason.
+    """Return the units with the groups that cannot be pruned moved to ``frozen``, each with the reason.
 
     Args:
-        found: What a structure found in a model.
+        found: The unit groups that a structure found in a model.
         criterion: Scores the units.
-        selector: Chooses among them.
-        shards: Which rows of the parameters this process holds.
-        layers: Group name to the layers that read it and whose inputs can be observed.
+        selector: Chooses the units to remove.
+        shards: The processes among which the rows of the parameters are divided.
+        layers: Group name to the layers that read the group's units and whose inputs can be observed.
 
     Raises:
-        ValueError: If nothing is left.
+        ValueError: If no group can be pruned.
     """
 
     def refuses(group: UnitGroup) -> str | None:
@@ -44,6 +44,7 @@ def accepted_units(
 
 
 def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector) -> str | None:
+    """Return why a group of divided parameters cannot be pruned, or ``None`` if it can."""
     if any(to_local(part.weight) is part.weight for part in group.slices):
         return "each process has a copy of its own, while other parameters are divided among them"
     alone = criterion.pointwise and criterion.needs in Needs.GRADIENT
@@ -59,17 +60,17 @@ def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector)
 def check_units(
     groups: Collection[UnitGroup], target: float | None, share: float, criterion: Criterion
 ) -> None:
-    """Check that something can be pruned.
+    """Check that the target removes at least one unit and that the criterion can score the groups.
 
     Args:
-        groups: What may be pruned.
-        target: As the user gave it.
-        share: Share of the units that the selector makes of it.
+        groups: The unit groups that may be pruned.
+        target: The target as the user gave it.
+        share: The share of the units to remove that the selector derives from the target.
         criterion: Scores the units.
 
     Raises:
-        ValueError: If the target removes no unit, all units have to stay, or gradients are needed and no weight
-            trains.
+        ValueError: If the target removes no unit, if every group must keep all its units, or if the criterion
+            needs gradients and no weight requires them.
     """
     units = sum(group.size for group in groups)
     if target is not None and round(share * units) == 0:

@@ -1,4 +1,4 @@
-"""What a selector is: which units go, given their scores."""
+"""The base class of selectors, which decide from the scores of the units which ones to remove."""
 
 from __future__ import annotations
 
@@ -11,79 +11,73 @@ from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.units.groups import UnitGroup, Units
 
-Costs: TypeAlias = Callable[[str], float]
+Costs: TypeAlias = Callable[[str], float]  # see the argument of ``Selector.select``
 
 
 class Selector(Part, ABC):
-    """Which units go, given their scores.
+    """Decides which units to remove, given their scores.
 
     Attributes:
-        needs: What training must offer.
+        needs: The quantities that training must provide (gradients, activations or losses); none by default.
     """
 
     needs = Needs.NOTHING
 
-    @abstractmethod
     def resolve(self, target: float | None) -> float:
-        """The share of units that is to be gone at the end, or of the selector's own rule to be in force.
+        """Return the share that the schedule scales; by default the target itself, a number in (0, 1).
+
+        It is the share of the units or of the budget to remove at the end, or 1 where a rule of the selector's
+        own decides the count.
 
         Raises:
             ValueError: If the selector cannot work with this target.
         """
+        if not is_number(target) or not 0 < target < 1:
+            raise ValueError(
+                f"target={target!r} must be a number between 0 and 1 for {self!r}: the share to be removed."
+            )
+        return float(target)
 
     @property
     def needs_example(self) -> bool:
-        """Whether what it counts shows in a pass of the network only."""
+        """Whether the selector counts costs that only a forward pass shows, such as multiply-adds."""
         return False
 
     @property
     def held(self) -> int:
-        """How many training batches are held for it."""
+        """Number of calibration batches (training batches kept to evaluate losses) that the selector uses."""
         return 0
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """How many passes of a batch through the network one event takes, to ask for losses."""
+        """Return how many passes of a batch through the network one event takes to evaluate losses."""
         return 0
 
     @abstractmethod
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Narrows what each candidate keeps.
+        """Remove units: set entries of ``kept`` of the candidates to False.
 
         Args:
             candidates: All groups that can be scored now.
-            fraction: The schedule's present share of what ``resolve`` gave, above 0.
-            costs: Gives the share of the dense network's "params" or "macs" that is left with what the
-                candidates keep at present, or its "loss" with that.
+            fraction: The value of ``resolve`` times the schedule's present value, above 0.
+            costs: Returns, for the units that the candidates keep at present, the share of the dense network's
+                "params" or "macs" that is left, or the "loss" of the network.
         """
 
     def check(self, share: float, units: Units) -> None:
-        """Makes sure that a network has enough to give.
+        """Check that removing units of this network can reach the target.
 
         Args:
-            share: What ``resolve`` gave.
-            units: All that may be pruned, and what is frozen.
+            share: The value of ``resolve``.
+            units: The unit groups that may be pruned, what is frozen, and the budgets.
 
         Raises:
-            ValueError: If not.
+            ValueError: If the target is out of reach.
         """
 
     def splits(self, group: UnitGroup) -> bool:
-        """Whether it can choose among units whose rows lie in several processes."""
+        """Return whether the selector can prune a group whose rows are divided among processes."""
         return False
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Why the selector can do nothing with a group, or ``None`` if it can."""
+        """Return why the selector cannot prune a group, or ``None`` if it can."""
         return None
-
-
-def checked_share(target: float | None, selector: Selector) -> float:
-    """A target that is a share.
-
-    Raises:
-        ValueError: If it is not a number in (0, 1).
-    """
-    if not is_number(target) or not 0 < target < 1:
-        raise ValueError(
-            f"target={target!r} must be a number between 0 and 1 for {selector!r}: the share to be removed."
-        )
-    return float(target)

@@ -1,17 +1,18 @@
-"""Which units go: exact selection within a layer or over all of them, whatever their number."""
+"""Selectors that go by the scores alone: globally, per layer, up to a threshold, or n of every m inputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from lightning_prune.core.parts import is_integer, is_number
-from lightning_prune.selectors.base import Costs, Selector, checked_share
+from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest, remove_to_cost, remove_up_to
 from lightning_prune.units.groups import UnitGroup, Units
@@ -22,44 +23,43 @@ _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda scores: scores.abs().mean(),
     "max": lambda scores: scores.abs().max(),
 }
-_LEAST_PRICE = 1e-15  # a share of the network: what saves nothing goes last
+_LEAST_PRICE = 1e-15  # as a share of the network's cost; units that save nothing are removed last
 
 
 @dataclass(frozen=True, repr=False)
 class Global(Selector):
-    """The lowest scores of the whole network: ``round(target * units)`` of them, exactly.
+    """Removes the lowest-scoring units of the whole network: exactly ``round(target * units)`` of them.
 
     Layers end up with different shares, so scores must be comparable across layers. Rounding is to the
-    nearest, half to even; ties keep the earlier unit. One radix search over all scores, without a sort.
+    nearest, half to even; of units with equal scores the earlier stays. The units are found by one radix search
+    over all scores, without a sort.
 
     Args:
-        budget: What the target is a share of: "units" that may go, or "params" or "macs" of the whole network
-            with all that is frozen. Those are met as nearly as units allow, coupling counted: a channel costs
-            in the layers that make it and in those that read it.
-        normalize: What scores of each group are divided by before they are compared: ``None``, their "l2"
-            norm (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or "max" size, or the "cost" of one
-            unit in the budget at present widths. If scores are changes of the loss, as those of ``Taylor``,
-            the last is the greedy solution of the knapsack problem: the least loss for what is saved. Ours.
-        cost_weight: What is taken from each score, once it is divided: this times what one unit saves in the
-            budget at present widths, as a share of the network (Molchanov et al. 2016, who count in billions of
-            multiply-adds and choose 1e-3).
+        budget: The quantity that the target is a share of: the "units" that may be removed, or the "params" or
+            "macs" of the whole network, frozen layers included. A target in "params" or "macs" is met as nearly
+            as whole units allow. Coupling is counted: a channel costs in the layers that produce it and in the
+            layers that read it.
+        normalize: The number that the scores of a group are divided by before groups are compared: ``None`` for
+            no division, the "l2" norm of the scores (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or
+            "max" absolute value, or the "cost" of one unit in the budget at the present widths (negative scores
+            are multiplied by it). With scores that are changes of the loss, such as those of ``Taylor``, "cost"
+            is the greedy solution of the knapsack problem: the least loss for the cost saved. "cost" is ours.
+        cost_weight: Factor of a cost term. After normalization each score is reduced by ``cost_weight`` times
+            the share of the network's budget that one unit saves at the present widths (Molchanov et al. 2016,
+            who count in billions of multiply-adds and choose 1e-3).
 
     Raises:
-        ValueError: If an argument is none of these, or there is no budget to count costs in.
+        ValueError: If an argument has none of these values, or a cost is needed and ``budget`` is "units".
     """
 
     budget: Literal["units", "params", "macs"] = "units"
     normalize: Literal["l2", "mean", "max", "cost"] | None = None
     cost_weight: float = 0.0
 
-    def resolve(self, target: float | None) -> float:
-        """The target itself, a number in (0, 1)."""
-        return checked_share(target, self)
-
     def __post_init__(self) -> None:
         for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):
-            if getattr(self, argument) not in known:
-                given = getattr(self, argument)
+            given = getattr(self, argument)
+            if given not in known:
                 raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
         if not is_number(self.cost_weight) or self.cost_weight < 0:
             raise ValueError(f"cost_weight={self.cost_weight!r} must be a finite number of at least 0.")
@@ -69,11 +69,11 @@ class Global(Selector):
 
     @property
     def needs_example(self) -> bool:
-        """Multiply-adds depend on how large images are, say."""
+        """Whether the budget counts multiply-adds, which depend on the size of the input."""
         return self.budget == "macs"
 
     def check(self, share: float, units: Units) -> None:
-        """The least of every group must be within the budget."""
+        """Raise ValueError if the target is out of reach with the least number of units in every group."""
         if self.budget == "units":
             return
         least = {group.name: torch.arange(group.size) < group.least for group in units.groups}
@@ -87,15 +87,12 @@ class Global(Selector):
             )
 
     def splits(self, group: UnitGroup) -> bool:
-        """As long as a unit counts for itself, and scores are compared as they are."""
+        """Return whether no value of a whole group is needed: no cost, and no normalization."""
         return self.budget == "units" and self.normalize is None
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Removes the lowest of all."""
-
-        def cost() -> float:
-            return costs(self.budget)
-
+        """Remove the lowest-scoring units over all groups."""
+        cost = partial(costs, self.budget)
         if self.normalize == "cost":
             for each in candidates:
                 each.weigh(_price(each, cost))
@@ -112,7 +109,7 @@ class Global(Selector):
 
 
 def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
-    """What one of the units that are there costs, which stands for all; tiny if that is nothing."""
+    """Return the cost of one kept unit, taken as that of each unit in the group; at least ``_LEAST_PRICE``."""
     kept = candidates.kept
     one = torch.unravel_index(kept.flatten().view(torch.uint8).argmax(), kept.shape)
     before = cost()
@@ -124,35 +121,31 @@ def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
 
 @dataclass(frozen=True, repr=False)
 class PerLayer(Selector):
-    """The lowest scores of each group: ``round(target * units)`` in every one, exactly."""
-
-    def resolve(self, target: float | None) -> float:
-        """The target itself, a number in (0, 1)."""
-        return checked_share(target, self)
+    """Removes the lowest-scoring units of each group: exactly ``round(target * units)`` in every group."""
 
     def splits(self, group: UnitGroup) -> bool:
-        """All of them."""
+        """Return True: all groups can be divided."""
         return True
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Removes the lowest of each."""
+        """Remove the lowest-scoring units of each group."""
         for each in candidates:
             remove_lowest([each], round(fraction * each.size))
 
 
 @dataclass(frozen=True, repr=False)
 class Threshold(Selector):
-    """Whatever scores up to a level: the count follows from the scores. Goes with ``target=None``.
+    """Removes all units that score at most a level, so that the scores decide the count. Needs ``target=None``.
 
-    Give exactly one of the arguments. The schedule scales it, from 0 to its full value. Levels are taken
-    anew at each event, from the units that are still there; for scores that are not negative.
+    Give exactly one of the arguments. The schedule scales the level from 0 to its full value. The level is
+    computed again at each event, from the units that are still kept. For scores that are not negative.
 
     Args:
         value: The level itself.
-        quantile: Share of each layer's units, in (0, 1).
-        mean: In each layer, this times the mean score.
-        std: In each layer, this times the standard deviation: of the weights with ``Magnitude`` on single
-            weights (Han et al. 2015), otherwise of the scores.
+        quantile: The share of each layer's units to remove, in (0, 1).
+        mean: The level of each layer as a multiple of its mean score.
+        std: The level of each layer as a multiple of the standard deviation: of the weights with ``Magnitude``
+            on single weights (Han et al. 2015), otherwise of the scores.
 
     Raises:
         ValueError: If not exactly one argument is given, or it is out of range.
@@ -173,18 +166,18 @@ class Threshold(Selector):
             raise ValueError(f"{name}={number!r} must be a number above 0 and below {limit}.")
 
     def resolve(self, target: float | None) -> float:
-        """The whole level; there is no target."""
+        """Return 1, the share of the level at the end; there is no target."""
         if target is not None:
             raise ValueError(f"target={target!r} must be None for {self!r}, which decides the count.")
         return 1.0
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Removes what lies at the level or under it."""
+        """Remove the units that score at most the level of their group."""
         for each in candidates:
             if self.quantile is not None:
                 remove_lowest([each], round(fraction * self.quantile * each.size))
-                continue
-            remove_up_to(each, each.round(fraction * self._level(each)))
+            else:
+                remove_up_to(each, each.round(fraction * self._level(each)))
 
     def _level(self, candidates: Candidates) -> float:
         if self.value is not None:
@@ -197,14 +190,15 @@ class Threshold(Selector):
 
 @dataclass(frozen=True, repr=False)
 class NofM(Selector):
-    """At most ``n`` of every ``m`` consecutive inputs of a weight stay: 2:4 is what sparse tensor cores run.
+    """Keeps at most ``n`` of every ``m`` consecutive inputs of a weight; sparse tensor cores run 2:4.
 
-    On the way there, the lowest of those that the pattern lets go are gone first, over all layers. Layers
-    whose number of inputs ``m`` does not divide stay dense. Mishra et al. 2021, arXiv 2104.08378.
+    Before the end of the schedule, the lowest-scoring of the weights that the full pattern removes are removed,
+    over all layers. Layers whose number of inputs is not a multiple of ``m`` stay dense. Mishra et al. 2021,
+    arXiv 2104.08378.
 
     Args:
-        n: How many stay, above 0.
-        m: Out of how many, above ``n``.
+        n: Number of inputs kept in each block, above 0.
+        m: Number of inputs in a block, above ``n``.
     """
 
     n: int = 2
@@ -218,37 +212,38 @@ class NofM(Selector):
             raise ValueError(f"n={self.n!r} must lie between 0 and m={self.m!r}.")
 
     def resolve(self, target: float | None) -> float:
-        """``1 - n/m``; a target may repeat it."""
+        """Return ``1 - n/m``; a target may be given only if it equals that."""
         share = 1 - self.n / self.m
         if target is not None and not (isinstance(target, float) and math.isclose(target, share)):
             raise ValueError(f"target={target!r} must be left out or be {share} for {self!r}.")
         return share
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Groups without inputs to count, or whose number of inputs ``m`` does not divide."""
+        """Return a reason if a group has no input dimension, or its inputs are no multiple of ``m``."""
         if group.input_dim is None:
             return f"{self!r} needs single weights of a layer with inputs"
         inputs = group.shape[group.input_dim]
         return f"{inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
 
     def splits(self, group: UnitGroup) -> bool:
-        """As long as each row has its inputs together."""
+        """Return whether each process holds all inputs of its rows: rows are not the inputs."""
         return group.input_dim != 0
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Removes the lowest of those that are not among the best ``n`` of their ``m``; all at the end."""
+        """Remove the lowest-scoring units outside the best ``n`` of their ``m``; at the end all of those."""
+        at_end = fraction == self.resolve(None)
         for each in candidates:
             best = self._best(each.scores(), cast(int, each.group.input_dim))
-            if fraction == self.resolve(None):
+            if at_end:
                 each.kept.logical_and_(best)
             else:
                 each.shield(best)
-        if fraction < self.resolve(None):
+        if not at_end:
             remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
 
     def _best(self, scores: Tensor, dim: int) -> Tensor:
-        last = scores.movedim(dim, -1)
-        blocks = last.reshape(*last.shape[:-1], last.shape[-1] // self.m, self.m)
+        """Return a bool mask of the ``n`` highest of every ``m`` consecutive scores along ``dim``."""
+        blocks = scores.movedim(dim, -1).unflatten(-1, (-1, self.m))
         order = blocks.argsort(dim=-1, descending=True, stable=True)
         best = torch.zeros_like(blocks, dtype=torch.bool)
         best.scatter_(-1, order[..., : self.n], value=True)

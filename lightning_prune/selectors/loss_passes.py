@@ -1,4 +1,4 @@
-"""How many passes through the network an event takes where criterion or selector evaluates the loss."""
+"""The number and the duration of the passes through the network with which an event evaluates the loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_passes(criterion: Criterion, groups: Sequence[UnitGroup], time_taken: 
 def estimate_seconds(
     model: nn.Module, losses: Losses, criterion: Criterion, selector: Selector, groups: Sequence[UnitGroup]
 ) -> float:
-    """Return how many seconds of loss evaluations an event is likely to take, measured on the first batch.
+    """Return how many seconds an event is likely to spend on loss evaluations, measured on the first batch.
 
     Raises:
         ValueError: If an event would take more passes than the criterion allows.
@@ -40,6 +40,7 @@ def estimate_seconds(
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
+    """Return how long a call takes, until its result has been computed."""
     begun = time.perf_counter()
     float(call())  # waits for an accelerator
     return time.perf_counter() - begun

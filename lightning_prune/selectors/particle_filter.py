@@ -1,4 +1,4 @@
-"""Whole masks scored by the loss they leave: a population of them, resampled and disturbed."""
+"""A selector that searches for masks by their loss: a population of masks, resampled and perturbed."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from lightning_prune.units.groups import UnitGroup, Units
 
 @dataclass(frozen=True, repr=False)
 class ParticleFilter(Selector):
-    """Keeps, of a population of masks, the one with the least loss on held training batches.
+    """Keeps the mask with the least loss on the calibration batches, out of a population of masks.
 
-    Each particle is the criterion's scores times random numbers, and its mask what another selector makes of
-    them, so that target, budget and pattern hold for all. The first is the criterion's own choice, so that the
-    result is never worse on the held batches. In each round particles are drawn anew, likelier the lower their
-    loss, and disturbed; the best stays as it is. Anwar, Hwang and Sung 2015, "Structured Pruning of Deep
-    Convolutional Neural Networks", arXiv 1512.08571, who weigh by misclassification; scores as particles, the
-    weights ``exp(-loss / deviation)`` and the numbers are ours.
+    Each particle consists of one random factor per unit for the criterion's scores. Its mask is the choice of
+    another selector from the scores times the factors, so that target, budget and pattern hold for all
+    particles. The first particle has factors of 1: the mask is the choice from the criterion's own scores, so
+    that the result is never worse than that on the calibration batches. In each round particles are resampled,
+    with a higher probability the lower their loss, and perturbed; the best one stays as it is. Anwar, Hwang and
+    Sung 2015, "Structured Pruning of Deep Convolutional Neural Networks", arXiv 1512.08571, who weigh particles
+    by misclassification; scores as particles, the weights ``exp(-loss / deviation)`` and the default numbers
+    are ours.
 
     Args:
-        selector: Makes a mask of scores.
+        selector: Chooses the mask, given the scores.
         population: Number of particles.
-        rounds: How many times they are tried.
-        spread: Standard deviation of the random numbers' logarithm, added in each round.
-        evolutionary: Whether each particle is a cross of two, unit by unit, before it is disturbed.
-        batches: How many training batches are held to try them on.
-        seed: Of all draws.
+        rounds: Number of rounds; each evaluates all particles.
+        spread: Standard deviation of the normal noise that each round adds to the logarithms of the factors.
+        evolutionary: Whether each particle is a crossover of two, unit by unit, before it is perturbed.
+        batches: Number of calibration batches, training batches kept to evaluate the loss on.
+        seed: Seed of all random draws.
 
     Raises:
-        ValueError: If a number is out of range, or ``selector`` is none.
+        ValueError: If a number is out of range, or ``selector`` is no selector that goes by scores alone.
     """
 
     selector: Selector = Global()
@@ -63,32 +65,32 @@ class ParticleFilter(Selector):
 
     @property
     def held(self) -> int:
-        """As many as are asked for."""
+        """Number of calibration batches, which is the argument ``batches``."""
         return self.batches
 
     def passes(self, groups: Sequence[UnitGroup]) -> int:
-        """One for each particle, round and batch."""
+        """Return one pass for each particle, round and batch."""
         return self.population * self.rounds * self.batches
 
     @property
     def needs_example(self) -> bool:
-        """Whether the selector does."""
+        """Whether ``selector`` needs an example."""
         return self.selector.needs_example
 
     def resolve(self, target: float | None) -> float:
-        """As the selector does."""
+        """Return the share that ``selector`` derives from the target."""
         return self.selector.resolve(target)
 
     def check(self, share: float, units: Units) -> None:
-        """As the selector does."""
+        """Raise ValueError if ``selector`` cannot reach the target."""
         self.selector.check(share, units)
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """What the selector refuses."""
+        """Return why ``selector`` cannot prune a group, or ``None`` if it can."""
         return self.selector.refuses(group)
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
-        """Removes what the best particle does without."""
+        """Remove the units that the mask of the best particle removes."""
         before = [each.kept.clone() for each in candidates]
 
         def put(particle: Sequence[Tensor]) -> None:
@@ -102,39 +104,48 @@ class ParticleFilter(Selector):
             return costs("loss")
 
         try:
-            self._search(candidates, put, loss)
-        except BaseException:  # masks are live, and what was tried last is no choice
+            put(self._search([torch.zeros(each.group.shape) for each in candidates], loss))
+        except BaseException:  # ``kept`` may be the model's live mask, which a trial mask must not replace
             for each, kept in zip(candidates, before, strict=True):
                 each.restart(kept)
             raise
 
-    def _search(
-        self,
-        candidates: Sequence[Candidates],
-        put: Callable[[Sequence[Tensor]], None],
-        loss: Callable[[Sequence[Tensor]], float],
-    ) -> None:
+    def _search(self, first: list[Tensor], loss: Callable[[Sequence[Tensor]], float]) -> list[Tensor]:
+        """Return the best particle.
+
+        Args:
+            first: The particle to start from; the others of the first round are perturbations of it.
+            loss: Returns the loss of a particle's mask.
+        """
         draws = torch.Generator().manual_seed(self.seed)
-        own = [torch.zeros(each.group.shape) for each in candidates]
-        particles = [own, *(self._disturbed(own, draws) for _ in range(1, self.population))]
+        particles = [first, *(self._disturbed(first, draws) for _ in range(1, self.population))]
         for _ in range(self.rounds):
             losses = torch.tensor([loss(particle) for particle in particles], dtype=torch.float64)
-            losses = losses.nan_to_num(nan=math.inf)
+            losses = losses.nan_to_num(nan=math.inf, posinf=math.inf)
             best = particles[int(losses.argmin())]
             particles = [best, *self._drawn(particles, losses, draws)]
-        put(best)
+        return best
 
     def _drawn(
         self, particles: Sequence[list[Tensor]], losses: Tensor, draws: torch.Generator
     ) -> list[list[Tensor]]:
-        """The next population, but for the best: likelier ones more often, each disturbed."""
+        """Draw the next population, without the best particle.
+
+        Args:
+            particles: The present population.
+            losses: One loss a particle, inf where it is not finite.
+            draws: The random number generator.
+
+        Returns:
+            ``population - 1`` particles, drawn with a probability that falls with their loss, and perturbed.
+        """
         known = losses[losses.isfinite()]
         if not len(known):
             losses = known = torch.zeros_like(losses)
-        likely = torch.softmax((known.min() - losses) / known.std(correction=0).clamp_min(1e-12), 0)
+        probabilities = torch.softmax((known.min() - losses) / known.std(correction=0).clamp_min(1e-12), 0)
 
         def draw() -> list[list[Tensor]]:
-            chosen = torch.multinomial(likely, self.population, replacement=True, generator=draws)
+            chosen = torch.multinomial(probabilities, self.population, replacement=True, generator=draws)
             return [particles[index] for index in chosen[1:]]
 
         drawn = draw()
@@ -143,11 +154,12 @@ class ParticleFilter(Selector):
         return [self._disturbed(particle, draws) for particle in drawn]
 
     def _disturbed(self, particle: Sequence[Tensor], draws: torch.Generator) -> list[Tensor]:
+        """Return the particle with normal noise added to its logarithmic factors."""
         return [noise + self.spread * torch.randn(noise.shape, generator=draws) for noise in particle]
 
 
 def _crossed(one: Sequence[Tensor], other: Sequence[Tensor], draws: torch.Generator) -> list[Tensor]:
-    """Each unit's number from one parent or the other."""
+    """Return a particle that takes each unit's factor from one of two parents, at random."""
     return [
         torch.where(torch.rand(left.shape, generator=draws) < 0.5, left, right)
         for left, right in zip(one, other, strict=True)

@@ -1,8 +1,8 @@
-"""The k-th smallest of any number of scores, exactly: no sort, and no tensor that holds them all.
+"""Exact selection of the k-th smallest score by radix histograms: no sort, and no tensor that holds all scores.
 
-A histogram of the scores' leading 16 bits says in which of 65,536 bins the k-th lies, a histogram of the
-next 16 bits within that bin narrows it down, until no bits are left. Each pass reads the scores once and
-adds counts, so scores may come in pieces, and lie in several processes.
+A histogram of the scores' leading 16 bits tells which of 65,536 bins holds the k-th smallest. A histogram of
+the next 16 bits, over the scores in that bin, narrows it down, and so on until no bits are left. Each pass
+reads the scores once and adds counts, so scores may come in pieces and lie in several processes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from lightning_prune.units.shards import Shards, Unsharded
 
 _BINS = 1 << 16
-_MARGIN = 0.003  # of the rank; scores between make up twice that share, to be kept for a moment
+_MARGIN = 0.003  # half the width of the bracket, as a share of all scores; those within are held in memory
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where the ``count`` smallest scores end.
+    """The end of the ``count`` smallest scores.
 
     Args:
         value: The ``count``-th smallest score.
-        below: How many scores are smaller than it.
-        ties: How many are equal to it.
+        below: Number of scores that are smaller than ``value``.
+        ties: Number of scores that are equal to ``value``.
     """
 
     value: float
@@ -36,30 +36,29 @@ class Boundary:
 
 
 def find_boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Shards = Unsharded()) -> Boundary:
-    """Finds the ``count``-th smallest score.
+    """Find the ``count``-th smallest score.
 
     Args:
-        pieces: Gives the scores, of any shape, float32 or float64 (one of them throughout), the same at
-            every call. No nan.
-        count: From 1 to the number of scores.
-        shards: Who has the other scores.
+        pieces: Returns tensors that together hold all scores: of any shape, all float32 or all float64, without
+            nan, and the same at every call.
+        count: A rank from 1 to the number of scores in all processes.
+        shards: The processes that hold the other scores.
 
     Returns:
-        The boundary; exact, ties counted.
+        The exact boundary, the same in all processes.
 
     >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 2.0]])]
-    >>> boundary(lambda: scores, 2)
+    >>> find_boundary(lambda: scores, 2)
     Boundary(value=2.0, below=1, ties=2)
     """
     prefix, seen, below = 0, 0, 0
     while True:
         here, dtype = _histogram(pieces(), prefix, seen)
         histogram = shards.add_up(here)
-        # Negative floats fall as their bits rise.
-        ascending = seen > 0 and prefix >= 0
         bins = torch.arange(_BINS, device=histogram.device)
-        order = bins if ascending else bins.flip(0)
-        if seen == 0:
+        # The larger the bits of a negative float, the lower its value.
+        order = bins if seen and prefix >= 0 else bins.flip(0)
+        if not seen:
             order = torch.cat([order[: _BINS // 2], bins[: _BINS // 2]])
         cumulative = histogram[order].cumsum(0)
         place = int(torch.searchsorted(cumulative, count - below))
@@ -73,7 +72,16 @@ def find_boundary(pieces: Callable[[], Iterable[Tensor]], count: int, shards: Sh
 
 
 def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor, torch.dtype]:
-    """Counts 16 bits of the scores whose leading ``seen`` bits, read as an integer, are ``prefix``."""
+    """Count the scores of each value of 16 bits, among those that share the bits before.
+
+    Args:
+        pieces: The scores of this process.
+        prefix: The leading ``seen`` bits that a score must have to be counted, read as a signed integer.
+        seen: Number of leading bits that are known, a multiple of 16.
+
+    Returns:
+        65,536 counts by the value of the next 16 bits, and the data type of the scores.
+    """
     total: Tensor | None = None
     for piece in pieces:
         bits = torch.finfo(piece.dtype).bits - seen
@@ -87,7 +95,7 @@ def _histogram(pieces: Iterable[Tensor], prefix: int, seen: int) -> tuple[Tensor
 
 
 def _boundary_at_zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
-    """The boundary at zero, which has two bit patterns: -0.0 and 0.0 are one score."""
+    """Return the boundary at zero, which has two bit patterns: -0.0 and 0.0 are the same score."""
     below = ties = 0
     for piece in pieces:
         below += int((piece < 0).count_nonzero())
@@ -97,23 +105,25 @@ def _boundary_at_zero(pieces: Iterable[Tensor], shards: Shards) -> Boundary:
 
 
 def bracket(sample: Tensor, share: float, shards: Shards = Unsharded()) -> tuple[float, float]:
-    """Two scores of a sample, between which the one of this rank lies in all likelihood.
+    """Return two scores of a sample, between which the score of a given rank very likely lies.
 
     Args:
-        sample: Some of the scores, of one dimension.
-        share: The rank that is sought, in (0, 1] of all scores.
-        shards: Who has the rest of the sample.
+        sample: A sample of the scores of this process, of one dimension.
+        share: The rank divided by the number of scores, in (0, 1].
+        shards: The processes that hold the rest of the sample.
     """
     size = int(shards.add_up(torch.tensor(len(sample))))
     ranks = (share - _MARGIN) * size, (share + _MARGIN) * size
-    low, high = (min(max(1, round(rank)), size) for rank in ranks)
-    return find_boundary(lambda: [sample], low, shards).value, find_boundary(
-        lambda: [sample], high, shards
-    ).value
+    counts = (min(max(1, round(rank)), size) for rank in ranks)
+    low, high = (find_boundary(lambda: [sample], count, shards).value for count in counts)
+    return low, high
 
 
 def true_indices(rare: Tensor) -> Tensor:
-    """Where a flat bool tensor is True. Looks at eight at a time, which pays when few are."""
+    """Return the indices of the True entries of a flat bool tensor.
+
+    Eight entries are tested at a time, which is fast if few are True.
+    """
     whole = len(rare) // 8 * 8
     eights = rare[:whole].view(torch.int64).nonzero() * 8
     near = (eights + torch.arange(8, device=rare.device)).flatten()

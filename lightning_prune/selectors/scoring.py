@@ -1,4 +1,4 @@
-"""The scores of a model's unit groups: what a criterion has observed of them, offered to a selector."""
+"""The scoring of unit groups: from a criterion's observations to the candidates that a selector gets."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lightning_prune.units.shards import to_local
 
 
 class Scoring:
-    """Scores unit groups by a criterion.
+    """Scores the unit groups of a model by a criterion.
 
     Args:
-        model: The model that the groups are of.
+        model: The model that the groups belong to.
         criterion: Scores the units.
-        selector: Chooses among them.
-        groups: Each with the layers that read it, as far as the criterion observes their inputs.
-        store: The masks, which tell the units that are still there.
+        selector: Chooses the units to remove; named in errors.
+        groups: Each unit group with the layers that read its units and whose inputs the criterion observes.
+        store: The masks, which define the units that are kept.
 
     Attributes:
-        observations: What the criterion has observed since the last event.
+        observations: The criterion's observations since the last event.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Scoring:
         self.observations = Observations(criterion, groups, store.shards)
 
     def kept(self) -> dict[str, Tensor]:
-        """Return which units are still there: group name to a bool a unit, not a copy for single weights."""
+        """Return the kept units: group name to one bool a unit; for single weights the mask itself, no copy."""
         return {group.name: self._kept(group) for group in self._groups}
 
     def _kept(self, group: UnitGroup) -> Tensor:
@@ -59,7 +59,7 @@ class Scoring:
         return part.kept(self._store.masks[part.name])
 
     def left_dense(self) -> dict[str, str]:
-        """Return name to reason of the groups that are whole and cannot be scored now."""
+        """Return the groups of which no unit is removed and that cannot be scored now: name to reason."""
         unseen = self.observations.unseen
         whole = (group for group in self._groups if group.name in unseen and self._is_whole(group))
         return {group.name: f"{self._criterion!r} has seen no step of it" for group in whole}
@@ -69,29 +69,33 @@ class Scoring:
         return int(self._store.shards.add_up(removed)) == 0
 
     def evaluator(self, losses: Losses | None, needs: Needs) -> LossEvaluator | None:
-        """Return what evaluates the loss; ``None`` if it is not needed, or there are no losses."""
+        """Return the evaluator of the loss, or ``None`` if it is not needed or there are no losses.
+
+        Args:
+            losses: The loss and its batches.
+            needs: The quantities that the event needs.
+
+        Raises:
+            ValueError: If the criterion would take more passes through the network than it allows.
+        """
         if losses is None or Needs.LOSS not in needs:
             return None
         check_passes(self._criterion, self._groups)
         return LossEvaluator(self._model, losses)
 
     def candidates(self, evaluator: LossEvaluator | None) -> list[Candidates]:
-        """Return the groups that can be scored now; the others wait, and do not count.
+        """Return the groups that can be scored now; the others do not take part in this event.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If no group can be scored.
         """
         if evaluator is not None:
             self.observations.measure(self.kept(), evaluator)
         dtype = reduce(torch.promote_types, (group.dtype for group in self._groups))
+        statistics, shards = self.observations.statistics, self._store.shards
         found = [
             Candidates(
-                group,
-                to_local(self._kept(group)),
-                self._criterion,
-                self.observations.statistics[group.name],
-                dtype,
-                self._store.shards,
+                group, to_local(self._kept(group)), self._criterion, statistics[group.name], dtype, shards
             )
             for group in self._groups
             if self.observations.seen(group)
@@ -101,7 +105,7 @@ class Scoring:
         return found
 
     def nothing_seen(self, needs: Needs) -> RuntimeError:
-        """Return the error of an event that comes before anything was observed."""
+        """Return the error to raise at an event before the first observation."""
         return RuntimeError(
             f"{self._criterion!r} with {self._selector!r} has seen no finite {needs.unseen} before the first"
             " pruning step."

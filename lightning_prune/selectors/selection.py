@@ -1,4 +1,4 @@
-"""The exact removal of what scores lowest, over any number of groups: to a count, a level or a cost."""
+"""Exact removal of the lowest-scoring units, over any number of groups: to a count, a level or a cost."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.radix import Boundary, bracket, find_boundary
 
-_NEAR, _TRIES = 0.0025, 500  # a cost is met to this share of the dense one, if so many units can help
+# A cost is met to within _NEAR of the dense cost, if the removal of up to _TRIES single units achieves that.
+_NEAR, _TRIES = 0.0025, 500
 
 
 def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
-    """Removes the ``count`` units that score lowest over all groups; what is gone already counts.
+    """Remove the lowest-scoring units over all groups, until ``count`` units are removed in all.
 
-    Exact: ties keep the earlier unit. No group is emptied: it keeps its best unit, or as many as have to stay,
-    and others go instead as long as there are any. Where widths are multiples, each is rounded in the end.
+    Units that earlier events have removed count. The count is exact; of equal scores the earlier unit stays. No
+    group is emptied: it keeps its best units, as many as it must keep, and other units are removed instead as
+    long as there are any. In groups whose width must be a multiple, the number of kept units is rounded to one
+    afterwards.
     """
     possible = sum(each.size - each.group.least for each in candidates)
     rounded = [(each, each.kept.clone()) for each in candidates if each.group.multiple > 1]
@@ -40,7 +43,13 @@ def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
 
 
 def _ties_kept(candidates: Sequence[Candidates], level: float, ties: int) -> list[int]:
-    """How many of its units here that score just ``level`` each group keeps: ``ties`` in all, the earliest."""
+    """Return how many of the units that score exactly ``level`` each group keeps in this process.
+
+    Args:
+        candidates: All groups.
+        level: The score.
+        ties: The number to keep over all groups and processes; the earliest are kept.
+    """
     if not ties:
         return [0] * len(candidates)
     shards = candidates[0].shards
@@ -51,15 +60,19 @@ def _ties_kept(candidates: Sequence[Candidates], level: float, ties: int) -> lis
 
 
 def _find_boundary(candidates: Sequence[Candidates], count: int) -> tuple[Boundary, list[Candidates]]:
-    """Where the ``count`` lowest scores end, and which groups that would empty.
+    """Find the end of the ``count`` lowest scores, and the groups that their removal would empty.
 
-    As a rule one look at each score is enough: a sample suggests a bracket, and what is below is removed at
-    once. That is taken back where the bracket proves wrong, or some group would be emptied.
+    Usually one pass over the scores is enough: a sample gives a bracket, and units below it are removed
+    immediately. This sweep is undone if the bracket turns out to be wrong or some group would be emptied.
+
+    Returns:
+        The boundary and the groups. If no group would be emptied and the bracket was right, the candidates are
+        left swept, and :meth:`Candidates.cut` completes the removal.
     """
     sample = torch.cat([piece.flatten() for each in candidates for piece in each.sample()])
     shards = candidates[0].shards
     low, high = bracket(sample, count / sum(each.size for each in candidates), shards)
-    emptied: list[Candidates] = list(candidates)
+    emptied = list(candidates)
     try:
         swept = [each.sweep(low, high) for each in candidates]
         close = torch.cat([scores for _, scores in swept])
@@ -85,7 +98,7 @@ def _find_boundary(candidates: Sequence[Candidates], count: int) -> tuple[Bounda
 
 
 def remove_up_to(candidates: Candidates, level: float) -> None:
-    """Removes what scores up to a level; a group that would be emptied keeps the best that have to stay."""
+    """Remove the units that score at most a level; a group keeps its best units, as many as it must keep."""
     before = candidates.kept.clone() if candidates.group.multiple > 1 else None
     if not candidates.survives(level):
         candidates.protect()
@@ -96,12 +109,13 @@ def remove_up_to(candidates: Candidates, level: float) -> None:
 
 
 def remove_to_cost(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
-    """Removes the lowest units until a cost is met as nearly as units allow.
+    """Remove the lowest-scoring units until a cost is met as nearly as whole units allow.
 
     Args:
         candidates: All groups.
-        cost: Gives what is left with what they keep at present; falls as units go.
-        goal: The cost to meet.
+        cost: Returns the cost of the units that the candidates keep at present, as a share of the dense cost.
+            It falls as units are removed.
+        goal: The share to meet.
     """
     before = [each.kept.clone() for each in candidates]
 
@@ -113,24 +127,27 @@ def remove_to_cost(candidates: Sequence[Candidates], cost: Callable[[], float], 
 
     few = sum(each.removed for each in candidates)
     many = sum(each.size - each.group.least for each in candidates)
-    dear, cheap = cost_without(few), cost_without(many)
+    cost_few, cost_many = cost_without(few), cost_without(many)
     halve = False
     while many - few > 1:
-        # costs are nearly straight in the count, and where they are not, halving every other time helps
-        guess = few + (many - few) * (dear - goal) / max(dear - cheap, 1e-12)
+        # The cost is nearly linear in the count; where it is not, bisection at every other step helps.
+        guess = few + (many - few) * (cost_few - goal) / max(cost_few - cost_many, 1e-12)
         count = (few + many) // 2 if halve else min(max(round(guess), few + 1), many - 1)
         now = cost_without(count)
-        few, many, dear, cheap = (count, many, now, cheap) if now > goal else (few, count, dear, now)
+        if now > goal:
+            few, cost_few = count, now
+        else:
+            many, cost_many = count, now
         halve = not halve
     cost_without(few)
-    if min(dear - goal, goal - cheap) > _NEAR:
+    if min(cost_few - goal, goal - cost_many) > _NEAR:
         _remove_singly(candidates, cost, goal)
-    if abs(cost() - goal) > abs(cheap - goal):
+    if abs(cost() - goal) > abs(cost_many - goal):
         cost_without(many)
 
 
 def _remove_singly(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
-    """Removes single units, the lowest first, that do not cost too much: the next in line did."""
+    """Remove single units, the lowest first, but skip those whose removal would lower the cost too far."""
     free = [each for each in candidates if each.group.multiple == 1]
     lowest = sorted(
         (score, group, unit)

@@ -1,1 +1,1 @@
-"""Statistics of training: running sums of gradients and activations, and losses on calibration batches."""
+"""Statistics for criteria: running sums of gradients and activations, and losses on calibration batches."""

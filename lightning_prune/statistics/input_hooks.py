@@ -1,4 +1,4 @@
-"""What layers read: hooks on their inputs, for one forward and backward pass at a time."""
+"""Forward hooks that observe the inputs of layers, and their gradients, in single training steps."""
 
 from __future__ import annotations
 
@@ -19,35 +19,39 @@ from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import AxisSlice
 
-LayerInput: TypeAlias = tuple[nn.Module, AxisSlice]  # a layer, and its weight along what it reads
+LayerInput: TypeAlias = tuple[nn.Module, AxisSlice]  # a layer, and its weight along its input dimension
 
 
 def layer_inputs(model: nn.Module, group: UnitGroup) -> list[LayerInput]:
-    """The layers that read a group's units and whose inputs can be looked at."""
+    """Return the layers that read a group's units, and whose inputs a hook can observe.
+
+    Returns:
+        Pairs of a linear or convolution layer and its weight, as a slice along the input dimension.
+    """
     readers = {id(part.weight): part for part in group.readers}
     return [
         (module, readers[id(weight)])
         for module in model.modules()
         if isinstance(module, nn.Linear | _ConvNd)
-        # attention takes the weight alone
+        # nn.MultiheadAttention uses the weight of its projection, but never calls the layer
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and (weight := module._parameters.get("weight")) is not None
         and id(weight) in readers
-        # within one tensor, each group of a grouped convolution reads inputs of its own
+        # for units within one weight: in a grouped convolution, each group reads inputs of its own
         and (group.input_dim is None or getattr(module, "groups", 1) == 1)
     ]
 
 
 class InputHooks:
-    """Looks at what layers are given, and keeps it until it is known whether their training step is taken.
+    """Observes the inputs of layers, and adds the observations to statistics once their training step is taken.
 
-    Passes without gradients, as those of a teacher, are left alone.
+    Forward passes without gradients, such as those of a teacher, are not observed.
 
     Args:
-        criterion: What is looked for.
+        criterion: Computes one number an example and feature from the inputs.
         groups: Each group with the layers that read it.
-        statistics: Group name to what is added to.
-        left_out: Is counted up for a step that does not count.
+        statistics: Group name to the statistics to add to.
+        left_out: A 0-d integer tensor. 1 is added for each observed step that is left out.
     """
 
     def __init__(
@@ -63,19 +67,20 @@ class InputHooks:
         self._left_out = left_out
         self._scale: Callable[[], float] = lambda: 1.0
         self._handles: list[RemovableHandle] = []
-        self._seen = self._nothing()
-        self._waits = False  # in all processes alike
+        self._seen = self._zeros()
+        self._pending = False  # whether a step was observed and has not ended, the same in all processes
 
     @contextmanager
     def look(self, batch: int, scale: Callable[[], float]) -> Iterator[None]:
-        """Looks while the block lasts: at one forward and backward pass. An error gives the whole step up.
+        """Observe one forward and backward pass in a ``with`` block; an error drops the step.
 
         Args:
-            batch: Its number. Of those that the criterion's ``every`` does not divide, one is looked at only
-                while nothing was seen since the last event.
-            scale: Tells in a backward pass what gradients are multiples of: that of the loss.
+            batch: Number of the batch. A batch that the criterion's ``every`` does not divide is observed only
+                while nothing has been observed since the last event.
+            scale: Returns the factor by which the loss, and so its gradients, are scaled. Called in the
+                backward pass.
         """
-        if batch % self._criterion.every == 0 or not self._anything_seen:
+        if batch % self._criterion.every == 0 or not self._has_observations():
             self._hook(scale)
         try:
             yield
@@ -85,13 +90,12 @@ class InputHooks:
             raise
         self._unhook()
 
-    @property
-    def _anything_seen(self) -> bool:
-        return self._waits or any(int(statistics.count) for statistics in self._statistics.values())
+    def _has_observations(self) -> bool:
+        return self._pending or any(int(statistics.count) for statistics in self._statistics.values())
 
     def _hook(self, scale: Callable[[], float]) -> None:
         self._scale = scale
-        self._waits = True
+        self._pending = True
         for group, layers in self._groups:
             for module, reader in layers:
                 if self._criterion.backward:
@@ -106,7 +110,7 @@ class InputHooks:
             handle.remove()
         self._handles.clear()
 
-    def _nothing(self) -> dict[str, Statistics]:
+    def _zeros(self) -> dict[str, Statistics]:
         return {
             name: Statistics({}, torch.zeros_like(sums.count), torch.zeros_like(sums.features))
             for name, sums in self._statistics.items()
@@ -115,32 +119,32 @@ class InputHooks:
     def end_step(
         self, taken: Callable[[], bool] = lambda: True, add_up: SumOverRanks = lambda tensor: tensor
     ) -> None:
-        """Adds what was seen since the last step to the statistics, if all of it is finite.
+        """Add the observations since the last step to the statistics, if all of them are finite.
 
         Args:
-            taken: Is asked whether the step is; one that is not counts as if something were nan.
-            add_up: Gives the sum of a tensor over all processes, which look at the same time.
+            taken: Returns whether the optimizer takes the step. If not, the step is left out, as one with nan.
+            add_up: Returns the sum of a tensor over all processes, which call it at the same time.
         """
-        if not self._waits:
+        if not self._pending:
             return
-        names = list(self._seen)
-        found = [self._seen[name].features.to(self._left_out.device) for name in names]
-        features = add_up(torch.cat(found) + (0 if taken() else torch.nan))
-        counts = add_up(torch.stack([self._seen[name].count.to(self._left_out.device) for name in names]))
+        seen = list(self._seen.values())
+        device = self._left_out.device
+        found = torch.cat([each.features.to(device) for each in seen])
+        features = add_up(found + (0 if taken() else torch.nan))
+        counts = add_up(torch.stack([each.count.to(device) for each in seen]))
         self.forget()
-        valid = bool(features.isfinite().all())  # where one process has inf or nan, all have
+        valid = bool(features.isfinite().all())  # a sum of all processes: inf or nan in one of them is in all
         self._left_out.add_(not valid and bool(counts.any()))
         if valid:
-            parts = features.split([len(each) for each in found])
-            for name, part, count in zip(names, parts, counts, strict=True):
-                statistics = self._statistics[name]
+            parts = features.split([len(each.features) for each in seen])
+            for statistics, part, count in zip(self._statistics.values(), parts, counts, strict=True):
                 statistics.features.add_(part.to(statistics.features.device))
                 statistics.count.add_(count.to(statistics.count.device))
 
     def forget(self) -> None:
-        """Gives up what was seen since the last step."""
-        self._seen = self._nothing()
-        self._waits = bool(self._handles)
+        """Drop the observations since the last step."""
+        self._seen = self._zeros()
+        self._pending = bool(self._handles)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(
@@ -148,33 +152,44 @@ class InputHooks:
     ) -> None:
         if not torch.is_grad_enabled():
             return
-        looked_at = self._look(group, reader, _input_of(args, kwargs).detach(), None)
+        addend = self._addend(group, reader, _input_of(args, kwargs).detach(), None)
         if output.requires_grad:
-            # of passes that checkpointing computes again, one gets a gradient
-            output.register_hook(partial(self._add_once, group, [looked_at]))
+            # activation checkpointing repeats the forward pass: add only the one whose output gets a gradient
+            output.register_hook(partial(self._add_once, group, [addend]))
         else:
-            self._add(group, *looked_at)
+            self._add(group, *addend)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, group: UnitGroup, reader: AxisSlice, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return None
         given = _input_of(args, kwargs)
-        learns = reader.weight.requires_grad
-        if not learns and not given.requires_grad:
-            return None  # frozen all the way: no gradient comes here
-        # a node of its own, whose gradient comes through this layer alone
+        trains = reader.weight.requires_grad
+        if not trains and not given.requires_grad:
+            return None  # neither the weight nor the input needs a gradient, so there is none
+        # an autograd node of its own: its gradient is the part that flows through this layer alone
         seen = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
-        # of a frozen layer, autograd does not notice a change in place
-        held = given.detach() if learns else given.detach().clone()
-        seen.register_hook(lambda grad: self._add(group, *self._look(group, reader, held, grad)))
+        # autograd does not detect that the input of a frozen layer was changed in place, so copy it
+        held = given.detach() if trains else given.detach().clone()
+        seen.register_hook(lambda grad: self._add(group, *self._addend(group, reader, held, grad)))
         return ((seen, *args[1:]), kwargs) if args else ((), kwargs | {"input": seen})
 
     @torch.no_grad()
-    def _look(
+    def _addend(
         self, group: UnitGroup, reader: AxisSlice, given: Tensor, grad: Tensor | None
     ) -> tuple[Tensor, int]:
-        """What one pass adds for each feature, and of how many examples."""
+        """Return what one forward pass adds to the sums.
+
+        Args:
+            group: The unit group.
+            reader: The weight of the layer that reads it.
+            given: The layer's inputs.
+            grad: The gradient of the scaled loss with respect to them, if the criterion needs it.
+
+        Returns:
+            One number a feature, summed over examples, nan if an input is not finite; and the number of
+            examples.
+        """
         inputs = _by_feature(given.to(group.dtype), reader)
         grads = None if grad is None else _by_feature(grad.to(group.dtype) / self._scale(), reader)
         found = self._criterion.look(inputs, grads)
@@ -197,14 +212,15 @@ def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _by_feature(given: Tensor, reader: AxisSlice) -> Tensor:
-    """A layer's inputs as examples x features x positions."""
+    """Return a layer's inputs, batched or not, as examples x features x positions."""
     convolution = reader.weight.ndim > 2
     batched = given.ndim > (reader.weight.ndim - 1 if convolution else 1)
     inputs = given if batched else given[None]
     inputs = inputs.movedim(1 if convolution else -1, 1).flatten(2) if inputs.ndim > 2 else inputs[..., None]
     if reader.index is None:
         return inputs
-    lines = inputs.movedim(1, 0)
-    index = reader.index.repeat(len(lines) // len(reader.index))  # once for each group of a grouped convolution
-    rows = AxisSlice(reader.name, lines, 0, index).vectors(lines)
-    return rows.view(len(rows), -1, *lines.shape[1:]).permute(2, 0, 1, 3).flatten(2)
+    features = inputs.movedim(1, 0)
+    # the index is the same for each group of a grouped convolution
+    index = reader.index.repeat(len(features) // len(reader.index))
+    rows = AxisSlice(reader.name, features, 0, index).vectors(features)
+    return rows.view(len(rows), -1, *features.shape[1:]).permute(2, 0, 1, 3).flatten(2)

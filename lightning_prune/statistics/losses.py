@@ -1,4 +1,4 @@
-"""The loss on batches held for it, on a copy of the network: what a loss would be if some units were gone."""
+"""The mean loss on calibration batches, evaluated on a copy of the network without some of its units."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from lightning_prune.units.slices import Slice
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 SumOverRanks: TypeAlias = Callable[[Tensor], Tensor]
 
-# With more numbers in a batch, one variant after the other is as fast.
+# How many variants are evaluated at once, and up to how many elements in the largest tensor of a batch: with
+# more, evaluating them one by one is as fast.
 _TOGETHER, _SMALL = 16, 2**18
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """A loss and the batches to look at it on, for criteria and selectors that ask for it.
+    """A loss function and calibration batches, for criteria and selectors that evaluate the loss.
 
     Args:
-        loss: Gives the mean loss of a network, a copy in evaluation mode, on a batch,
-            which it leaves as it is: a 0-d tensor.
-        batches: As ``loss`` takes them, on any device.
-        add_up: Gives the sum of a tensor over all processes, where there are several.
+        loss: Returns the mean loss of a network on a batch, as a 0-d tensor. The network is a copy in
+            evaluation mode. The function must not change the batch.
+        batches: Batches in the form that ``loss`` takes, on any device.
+        add_up: Returns the sum of a tensor over all processes, where there are several.
         progress: Whether to show a progress bar.
     """
 
@@ -45,14 +46,14 @@ class Losses:
 
 
 class LossEvaluator:
-    """A copy of a network, in evaluation mode, to try the absence of units on.
+    """Evaluates the loss on a copy of a network in evaluation mode, with some of its units removed.
 
     Args:
-        model: Stays as it is.
-        losses: What is looked at.
+        model: The network; it is not changed.
+        losses: The loss function and the batches.
 
     Attributes:
-        batches: How many there are in this process.
+        batches: Number of batches in this process.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -64,14 +65,14 @@ class LossEvaluator:
             raise ValueError("batches=[] must be at least one: without it there is no loss to look at.")
         self._model = model
         self._losses = losses
-        self._renew()
+        self._copy_model()
         self._device = next(iter(self._parameters.values())).device
         self._batches = [transfer(batch, self._device) for batch in losses.batches]
         self._together = _TOGETHER if _largest_numel(self._batches[0]) <= _SMALL else 1
         self.batches = len(self._batches)
         self.progress = losses.progress
 
-    def _renew(self) -> None:
+    def _copy_model(self) -> None:
         self._network = copy_model(self._model).eval().requires_grad_(requires_grad=False)
         self._parameters = dict(self._network.named_parameters())
         self._buffers = [
@@ -82,32 +83,37 @@ class LossEvaluator:
         ]
 
     def copies(self, parts: Iterable[Slice]) -> dict[str, Tensor]:
-        """Name to parameter of the copy, which asks for gradients from now on."""
+        """Return the copy's parameters that the slices are of, by name, and make them require gradients."""
         return {part.name: self._parameters[part.name].requires_grad_() for part in parts}
 
     def differentiable(self, batches: int) -> Iterator[Tensor]:
-        """The losses on the first ``batches``, one by one, which autograd can go back from, twice."""
-        with torch.enable_grad(), math_attention(), self._alike():
+        """Yield the loss on each of the first ``batches``, in a form that autograd can differentiate twice."""
+        with torch.enable_grad(), math_attention(), self._reproducible():
             for batch in self._batches[:batches]:
                 yield self._losses.loss(self._network, batch)
 
     def joint(self, value: Tensor) -> Tensor:
-        """The mean over all processes of what each has found on its part of a batch."""
+        """Return the mean over all processes of a value that each has computed on its part of a batch."""
         return self.mean(value, 1)
 
     def mean(self, totals: Tensor, batches: int) -> Tensor:
-        """Sums over some batches in this process, made means over those in all processes."""
+        """Return the mean over the batches of all processes.
+
+        Args:
+            totals: Sums over batches in this process.
+            batches: Number of these batches.
+        """
         count = torch.tensor(float(batches), device=totals.device)
         mean: Tensor = self._losses.add_up(totals) / self._losses.add_up(count)
         return mean
 
     @torch.no_grad()
     def put(self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor]) -> None:
-        """Leaves these groups of the copy with some of their units.
+        """Set groups of the copy to the weights of the model, with removed units set to 0.
 
         Args:
-            groups: The others stay as they are.
-            kept: Group name to bool, of the units' shape.
+            groups: The groups; other parameters of the copy do not change.
+            kept: Group name to a bool tensor of the units' shape, True where a unit is kept.
         """
         masked = [(part, kept[group.name]) for group in groups for part in group.masked]
         for part, _ in masked:
@@ -117,33 +123,36 @@ class LossEvaluator:
 
     @torch.no_grad()
     def loss(self, batches: int) -> Tensor:
-        """The mean loss of the copy as it is, over the first ``batches``: a 0-d tensor."""
+        """Return the mean loss of the copy, as it is, over the first ``batches``: a 0-d tensor."""
         batches = min(batches, self.batches)
         return self.mean(self._total(self._network, batches), batches)
 
     @torch.no_grad()
     def losses(self, group: UnitGroup, kept: Iterable[Tensor], batches: int) -> Tensor:
-        """The mean losses of variants of one group, several at once where batches are small.
+        """Return the mean loss of each variant of one group, evaluated several at once if batches are small.
 
         Args:
-            group: The rest of the copy stays as it is.
-            kept: For each variant which units are there: bool, of the units' shape.
-            batches: How many to look at.
+            group: The group; other parameters keep the values that they have in the copy.
+            kept: For each variant a bool tensor of the units' shape, True where a unit is kept.
+            batches: Number of batches to average over.
+
+        Returns:
+            One loss a variant.
         """
         batches = min(batches, self.batches)
         found: list[Tensor] = []
         variants = iter(kept)
-        while several := list(islice(variants, self._together)):
-            found += self._totals(group, several, batches)
+        while chunk := list(islice(variants, self._together)):
+            found += self._totals(group, chunk, batches)
         return self.mean(torch.stack(found), batches)
 
     def _totals(self, group: UnitGroup, kept: Sequence[Tensor], batches: int) -> Sequence[Tensor]:
         if self._together > 1:
             try:
                 return self._at_once(group, torch.stack(tuple(kept)), batches).unbind()
-            except Exception:  # a user's step may do what cannot be done for several networks at once
+            except Exception:  # a user's loss may contain what vmap does not support
                 self._together = 1
-            self._renew()  # the attempt may have left its marks
+            self._copy_model()  # the attempt may have changed the copy
         totals = []
         for units in kept:
             self.put([group], {group.name: units})
@@ -158,23 +167,28 @@ class LossEvaluator:
                 weight = masked.get(part.name, part.weight.detach())
                 masked[part.name] = weight * part.spread(units)
             named = {f"network.{name}": weight for name, weight in masked.items()}
-            result: Tensor = functional_call(judged, named, ())
+            result: Tensor = functional_call(loss_module, named, ())
             return result
 
-        judged = _LossModule(self._network, lambda network: self._total(network, batches))
+        loss_module = _LossModule(self._network, lambda network: self._total(network, batches))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # and it is faster still
+            # of ops that vmap loops over: it is faster than a loop over variants even so
+            warnings.filterwarnings("ignore", "There is a performance drop")
             found: Tensor = vmap(total)(kept)
         return found
 
     def _total(self, network: nn.Module, batches: int) -> Tensor:
-        with self._alike():
+        with self._reproducible():
             losses = [self._losses.loss(network, batch) for batch in self._batches[:batches]]
         return torch.stack(losses).sum()
 
     @contextmanager
-    def _alike(self) -> Iterator[None]:
-        """What a loss draws is the same each time, and not missing elsewhere; buffers are the model's."""
+    def _reproducible(self) -> Iterator[None]:
+        """Make evaluations in a ``with`` block comparable, and free of side effects.
+
+        Buffers start with the model's values, and random numbers are the same each time; the global random
+        state is restored afterwards.
+        """
         for module, name, buffer in self._buffers:
             module._buffers[name] = buffer.clone()
         with torch.random.fork_rng({self._device} if self._device.type == "cuda" else ()):
@@ -182,18 +196,18 @@ class LossEvaluator:
 
 
 class _LossModule(nn.Module):
-    """A network whose output is its loss: what is called with other parameters must be a module."""
+    """A module that returns the loss of a network, since ``functional_call`` takes a module."""
 
-    def __init__(self, network: nn.Module, judge: Callable[[nn.Module], Tensor]) -> None:
+    def __init__(self, network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
         super().__init__()
         self.network = network
-        self._judge = judge
+        self._loss = loss
 
     def forward(self) -> Tensor:
-        """The loss."""
-        return self._judge(self.network)
+        """Return the loss."""
+        return self._loss(self.network)
 
 
 def _largest_numel(batch: Any) -> int:
-    """How many numbers the largest tensor of a batch holds."""
+    """Return the number of elements of the largest tensor in a batch; 0 if there is none."""
     return max((leaf.numel() for leaf in tree_leaves(batch) if torch.is_tensor(leaf)), default=0)

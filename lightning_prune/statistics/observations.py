@@ -1,4 +1,4 @@
-"""What a criterion has seen of its groups since the last event: in training steps, or of the loss itself."""
+"""Observations: the running sums that a criterion keeps of each unit group between two pruning events."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lightning_prune.units.shards import Shards, Unsharded, to_local
 
 
 class Observations:
-    """The running sums of all groups.
+    """The running sums of all groups since the last pruning event.
 
     Args:
-        criterion: Says what is summed.
-        groups: Each with the layers that read it, as far as the criterion looks at them.
-        shards: Among which their rows are divided.
+        criterion: Computes what is added to the sums.
+        groups: Each group with the layers that read it, as far as the criterion observes their inputs.
+        shards: The processes among which rows of the groups are divided.
 
     Attributes:
         statistics: Group name to its sums.
@@ -48,21 +48,21 @@ class Observations:
 
     @property
     def left_out(self) -> int:
-        """How many observations were left out, because something was inf or nan."""
+        """Number of observations that were left out, because a value was inf or nan."""
         return int(self._skipped)
 
     def seen(self, group: UnitGroup) -> bool:
-        """Whether a group can be scored."""
+        """Return whether a group can be scored: the criterion needs no observation of it, or has one."""
         return not self._criterion.needs or int(self.statistics[group.name].count) > 0
 
     @property
     def ready(self) -> bool:
-        """Whether some group can be scored, as soon as there are losses to look at."""
+        """Whether some group can be scored; a criterion of losses only needs batches to evaluate them on."""
         return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
 
     @property
     def unseen(self) -> dict[str, bool]:
-        """Names of groups of which nothing was seen, and whether they train."""
+        """Name of each group without an observation, to whether any of its weights is trained."""
         if Needs.LOSS in self._criterion.needs:
             return {}
         return {
@@ -72,19 +72,20 @@ class Observations:
         }
 
     def input_hooks(self) -> InputHooks | None:
-        """What looks at activations for these sums, if the criterion needs them."""
+        """Return hooks that observe activations for these sums; ``None`` if the criterion needs none."""
         if (observer := self._criterion.activations) is None:
             return None
         return InputHooks(observer, self._layers, self.statistics, self._skipped)
 
     @torch.no_grad()
     def add(self, grads: Mapping[str, Tensor] | None) -> None:
-        """Adds the gradients of one training step: by name, or each parameter's own."""
-        observed = []
-        for group in self._groups:
-            present = _group_gradients(group, grads)
-            if present is not None:
-                observed.append((group.here, present))
+        """Add the gradients of one training step to the sums, or count the step as left out.
+
+        Args:
+            grads: Parameter name to gradient; by default the ``.grad`` of each parameter.
+        """
+        found = [(group.here, _group_gradients(group, grads)) for group in self._groups]
+        observed = [(group, present) for group, present in found if present is not None]
         if not observed:
             return
         valid = self._finite([grad for _, present in observed for grad in present])
@@ -102,31 +103,32 @@ class Observations:
             statistics.count.add_(here)
 
     def _finite(self, grads: list[Tensor]) -> Tensor:
-        """Whether all are finite, in all processes, as a tensor: an accelerator is not waited for."""
+        """Return whether all gradients in all processes are finite, as a tensor: no wait for the device."""
         extremes = [value for grad in grads if grad.numel() for value in grad.aminmax()]
         wrong = [~value.isfinite().to(self._skipped.device) for value in extremes]
         return self._shards.add_up(torch.stack(wrong).sum() if wrong else torch.zeros_like(self._skipped)) == 0
 
     @torch.no_grad()
     def measure(self, kept: Mapping[str, Tensor], trial: LossEvaluator) -> None:
-        """Lets the criterion ask for losses, if it does: what it finds takes the place of earlier sums.
+        """Let the criterion evaluate losses, if it does, and replace the sums by its results.
 
         Args:
-            kept: Group name to which units are still there.
-            trial: A copy of the network as it stands.
+            kept: Group name to a bool mask of its units, True where a unit is kept.
+            trial: Evaluates the loss on a copy of the network, with its current weights.
         """
         for name, sums in self._criterion.measure(self._groups, kept, trial).items():
-            self.statistics[name].reset_()
-            self.statistics[name].add_(sums, torch.tensor(True))
-            self.statistics[name].count.fill_(1)
+            statistics = self.statistics[name]
+            statistics.reset_()
+            statistics.add_(sums, torch.tensor(True))
+            statistics.count.fill_(1)
 
     def reset_(self) -> None:
-        """Starts anew."""
+        """Set all sums to 0."""
         for statistics in self.statistics.values():
             statistics.reset_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors; sums come together in the first process."""
+        """Return plain values and tensors; divided sums are gathered in the first process."""
         gathered = {
             group.name: self.statistics[group.name].view(partial(self._shards.gather, shape=group.shape))
             for group in self._groups
@@ -138,10 +140,12 @@ class Observations:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Takes over saved sums, as a pruner's ``PRUNED`` reads them: all or none, as scores are compared.
+        """Load saved sums, which must be as ``PRUNED`` in ``pruner.py`` reads them.
+
+        If the sums of one group do not fit, none are loaded, because groups compare their scores.
 
         Returns:
-            What could not be taken over, in words: statistics of another criterion, or of other groups.
+            Messages about what was not loaded: sums of another criterion, or of other groups.
         """
         self._skipped.fill_(state["left_out"])
         try:
@@ -163,14 +167,18 @@ class Observations:
 
 
 def _zero_sums(criterion: Observer, group: UnitGroup, watched: bool) -> Statistics:
-    """No sums yet."""
+    """Return sums of zeros for a group; ``watched`` if the inputs of its readers are observed."""
     weight = group.slices[0].weight.detach()
     like = weight if group.divisible else weight.new_empty(group.shape)
     return Statistics.zeros(criterion.sums, like, group.dtype, group.inputs if watched else 0)
 
 
 def _group_gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
-    """One for each slice, 0 for what is frozen; ``None`` if there are none, or one of the others is missing."""
+    """Return the local gradient of each slice of a group, zeros for frozen weights.
+
+    Returns:
+        ``None`` if there is no gradient at all, or one is missing for a weight that is not frozen.
+    """
     found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
     if all(grad is None for grad in found):
         return None

@@ -1,4 +1,4 @@
-"""What the statistics ask of a criterion: what it needs to see, and what one observation adds to its sums."""
+"""The part of a criterion that observes: the data that it needs, and its contribution to the running sums."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_prune.statistics.losses import LossEvaluator
-from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.groups import UnitGroup, row_ranges
 
 
 class Needs(Flag):
-    """What training must offer before a criterion can score."""
+    """The data from training that a criterion or selector needs."""
 
     NOTHING = 0
     GRADIENT = auto()
@@ -22,7 +22,7 @@ class Needs(Flag):
 
     @property
     def unseen(self) -> str:
-        """What is missing in a loop that does not show it, and what shows it."""
+        """The missing data, and how to provide it in a user's own training loop, for an error message."""
         if Needs.LOSS in self:
             return "loss: give step() or prune() `losses=Losses(loss, batches)`"
         if Needs.ACTIVATION in self:
@@ -31,7 +31,7 @@ class Needs(Flag):
 
 
 class ActivationObserver(Protocol):
-    """What a criterion of activations makes of the inputs of a layer."""
+    """An observer of the inputs of layers, in sampled training steps."""
 
     @property
     def every(self) -> int:
@@ -42,35 +42,52 @@ class ActivationObserver(Protocol):
         """Whether ``look`` also needs the gradient of the loss with respect to the inputs."""
 
     def look(self, inputs: Tensor, grads: Tensor | None) -> Tensor:
-        """Return examples x features, given inputs (and their gradients) of examples x features x positions."""
+        """Return one number for each example and input feature of a layer.
+
+        Args:
+            inputs: The layer's inputs, examples x features x positions.
+            grads: The gradient of the loss with respect to them, of the same shape, if ``backward``; otherwise
+                ``None``.
+
+        Returns:
+            A tensor of examples x features.
+        """
 
 
 class Observer:
-    """The part of a criterion that statistics are gathered for.
+    """The part of a criterion for which statistics are collected.
 
     Attributes:
-        needs: What training must offer.
-        sums: Names of the running sums that ``observe`` adds to; one number a unit each.
+        needs: The data that training must provide.
+        sums: Names of the running sums that ``observe`` adds to; each holds one number a unit.
         pointwise: Whether a unit's score depends on that unit alone, so that a large group may be scored
             in pieces.
     """
 
-    # no ClassVar: the command line reads the types of a part where the part is, not here
+    # no ClassVar: the command line resolves annotations in the module of a subclass, not in this one
     needs = Needs.NOTHING
     sums: tuple[str, ...] = ()
     pointwise: bool = True
 
     @property
     def activations(self) -> ActivationObserver | None:
-        """What observes the inputs of layers in training steps; nothing by default."""
+        """The observer of the inputs of layers in training steps; ``None`` by default."""
         return None
 
     def pieces(self, group: UnitGroup) -> list[tuple[int, int]]:
-        """Return the row ranges of a group's units that are scored and observed one at a time."""
-        return list(group.pieces()) if self.pointwise else [(0, group.shape[0])]
+        """Return the row ranges of a group's units that are scored and observed one at a time.
+
+        Returns:
+            Pairs of start and stop. A single range if scores are not ``pointwise``, or the group is not
+            ``divisible``; otherwise ranges that fit a processor's cache.
+        """
+        if not self.pointwise or not group.divisible:
+            return [(0, group.shape[0])]
+        weight = group.slices[0].weight
+        return list(row_ranges(len(weight), weight.numel(), weight.device))
 
     def observe(self, group: UnitGroup, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what one observation adds to each of ``sums``.
+        """Return the values that one observation adds to each of ``sums``.
 
         Args:
             group: The units.
@@ -85,14 +102,15 @@ class Observer:
     def measure(
         self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
-        """Evaluate losses, at an event.
+        """Evaluate losses at a pruning event.
 
         Args:
             groups: All groups.
-            kept: Group name to which units are still there; what is found of others does not matter.
-            trial: A copy of the network as it stands.
+            kept: Group name to a bool mask of its units, True where a unit is kept. Results for removed units
+                are ignored.
+            trial: Evaluates the loss on a copy of the model, with its current weights.
 
         Returns:
-            Group name to one tensor of the units' shape for each name in ``sums``; nothing by default.
+            Group name to one tensor of the units' shape for each name in ``sums``; empty by default.
         """
         return {}

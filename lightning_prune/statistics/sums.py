@@ -1,4 +1,4 @@
-"""Running sums over observations. They only add, so micro-batches, steps and ranks combine by one rule."""
+"""Running sums over observations, which are added up in the same way over micro-batches, steps and ranks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STATISTICS = schema.record({"sums": schema.mapping(_SUMS), "count": _COUNT, "fea
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The sums of one unit group.
+    """The running sums of one unit group.
 
     Args:
-        sums: Name to running sum; rows of each are rows of the group's units.
-        count: How many observations were added, a 0-d integer tensor.
-        features: Sum over observations of one number for each feature that the group's readers take in; empty
-            where nothing looks at them.
+        sums: Name to running sum; the rows of each are rows of the group's units.
+        count: Number of observations that were added, a 0-d integer tensor.
+        features: Sum over observations of one number for each input feature of the layers that read the group;
+            empty if their inputs are not observed.
     """
 
     sums: dict[str, Tensor]
@@ -36,7 +36,14 @@ class Statistics:
 
     @classmethod
     def zeros(cls, names: tuple[str, ...], like: Tensor, dtype: torch.dtype, features: int = 0) -> Statistics:
-        """Empty sums of the shape, device and memory layout of ``like``."""
+        """Return sums of zeros.
+
+        Args:
+            names: Names of the sums.
+            like: A tensor of the shape, device and memory layout of each sum.
+            dtype: Type of the sums.
+            features: Number of input features; 0 if they are not observed.
+        """
         return cls(
             {name: torch.zeros_like(like, dtype=dtype) for name in names},
             torch.zeros((), dtype=torch.int64, device=like.device),
@@ -44,39 +51,44 @@ class Statistics:
         )
 
     def add_(self, addends: Mapping[str, Tensor], valid: Tensor) -> None:
-        """Adds one observation's values, or nothing where ``valid`` is false. Does not count it."""
-        known = valid.device.type == "cpu"  # an accelerator is not waited for
+        """Add the values of one observation to the sums, without adding 1 to ``count``.
+
+        Args:
+            addends: Name to the tensor to add to the sum of this name.
+            valid: A 0-d bool tensor. Nothing is added if it is False.
+        """
+        known = valid.device.type == "cpu"  # reading a tensor on an accelerator would wait for it
         if known and not valid:
             return
         for name, addend in addends.items():
             self.sums[name].add_(addend if known else torch.where(valid, addend, 0))
 
     def mean(self, name: str) -> Tensor:
-        """The mean over observations."""
+        """Return the mean over observations of the sum called ``name``."""
         return self.sums[name] / self.count
 
     def view(self, look: Callable[[Tensor], Tensor]) -> Statistics:
-        """The sums of units as ``look`` shows them: what is added there is added here."""
+        """Return the statistics of some units, whose sums are views that ``look`` returns of the whole sums."""
         return replace(self, sums={name: look(tensor) for name, tensor in self.sums.items()})
 
     def rows(self, start: int, stop: int) -> Statistics:
-        """Some rows, to score or to fill a large group piece by piece."""
+        """Return views of some rows, to score or update a large group piece by piece."""
         return self.view(lambda tensor: tensor[start:stop])
 
     def reset_(self) -> None:
-        """Starts anew."""
+        """Set all sums and the count to 0."""
         for tensor in (*self.sums.values(), self.count, self.features):
             tensor.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors."""
+        """Return the sums, the count and the features: tensors, not copies."""
         return {"sums": dict(self.sums), "count": self.count, "features": self.features}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over saved sums, as ``STATISTICS`` reads them.
+        """Copy saved sums, which must be as ``STATISTICS`` reads them.
 
         Raises:
-            ValueError: If they are other sums, or of other shapes.
+            ValueError: If their names or shapes differ.
         """
         features = state["features"]
         saved = {name: tuple(tensor.shape) for name, tensor in state["sums"].items()}

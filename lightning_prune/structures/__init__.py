@@ -1,4 +1,4 @@
-"""What lives or dies together: which unit groups a model has, and what stays out, with the reason."""
+"""Structures: which weights of a model are pruned together, as unit groups, and which are frozen, and why."""
 
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.channels import Channels

@@ -1,4 +1,4 @@
-"""What a structure is: it says what lives or dies together in a model."""
+"""The base class of structures, which divide the weights of a model into unit groups."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lightning_prune.units.groups import Units
 
 
 class Structure(Part, ABC):
-    """Which units a model has.
+    """Defines which weights of a model are pruned together as units.
 
     Attributes:
-        needs_example: Whether ``units`` follows an example through the model.
+        needs_example: Whether ``units`` needs an example, to trace the forward pass of the model.
     """
 
     needs_example: ClassVar[bool] = False
 
     @abstractmethod
     def units(self, model: nn.Module, example: Any = None) -> Units:
-        """The unit groups of a model, and what is frozen, with reasons.
+        """Return the unit groups of a model, and the frozen parameters and groups, with the reasons.
 
         Args:
-            model: Whose parameters.
-            example: A tensor, a tuple of ``forward``'s arguments, or a probe, for structures that follow the
-                data through the model.
+            model: The model to prune.
+            example: A tensor, a tuple of ``forward``'s arguments, or a probe, for structures that trace the
+                forward pass of the model.
 
         Raises:
             ValueError: If there is nothing to prune.

@@ -1,4 +1,4 @@
-"""Channels, filters and neurons, with all that is coupled to them in other layers."""
+"""The structure of channels, filters and neurons, together with the slices of other layers coupled to them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from lightning_prune.units.groups import UnitGroup
 
 @dataclass(frozen=True, repr=False)
 class Channels(Coupled):
-    """Channels of convolutions and neurons of linear layers, wherever they lead.
+    """Channels of convolutions and neurons of linear layers, with all slices of other layers coupled to them.
 
-    A pass on an example is traced, so that residual sums, concatenations, depthwise convolutions and the like
-    couple what they must. A unit is masked in the weights that make it, in norms, and in the inputs of the
-    weights that read it; its score counts the weights that make it. What cannot be cut without a change of the
-    outputs is frozen, with the reason: each group is cut on trial, on a copy in double precision, before it may
-    be pruned. The network's own inputs and outputs stay. Attention heads are among the units, each as a whole.
+    A forward pass on an example is traced, so that channels that meet in residual sums, concatenations,
+    depthwise convolutions and the like become one unit. A unit is masked in the weights that make it, in norms,
+    and in the inputs of the weights that read it; its score counts the weights that make it. Before a group may
+    be pruned, some of its units are cut on a copy of the model, in double precision where the model runs in it;
+    a group whose cut would change the outputs is frozen, with the reason. Inputs and outputs of the model are
+    not pruned. Attention heads are units as well, each as a whole.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names: with it, only channels that one of
-            these makes go.
-        exclude: The same, for what is to stay dense, with all that is coupled to it.
-        round_to: Each width becomes a multiple of this, unless it stays whole: the nearest to what the selector
-            wants, of two the larger. 8 is what tensor cores like. The exact count gives way to it.
+        include: Glob pattern, or patterns, over parameter and module names. With it, only channels that are
+            made by a matching parameter or module are pruned.
+        exclude: The same, for channels that are not pruned, in all layers that they are coupled to.
+        round_to: The number of channels that a layer keeps is rounded to a multiple of this, unless it keeps
+            all: to the multiple nearest to the number that the selector asks for, and to the larger of two
+            equally near ones. The target is therefore met less exactly. Tensor cores work best with 8.
         minimum: How many channels each layer keeps at least: a number or, below 1, a share of its width.
-        max_seconds: How long it may take to find them and to try each cut.
+        max_seconds: Time limit to find the channels and to try each cut, in seconds.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.
     """
 
     def takes(self, group: UnitGroup) -> bool:
-        """All of them."""
+        """Return True: all groups are pruned, those of attention heads included."""
         return True

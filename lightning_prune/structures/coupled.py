@@ -1,4 +1,4 @@
-"""What is coupled across layers: the part that channels and heads have in common."""
+"""The base class of structures whose units span several layers: channels and attention heads."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lightning_prune.units.groups import UnitGroup, Units
 
 @dataclass(frozen=True, repr=False)
 class Coupled(Structure):
-    """Units that reach through several layers, found by following an example through the model.
+    """Units that span several layers, found by a trace of the forward pass on an example.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names: with it, only units that one of
-            these makes go.
-        exclude: The same, for what is to stay dense, with all that is coupled to it.
-        round_to: How many units stay of each group is a multiple of this, unless all do.
-        minimum: How many stay at least: a number or, below 1, a share.
-        max_seconds: How long it may take to find and to try them.
+        include: Glob pattern, or patterns, over parameter and module names. With it, only units that are made
+            by a matching parameter or module are pruned.
+        exclude: The same, for units that are not pruned, in all layers that they are coupled to.
+        round_to: The number of units that a group keeps is a multiple of this, unless it keeps all.
+        minimum: How many units each group keeps at least: a number or, below 1, a share.
+        max_seconds: Time limit to find the units and to try each cut, in seconds.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.
@@ -47,22 +47,19 @@ class Coupled(Structure):
     def __post_init__(self) -> None:
         set_patterns(self, "include", "exclude")
         check_counts(round_to=self.round_to)
-        if not is_number(self.minimum) or not (
-            0 < self.minimum < 1 or (self.minimum >= 1 and self.minimum == int(self.minimum))
-        ):
+        if not is_number(self.minimum) or self.minimum <= 0 or (self.minimum > 1 and self.minimum % 1 != 0):
             raise ValueError(
                 f"minimum={self.minimum!r} must be a whole number of at least 1, or a share below 1."
             )
-
         if not (is_number(self.max_seconds) or self.max_seconds == math.inf) or self.max_seconds <= 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
     @abstractmethod
     def takes(self, group: UnitGroup) -> bool:
-        """Whether units of this kind are meant."""
+        """Return whether this structure prunes groups of this kind."""
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
-        """One group for each set of layers that share their units."""
+        """Return one group for each set of layers with coupled units; for arguments see the base class."""
         if example is None:
             raise ValueError(
                 f"example=None: {self!r} follows an example through the model. Give a tensor or a tuple of"
@@ -77,10 +74,10 @@ class Coupled(Structure):
         found = analyse(model, as_probe(example), self.max_seconds)
         averages = tuple(averaged_names(model))
         left_out = {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
-        kept_apart = [
+        averaged = [
             group for group in found.groups if all(matches(part.name, averages) for part in group.slices)
         ]
-        units = found.without(left_out | {group.name: "it is an average" for group in kept_apart})
+        units = found.without(left_out | {group.name: "it is an average" for group in averaged})
         if not units.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
@@ -91,9 +88,6 @@ class Coupled(Structure):
         return replace(group, minimum=least, multiple=self.round_to)
 
     def _wants(self, group: UnitGroup) -> bool:
-        if not self.takes(group):
-            return False
-        makers = [part.name for part in group.slices]
-        if any(matches(name, self.exclude) for name in makers):
-            return False
-        return self.include is None or any(matches(name, self.include) for name in makers)
+        names = [part.name for part in group.slices]
+        included = self.include is None or any(matches(name, self.include) for name in names)
+        return self.takes(group) and included and not any(matches(name, self.exclude) for name in names)

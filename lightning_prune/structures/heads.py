@@ -1,4 +1,4 @@
-"""Attention heads."""
+"""The structure of attention heads."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from lightning_prune.units.groups import UnitGroup
 
 @dataclass(frozen=True, repr=False)
 class Heads(Coupled):
-    """Attention heads: queries, keys, values and what reads them, in fused projections or separate ones.
+    """Attention heads: queries, keys, values, in fused or separate projections, and the weights that read them.
 
-    Found as :class:`Channels` finds its units, by what is computed: a head is what a product of two activations
-    treats as a batch. Attention in a module of your own is cut where it keeps the number of heads, or the width
-    of them all, in attributes, which are adjusted; with a number written into ``forward`` it stays, and the
-    report says so. Michel, Levy and Neubig, Are Sixteen Heads Really Better than One?, NeurIPS 2019.
+    They are found in a trace of the forward pass, as :class:`Channels` finds its units: a head is an index of a
+    batch dimension in a product of two activations. Attention in a module of your own can be cut if the module
+    keeps the number of heads, or the width of all heads, in attributes, which are adjusted; if ``forward``
+    contains the number itself, the heads are frozen, and the report gives the reason. Michel, Levy and Neubig,
+    Are Sixteen Heads Really Better than One?, NeurIPS 2019.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names: with it, only heads that one of
-            these makes go.
-        exclude: The same, for what is to stay dense.
-        round_to: How many heads stay in each layer is a multiple of this, unless all do.
+        include: Glob pattern, or patterns, over parameter and module names. With it, only heads that are made
+            by a matching parameter or module are pruned.
+        exclude: The same, for heads that are not pruned.
+        round_to: The number of heads that a layer keeps is a multiple of this, unless it keeps all.
         minimum: How many heads each layer keeps at least: a number or, below 1, a share.
-        max_seconds: How long it may take to find them and to try each cut.
+        max_seconds: Time limit to find the heads and to try each cut, in seconds.
 
     Raises:
         ValueError: If a pattern is no string, or a number is out of range.
     """
 
     def takes(self, group: UnitGroup) -> bool:
-        """Heads only."""
+        """Return whether the units of the group are attention heads."""
         return group.heads

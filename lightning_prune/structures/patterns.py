@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 
 def set_patterns(part: object, *names: str) -> None:
-    """Makes arguments of a frozen dataclass tuples of patterns, however they were written; ``None`` stays.
+    """Replace arguments of a frozen dataclass, each a pattern or a list of them, by tuples; ``None`` stays.
 
     Raises:
-        ValueError: If one is neither a pattern nor a list of them, nor ``None``.
+        ValueError: If an argument is neither a pattern nor a list of them, nor ``None``.
     """
     for name in names:
         value = getattr(part, name)
@@ -24,14 +24,14 @@ def set_patterns(part: object, *names: str) -> None:
 
 
 def matches(name: str, patterns: Sequence[str] | None) -> bool:
-    """Whether a pattern names the parameter, or a module that it lies in."""
+    """Return whether any pattern matches the name of a parameter, or that of a module that contains it."""
     parts = name.split(".")
     path = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
     return any(fnmatchcase(each, pattern) for pattern in patterns or () for each in path)
 
 
 def check_patterns(argument: str, patterns: Sequence[str] | None, names: set[str]) -> None:
-    """Raises ValueError for a pattern that matches none of the names, and says which are nearest."""
+    """Raise ValueError if a pattern matches none of the names; the message gives the nearest names."""
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
             nearest = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0)

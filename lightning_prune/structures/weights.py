@@ -1,4 +1,4 @@
-"""Single weights, and blocks of them: units within one tensor."""
+"""Structures whose units lie within one tensor: single weights, and blocks of weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, 
 class Weights(Structure):
     """Units that lie within one tensor; by default in the weights of Linear and Conv modules.
 
-    A tied weight belongs to one group, under its first name, if every module that uses it is prunable.
+    A tied weight belongs to one group, under its first name, if every module that uses it can be pruned.
 
     Attributes:
-        include: Glob pattern, or patterns, over parameter and module names. With it, any parameter of two
-            or more dimensions that matches is taken, outside norms and embeddings.
-        exclude: The same, for what is to stay dense.
+        include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
+            of two or more dimensions is pruned, except those of norms and embeddings.
+        exclude: The same, for parameters that are not pruned.
     """
 
     include: str | Sequence[str] | None
@@ -47,20 +47,20 @@ class Weights(Structure):
 
     @abstractmethod
     def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
-        """The units of a tensor.
+        """Return the slice that divides a tensor into units.
 
         Args:
-            name: Of the tensor.
+            name: Name of the tensor.
             weight: The tensor.
-            input_dim: The dimension that runs over a layer's inputs, if there is one.
+            input_dim: The dimension that runs over a layer's inputs; ``None`` if there is none.
         """
 
     def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
-        """Why a tensor has no such units, or ``None`` if it has."""
+        """Return why a tensor cannot be divided into such units; ``None`` if it can."""
         return None
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
-        """One group a weight tensor."""
+        """Return one group for each weight tensor; the example is used only to count multiply-adds."""
         uses = _uses(model)
         names = {name for name, _ in model.named_modules() if name}
         names |= {name for places in uses.values() for name, _ in places}
@@ -94,7 +94,7 @@ class Weights(Structure):
         return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
 
     def _stays(self, parameter: nn.Parameter, uses: list[_Use]) -> str | None:
-        """Why a parameter may not be pruned: a module holds it, too, that pruning is not meant for."""
+        """Return why a parameter may not be pruned: its size, or a module that uses it; ``None`` if it may."""
         for _, module in uses:
             if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
                 return f"{type(module).__name__} uses it"
@@ -103,14 +103,14 @@ class Weights(Structure):
 
 @dataclass(frozen=True, repr=False)
 class Unstructured(Weights):
-    """Single weights: by default those of Linear and Conv modules, one group a weight tensor.
+    """Single weights: by default those of Linear and Conv modules, one group for each weight tensor.
 
-    A tied weight belongs to one group, under its first name, if every module that uses it is prunable.
+    A tied weight belongs to one group, under its first name, if every module that uses it can be pruned.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names. With it, any parameter of two
-            or more dimensions that matches is taken, outside norms and embeddings.
-        exclude: The same, for what is to stay dense.
+        include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
+            of two or more dimensions is pruned, except those of norms and embeddings.
+        exclude: The same, for parameters that are not pruned.
 
     Raises:
         ValueError: If a pattern is no string.
@@ -120,20 +120,20 @@ class Unstructured(Weights):
     exclude: str | Sequence[str] | None = None
 
     def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
-        """Each weight is one."""
+        """Return a slice in which each element is a unit."""
         return ElementSlice(name, weight)
 
 
 @dataclass(frozen=True, repr=False)
 class Blocks(Weights):
-    """Blocks of ``rows`` outputs x ``cols`` inputs of each weight, as block-sparse kernels want them.
+    """Blocks of ``rows`` outputs x ``cols`` inputs of each weight, as block-sparse matrix kernels need them.
 
-    A convolution's kernels go whole, at all their positions. Layers that the block does not divide stay dense,
-    with the reason. Gray et al. 2017, "GPU Kernels for Block-Sparse Weights".
+    A block of a convolution includes all positions of its kernels. Weights whose shape is no multiple of the
+    block are frozen, with the reason. Gray et al. 2017, "GPU Kernels for Block-Sparse Weights".
 
     Args:
-        rows: Outputs, at least 1.
-        cols: Inputs, at least 1.
+        rows: Number of outputs in a block, at least 1.
+        cols: Number of inputs in a block, at least 1.
         include: As for :class:`Unstructured`.
         exclude: As for :class:`Unstructured`.
 
@@ -151,11 +151,11 @@ class Blocks(Weights):
         check_counts(rows=self.rows, cols=self.cols)
 
     def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
-        """Each block is one."""
+        """Return a slice in which each block is a unit."""
         return BlockSlice(name, weight, *self._block(input_dim))
 
     def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
-        """Tensors that are no multiple of a block, or have no dimension of inputs."""
+        """Return why a tensor cannot be divided into blocks; ``None`` if it can."""
         if input_dim is None:
             return f"{self!r} needs inputs"
         shape, block = tuple(weight.shape[:2]), self._block(input_dim)
@@ -164,12 +164,15 @@ class Blocks(Weights):
         return f"{shape[0]} x {shape[1]} is no multiple of {block[0]} x {block[1]}"
 
     def _block(self, input_dim: int | None) -> tuple[int, int]:
-        """Along the first two dimensions."""
+        """Return the size of a block along the first two dimensions of a weight."""
         return (self.cols, self.rows) if input_dim == 0 else (self.rows, self.cols)
 
 
 def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
-    """Parameters and, with an example, multiply-adds: of each weight as many as of the others in its tensor."""
+    """Return the budgets of parameters and, with an example, of multiply-adds, by name.
+
+    Multiply-adds of a tensor are divided equally among its weights.
+    """
     shares = {group.name: (Axis(group.size, 0, ((group.name, None),)),) for group in groups}
     sizes = {
         name: parameter.numel()
@@ -186,7 +189,7 @@ def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[st
 
 
 def _uses(model: nn.Module) -> dict[str, list[_Use]]:
-    """First name of each parameter to every place that holds it."""
+    """Return every name and module that holds each parameter, by the parameter's first name."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     uses: dict[str, list[_Use]] = {name: [] for name in first.values()}
     for prefix, module in model.named_modules():
@@ -196,7 +199,7 @@ def _uses(model: nn.Module) -> dict[str, list[_Use]]:
 
 
 def _input_dim(uses: list[_Use]) -> int | None:
-    """The dimension of a weight that runs over inputs; a grouped transposed convolution has none."""
+    """Return the dimension of a weight that runs over inputs; ``None`` for a grouped transposed convolution."""
     transposed = [module for _, module in uses if isinstance(module, _ConvTransposeNd)]
     if any(module.groups > 1 for module in transposed):
         return None
@@ -204,7 +207,7 @@ def _input_dim(uses: list[_Use]) -> int | None:
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:
-    """Layers whose weight is no parameter: a mask would have nothing to hold on to."""
+    """Return the weights of layers that are no parameters and so cannot be masked, name to reason."""
     return {
         f"{name}.weight".lstrip("."): "computed from other parameters (a parametrisation)"
         for name, module in model.named_modules()

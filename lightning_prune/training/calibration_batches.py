@@ -1,4 +1,4 @@
-"""Training batches that a fit holds for what asks for the loss."""
+"""Calibration batches: training batches that a fit keeps for parts that evaluate the loss at an event."""
 
 from __future__ import annotations
 
@@ -12,40 +12,49 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_prune.core import schema
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import evaluation_mode
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.losses import Losses
-from lightning_prune.training.sandbox import NoLossError, training_loss
+from lightning_prune.training.sandbox import NoLossError, failure_of, training_loss
 from lightning_prune.training.trainer_queries import gather_objects
 
-# a batch of each process in each
+# each entry holds one batch per process
 CALIBRATION_BATCHES = schema.sequence(
     schema.satisfying(schema.sequence(schema.anything), lambda batches: len(batches) > 0, "a batch at least")
 )
 
 
 class CalibrationBatches:
-    """Copies of the first batches of a fit that give a loss, on the CPU, those of all processes in each.
+    """CPU copies of the first training batches of a fit that yield a loss.
+
+    Each of them is a list with the batch of every process, in the order of their ranks.
 
     Args:
-        count: How many are wanted.
+        count: How many to keep; 0 if no part evaluates the loss.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._batches: list[list[Any]] = []
-        self._tried = False
-        self._saved = 0
+        self._estimated = False
+        self._unchecked = 0  # batches loaded from a checkpoint that this module was not tried on yet
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
-        """Holds one more, if it is wanted; with the first of a fit, what asks for the loss is tried.
+        """Keep a copy of a batch, unless there are enough; try the loss once a fit, as soon as there is one.
+
+        A batch without a loss is skipped, if it is not the first.
+
+        Args:
+            trainer: The Trainer of the fit.
+            module: The module that is pruned; it does not change.
+            pruner: Its pruner, which estimates how long evaluations of the loss take.
+            batch: The batch, as ``training_step`` gets it.
 
         Raises:
-            ValueError: If it cannot be kept, what comes first or was saved gives no loss, or the loss would be
-                asked for too often.
+            ValueError: If a checkpoint cannot hold the batch, ``training_step`` returns no loss for the first
+                batch or a saved one, or an event would evaluate the loss too often.
         """
-        self._try_saved(trainer, module)
+        self._check_loaded(trainer, module)
         if len(self._batches) < self._count:
             found = gather_objects(trainer, _cpu_copy(batch) if _gives_loss(trainer, module, batch) else None)
             if all(each is not None for each in found):
@@ -54,15 +63,15 @@ class CalibrationBatches:
                 raise ValueError(
                     "training_step gives no loss for the first batch: take parts that do not ask for it."
                 )
-        if self._count and not self._tried:
-            self._tried = True
-            seconds = pruner.rehearse(self._losses(trainer))
+        if not self._estimated and (losses := self.losses(trainer)) is not None:
+            self._estimated = True
+            seconds = pruner.rehearse(losses)
             rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")
 
-    def _try_saved(self, trainer: Trainer, module: LightningModule) -> None:
-        """Makes sure that each batch out of a checkpoint is one that this module can be trained on."""
-        tried, self._saved = self._saved, 0
-        for place, each in enumerate(self._batches[:tried]):
+    def _check_loaded(self, trainer: Trainer, module: LightningModule) -> None:
+        """Raise ValueError if this module's ``training_step`` fails on a batch loaded from a checkpoint."""
+        unchecked, self._unchecked = self._unchecked, 0
+        for place, each in enumerate(self._batches[:unchecked]):
             try:
                 gives = _gives_loss(trainer, module, each[trainer.global_rank % len(each)])
                 problem = None if gives else "gives no loss"
@@ -74,47 +83,51 @@ class CalibrationBatches:
                 raise ValueError(f"{PRUNING_STATE}: training_step {problems[0]} for held[{place}].")
 
     def losses(self, trainer: Trainer) -> Losses | None:
-        """What can be asked for now."""
-        return self._losses(trainer) if self._batches else None
-
-    def _losses(self, trainer: Trainer) -> Losses:
+        """Return the loss on the calibration batches; ``None`` before the first one."""
+        if not self._batches:
+            return None
         rank = trainer.global_rank
-        # after a resume there may be more processes than before
+        # there may be more processes than when the batches were saved
         own = [each[rank % len(each)] for each in self._batches]
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
         return Losses(training_loss(trainer), own, add_up, progress=trainer.is_global_zero)
 
     def clear(self) -> None:
-        """Nothing more will be asked for."""
+        """Drop the batches: no event that evaluates the loss is left."""
         self._batches.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return tensors and plain values only."""
         return {"held": [list(each) for each in self._batches]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what a saved state holds, as far as it is wanted."""
+        """Take over the first ``count`` batches of a saved state."""
         self._batches = [list(each) for each in state["held"]][: self._count]
-        self._saved = len(self._batches)
+        self._unchecked = len(self._batches)
 
 
 def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
-    """Whether the step does not skip the batch."""
-    twin = copy_model(module)
-    try:
-        with evaluation_mode(twin):
-            training_loss(trainer)(twin, batch)
-    except NoLossError:
-        return False
-    except Exception as error:  # a user's step may raise anything
-        raise ValueError(
-            f"training_step does not run outside the loop ({error!r}), where the loss is asked for: take parts"
-            " that do not ask for it."
-        ) from error
-    return True
+    """Return whether ``training_step`` returns a loss for the batch.
+
+    Raises:
+        ValueError: If it fails.
+    """
+    loss = training_loss(trainer)
+    failure = failure_of(lambda twin: loss(twin, batch), copy_model(module))
+    if failure is None or isinstance(failure, NoLossError):
+        return failure is None
+    raise ValueError(
+        f"training_step does not run outside the loop ({failure!r}), where the loss is asked for: take parts"
+        " that do not ask for it."
+    ) from failure
 
 
 def _cpu_copy(value: Any) -> Any:
+    """Return a copy of a batch on the CPU.
+
+    Raises:
+        ValueError: If it holds anything that does not load with ``weights_only=True``.
+    """
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if type(value) in (list, tuple):

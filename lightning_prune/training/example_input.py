@@ -1,4 +1,4 @@
-"""What a fit's first batch tells of its module: how to run it, and what its ``forward`` is given."""
+"""The example input of a module, taken from the first batch of a fit: for ``forward``, and to trace it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_prune.training.sandbox import capture_example, find_probe
 
 
 class ExampleInput:
-    """Looks at a first batch, and keeps what it tells.
+    """The example input of one fit, taken from its first batch.
 
     Attributes:
-        probe: Runs the module; ``None`` unless it was asked for.
+        probe: Runs the module on the first batch, to trace it; ``None`` before :meth:`find_probe`.
     """
 
     def __init__(self) -> None:
@@ -26,43 +26,51 @@ class ExampleInput:
 
     @property
     def forward_captured(self) -> bool:
-        """Whether ``forward`` was looked at, or will be in the pass to come."""
+        """Whether an input of ``forward`` was captured, or will be in the next forward pass."""
         return self._capture is not None
 
     def find_probe(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        """Tells how the module is run, unless it is known.
+        """Set ``probe``, unless it is set.
+
+        Args:
+            trainer: The Trainer of the fit.
+            module: The module; it does not change.
+            batch: A training batch, as ``training_step`` gets it.
 
         Raises:
-            ValueError: If it cannot be told.
+            ValueError: If the module cannot be run outside the fit loop.
         """
         if self.probe is None:
             self.probe = find_probe(trainer, module, batch)
 
     def capture_forward(
-        self, trainer: Trainer, module: LightningModule, batch: Any, *, aside: bool = False
+        self, trainer: Trainer, module: LightningModule, batch: Any, *, on_copy: bool = False
     ) -> None:
-        """Looks at what ``forward`` is given, unless it was looked at.
+        """Capture the input of ``forward`` in the next forward pass, unless one was captured.
 
         Args:
-            trainer: In a fit.
-            module: Of that fit.
-            batch: As ``training_step`` gets it.
-            aside: Whether to look at a pass of a copy, as none of the module is to come. With a compiled module
-                it is one of a copy anyhow: a hook would have it compiled again.
+            trainer: The Trainer of the fit.
+            module: The module; a hook is on it until its next forward pass.
+            batch: A training batch, as ``training_step`` gets it.
+            on_copy: Whether to run a copy of the module on the batch instead, because no forward pass follows.
+                A compiled module is always copied: a hook would make it compile again.
         """
         if self._capture is None:
-            aside = aside or is_compiled(module)
-            self._capture = capture_example(trainer, module, batch) if aside else ExampleCapture(module)
+            on_copy = on_copy or is_compiled(module)
+            self._capture = capture_example(trainer, module, batch) if on_copy else ExampleCapture(module)
 
     def example(self, model: nn.Module) -> Any:
-        """An example for ``forward``, the module's own before one that was seen; ``None`` if there is none."""
+        """Return an input of ``forward``, on the model's device and of its type; ``None`` if there is none.
+
+        The model's ``example_input_array`` takes precedence over the captured input.
+        """
         example = getattr(model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
-        return None if example is None else to_model(example, model)  # which moves in the course of a fit
+        return None if example is None else to_model(example, model)  # the device may change in a fit
 
     def release(self) -> None:
-        """Takes the hook away and lets go of the probe; what ``forward`` was given stays known."""
+        """Remove the hook and drop the probe; the captured input stays."""
         self.probe = None
         if self._capture is not None:
             self._capture.release()

@@ -1,4 +1,4 @@
-"""The pruning events of one fit: when one is due, what it may remove, and what is rewound after it."""
+"""The pruning events of one fit: when one is due, how much it may remove, and the rewind after it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,12 @@ from lightning_prune.schedules import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
 from lightning_prune.schedules.moments import TimeUnit
 from lightning_prune.statistics.observer import Needs
+from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
 from lightning_prune.training.guard_state import GUARD_STATE, GuardState
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.rewind_state import RewindState
 from lightning_prune.training.snapshots import SNAPSHOT, TrainingObjects
-from lightning_prune.training.trainer_queries import (
-    WarnOnce,
-    check_same_masks,
-    first_metric_position,
-    fit_length,
-    training_objects,
-)
 
 FIT_EVENTS: dict[str, schema.Reader[Any]] = {
     "agenda": EVENT_QUEUE,
@@ -36,11 +30,11 @@ FIT_EVENTS: dict[str, schema.Reader[Any]] = {
     "snapshot": schema.optional(SNAPSHOT),
     "held": CALIBRATION_BATCHES,
 }
-FIT_EVENTS_BEFORE: dict[str, Any] = {"judge": {}, "snapshot": None, "held": ()}  # of the first states saved
+FIT_EVENTS_BEFORE: dict[str, Any] = {"judge": {}, "snapshot": None, "held": ()}  # the first states lack them
 
 
 class FitEvents:
-    """Prunes when an event is due; rewinds and judges, if that is wanted.
+    """Prunes when an event is due, and carries out the callback's rewind and guard, if it has them.
 
     Args:
         parts: The arguments of the callback.
@@ -52,11 +46,11 @@ class FitEvents:
 
     def __init__(self, parts: PruningParts) -> None:
         criterion, selector = parts.criterion, parts.selector
-        self._parts = f"{criterion!r} with {selector!r}"
+        self._method = f"{criterion!r} with {selector!r}"
         self._needs = criterion.needs | selector.needs
-        self._wanted = max(criterion.held, selector.held)
+        self._batch_count = max(criterion.held, selector.held)
         self._schedule, self._rewind, self._guard = parts.schedule, parts.rewind, parts.guard
-        self._warn = WarnOnce()
+        self._warn = trainer_queries.WarnOnce()
         self.queue = EventQueue(selector.resolve(parts.target))
         self.undone = False
         self._reset()
@@ -64,7 +58,7 @@ class FitEvents:
     def _reset(self) -> None:
         self._guard_state = GuardState(self._guard, self._warn)
         self._rewind_state = RewindState(self._rewind)
-        self._batches = CalibrationBatches(self._wanted)
+        self._batches = CalibrationBatches(self._batch_count)
 
     # --- a fit begins
 
@@ -74,24 +68,24 @@ class FitEvents:
         self._reset()
 
     def begin_fit(self, trainer: Trainer) -> None:
-        """Work out when events are due.
+        """Compute when events are due.
 
         Raises:
-            ValueError: If a moment does not fit into the training, or to what is to happen then.
+            ValueError: If a moment does not fit into the training, or comes before criterion, guard or rewind
+                can work.
         """
         self._warn.clear()
         self.undone = False
         try:
-            timetable = self._timetable(trainer)
+            self.queue.timetable = self._timetable(trainer)
         except ValueError as error:
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 raise
             rank_zero_info(f"fast_dev_run is too short to prune: {error}")
             self.queue.timetable = Timetable(TimeUnit.STEP, ())
             return
-        self.queue.timetable = timetable
-        wanted = {(moment.unit, moment.value) for moment in self._schedule.moments}
-        if len(timetable.events) < min(2, len(wanted)):
+        moments = {(moment.unit, moment.value) for moment in self._schedule.moments}
+        if len(self.queue.timetable.events) < min(2, len(moments)):
             rank_zero_warn(
                 f"{self._schedule!r} prunes all at once: in this fit its moments fall together."
                 ' Moments in steps, such as "100st", need no epoch to begin.'
@@ -99,14 +93,16 @@ class FitEvents:
 
     def _timetable(self, trainer: Trainer) -> Timetable:
         also = [] if self._rewind is None else [self._rewind.moment]
-        timetable = self._schedule.timetable(fit_length(trainer), also)
+        timetable = self._schedule.timetable(trainer_queries.fit_length(trainer), also)
         first = next(event for event in timetable.events if event.fraction > 0)
         if first.position == 0 and self._needs:
             raise ValueError(
-                f"{self._schedule!r} prunes before the first batch, when {self._parts} has seen no training"
-                " step: start later, or choose a criterion that looks at weights."
+                f"{self._schedule!r} prunes before the first batch, when {self._method} has seen no"
+                " training step: start later, or choose a criterion that looks at weights."
             )
-        if self._guard is not None and first.position < first_metric_position(trainer, timetable.unit):
+        if self._guard is not None and first.position < trainer_queries.first_metric_position(
+            trainer, timetable.unit
+        ):
             raise ValueError(
                 f"{self._schedule!r} prunes before {self._guard!r} can have seen a metric of the dense network:"
                 " start later."
@@ -119,26 +115,26 @@ class FitEvents:
         return timetable
 
     def check(self, module: LightningModule) -> None:
-        """Raise ValueError if this model cannot be rewound as it should."""
+        """Raise ValueError if this model cannot be rewound, and an event is left."""
         if not self.queue.over:
             self._rewind_state.check(module)
 
     def check_logged(self, trainer: Trainer) -> None:
-        """Raise ValueError if a validation that has just run did not log the guard's metric."""
-        self._guard_state.check_logged(trainer.callback_metrics)  # some log nothing in a sanity check
+        """Raise ValueError if the sanity check's validation logged metrics, but not the guard's."""
+        self._guard_state.check_logged(trainer.callback_metrics)
 
-    # --- on the way
+    # --- events
 
     def advance(
         self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History, batch: int = 0
     ) -> bool:
-        """Do what is due before a batch, or at the start of an epoch.
+        """Take a snapshot or prune, if that is due before a batch or at the start of an epoch.
 
         Args:
             trainer: The Trainer of the fit.
             module: The module that is pruned.
-            pruner: Prunes it.
-            history: Of the fit so far.
+            pruner: The pruner of the module.
+            history: The history of the fit so far.
             batch: Number of the batch in its epoch.
 
         Returns:
@@ -151,7 +147,7 @@ class FitEvents:
         if self.queue.over:
             return False
         epoch = trainer.current_epoch
-        training = training_objects(trainer, module)
+        training = trainer_queries.training_objects(trainer, module)
         if self._guard_state.reached < 1:  # a fit made longer once all is removed rewinds no more
             self._rewind_state.take(training, self.queue, epoch, batch)
         event = self.queue.due(epoch)
@@ -160,7 +156,7 @@ class FitEvents:
         losses = self._batches.losses(trainer)
         if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
             hint = "" if module.automatic_optimization else " By hand, steps are those of self.optimizers()."
-            self._warn(trainer, f"A pruning event waits: {self._parts} has seen no finite step yet.{hint}")
+            self._warn(trainer, f"A pruning event waits: {self._method} has seen no finite step yet.{hint}")
             return False
         unseen = pruner.observations.unseen
         fraction = self._guard_state.allowed(event.fraction, trainer, training, pruner, history)
@@ -169,50 +165,49 @@ class FitEvents:
         else:
             pruner.prune(fraction, *training.optimizers, losses=losses)
             self.queue.handle(epoch, event, fraction)
-            # a longer fit's events may ask for less
+            # events of a longer fit may ask for less
             self._guard_state.reached = max(self._guard_state.reached, fraction)
             if fraction > 0:
-                self._rewind_weights(training, pruner)
+                self._rewind_state.go_back(training, pruner)
+                if self._guard_state.reached == 1:  # a guard may have left something for a longer fit
+                    self._rewind_state.snapshot = None
                 self._warn_of_unseen(trainer, unseen)
         if self.queue.over:
             self._batches.clear()
-        check_same_masks(trainer, pruner.store)
+        trainer_queries.check_same_masks(trainer, pruner.store)
         return True
 
-    def _rewind_weights(self, training: TrainingObjects, pruner: Pruner) -> None:
-        self._rewind_state.go_back(training, pruner)
-        if self._guard_state.reached == 1:  # a guard may have left something for a longer fit
-            self._rewind_state.snapshot = None
-
     def _warn_of_unseen(self, trainer: Trainer, unseen: Mapping[str, bool]) -> None:
-        # what is frozen may yet thaw
+        # frozen groups may still be unfrozen before the last event
         left = [name for name, trains in unseen.items() if trains or self.queue.over]
         if left:
             self._warn(
                 trainer,
                 f"A pruning event left {', '.join(left)} alone, and took its share of the rest:"
-                f" {self._parts} has seen no finite step of them since the last one.",
+                f" {self._method} has seen no finite step of them since the last one.",
             )
 
     def _call_off(self) -> None:
-        """Remove nothing more: the guard has gone back to the last good network."""
+        """Cancel the events that are left: the guard has restored the last good network."""
         self.queue.call_off(self._guard_state.reached)
         self._rewind_state.snapshot = None
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
-        """Keep a batch for parts that evaluate the loss, if there is one and an event is left."""
+        """Keep a calibration batch, if a part evaluates the loss and an event is left."""
         if not self.queue.over:
             self._batches.hold(trainer, module, pruner, batch)
 
     # --- the fit ends
 
     def finish(self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History) -> bool:
-        """Judge the last round.
+        """End the last round: compare its metric with the guard.
 
         Returns:
-            Whether the network went back to an earlier one.
+            Whether the guard restored an earlier network.
         """
-        self.undone = self._guard_state.finish(trainer, training_objects(trainer, module), pruner, history)
+        self.undone = self._guard_state.finish(
+            trainer, trainer_queries.training_objects(trainer, module), pruner, history
+        )
         if self.undone:
             self._call_off()
         if self.queue.over:
@@ -220,14 +215,14 @@ class FitEvents:
         return self.undone
 
     def good(self, history: History) -> bool:
-        """Whether the present round is good, by the guard, if it is judged at all."""
+        """Return whether the present round is good; True without a guard, or before the first round."""
         return self._guard_state.is_good(history.measured)
 
     # --- state
 
     @property
     def decisions(self) -> tuple[str, ...]:
-        """What the guard has decided, in words."""
+        """The guard's decisions, in words, in order."""
         return tuple(self._guard_state.decisions)
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,16 +235,16 @@ class FitEvents:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state of the whole callback, its part as ``FIT_EVENTS`` reads it."""
+        """Load a saved state of the whole callback, whose entries for events ``FIT_EVENTS`` reads."""
         self.queue.load_state_dict(state["agenda"])
         self._batches.load_state_dict(state)
         self._guard_state.load_state_dict(state["judge"], state["monitor"])
         if state["settings"].get("guard") != describe(self._guard):
-            self.queue.resume(anew=False)  # another rule has called it off, if one did
+            self.queue.resume(anew=False)  # if events were cancelled, it was by another guard
         self._rewind_state.snapshot = self._rewind_state.usable(state)
 
     def resume(self, *, anew: bool) -> None:
-        """Call nothing off, and count no share as reached: what is to be removed has changed.
+        """Cancel no event, and count no share as reached: the settings of what is removed have changed.
 
         Args:
             anew: Whether other units are to be removed, so that the last event happens again if it has
@@ -259,6 +254,6 @@ class FitEvents:
         self._guard_state.reached = 0.0
 
     def check_state(self, state: Mapping[str, Any], training: TrainingObjects) -> None:
-        """Raise ValueError if what a saved state would restore is not of this training."""
+        """Raise ValueError if the weights and optimizer states in a saved state are not of this training."""
         self._rewind_state.check_state(state, training, f"{PRUNING_STATE}, snapshot")
         self._guard_state.check_state(state["judge"], training, f"{PRUNING_STATE}, judge.good")

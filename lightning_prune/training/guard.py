@@ -1,4 +1,4 @@
-"""How much of a metric pruning may cost."""
+"""Guard: the setting that limits how much of a validation metric pruning may cost."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ _MODES = ("min", "max")
 
 @dataclass(frozen=True, repr=False)
 class Guard(Part):
-    """Ends pruning where it costs too much of a metric, and goes back to the last network that was good enough.
+    """Stops pruning when a metric drops too far, and restores the last network that was good enough.
 
-    A round is a pruning event and the training up to the next one, or to the end of the fit. Its metric is the
-    one that was measured last in it; the dense one was measured last before the first event. When a round ends:
+    A round is a pruning event and the training up to the next event, or to the end of the fit. Its metric is
+    the last value measured in it; the dense metric is the last value measured before the first event. At the
+    end of a round:
 
-    - Within ``max_drop``, the network as it stands is the last good one, and pruning goes on as scheduled.
-    - Worse, but not more than ``patience`` times in a row: the next event takes half of its step.
-    - Worse once more, or at the end of the fit: weights, buffers, masks and what optimizers remember are again
-      those of the last good round, or of the dense network; nothing more is pruned. Learning rates go on.
+    - If the metric is worse than the dense one by at most ``max_drop``, the round is good: the present network
+      becomes the last good one, and pruning goes on as scheduled.
+    - If it is worse by more than that, at most ``patience`` times in a row: the next event removes half of what
+      the schedule would add.
+    - If it is worse once more, or the fit ends: weights, buffers, masks and optimizer state of the last good
+      round (or of the dense network) are restored, and nothing more is pruned. Learning rates are not restored.
 
-    A round in which the metric was not measured cannot be judged: pruning goes on, with a warning. The rule is
-    ours. Where several devices each measure a value of their own, that of the first counts.
+    A round in which the metric was not measured is not compared: pruning goes on, with a warning. The rule is
+    not from a paper. Where each process measures a value of its own, that of rank 0 counts.
 
     Args:
-        monitor: The metric, as validation logs it.
-        mode: Whether it should be "max" or "min".
-        max_drop: How much worse than the dense network it may be, in its own units: finite, from 0 on.
-        patience: How many bad rounds in a row only make steps smaller, from 0 on.
+        monitor: Name of the metric, as validation logs it.
+        mode: "max" if a higher metric is better, "min" if a lower one is.
+        max_drop: How much worse than the dense metric a round may be, in the metric's units: finite, >= 0.
+        patience: How many bad rounds in a row only halve the next step, >= 0.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument is outside these ranges.
     """
 
     monitor: str
@@ -53,7 +56,7 @@ class Guard(Part):
             raise ValueError(f"patience={patience!r} must be an integer from 0 on.")
 
     def allows(self, dense: float, value: float) -> bool:
-        """Whether a value is good enough; nan never is.
+        """Return whether a value is worse than the dense one by at most ``max_drop``; False for nan.
 
         >>> [Guard("acc", max_drop=0.25).allows(0.75, value) for value in (0.5, 0.4375, float("nan"))]
         [True, False, False]
@@ -64,7 +67,7 @@ class Guard(Part):
         return drop <= self.max_drop
 
     def compare(self, dense: float, value: float) -> str:
-        """A value beside the dense one, in words.
+        """Return a sentence that compares a value with the dense one.
 
         >>> Guard("val_acc", max_drop=0.05).compare(0.79, 0.71)
         'val_acc 0.71 is 0.08 below the dense 0.79, more than max_drop=0.05'

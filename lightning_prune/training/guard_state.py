@@ -11,24 +11,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_prune.core import schema
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
+from lightning_prune.training import snapshots
 from lightning_prune.training.guard import Guard
-from lightning_prune.training.snapshots import (
-    OPTIMIZERS,
-    WEIGHTS,
-    TrainingObjects,
-    check_snapshot,
-    optimizer_memory,
-    restore_optimizer_,
-    restore_weights_,
-    weights_of,
-)
 from lightning_prune.training.trainer_queries import WarnOnce
 from lightning_prune.units.masks import MASKS, MaskStore
 
 _GOOD = schema.record(
     {
-        "weights": WEIGHTS,
-        "optimizers": OPTIMIZERS,
+        "weights": snapshots.WEIGHTS,
+        "optimizers": snapshots.OPTIMIZERS,
         "masks": MASKS,
         "protected": schema.sequence(schema.string),
         "reached": schema.fraction,
@@ -52,15 +43,15 @@ _LOST = (
 
 
 class GuardState:
-    """The rounds of one fit, each a pruning event and the training after it, and the last good one.
+    """The rounds of one fit, each a pruning event and the training after it, and the last good network.
 
     Args:
-        guard: How much of a metric pruning may cost; ``None`` if that does not matter.
-        warn: Prints each warning once a fit.
+        guard: How much of a metric pruning may cost; ``None`` if there is no limit.
+        warn: Prints each warning once per fit.
 
     Attributes:
-        reached: Share of the target that is removed.
-        decisions: In words, in order.
+        reached: Share of the target that is removed, in [0, 1].
+        decisions: The decisions in words, in order.
     """
 
     def __init__(self, guard: Guard | None, warn: WarnOnce) -> None:
@@ -74,11 +65,11 @@ class GuardState:
 
     @property
     def running(self) -> bool:
-        """Whether there is a network to go back to."""
+        """Whether a good network is kept to be restored."""
         return self._last_good is not None
 
     def is_good(self, metric: float | None) -> bool:
-        """Whether a round with this metric is good; True where nothing is judged."""
+        """Return whether a round with this metric is good; True without a guard, or if no round is running."""
         if self._guard is None or not self.running:
             return True
         return metric is not None and self._dense is not None and self._guard.allows(self._dense, metric)
@@ -91,15 +82,20 @@ class GuardState:
             )
 
     def allowed(
-        self, fraction: float, trainer: Trainer, training: TrainingObjects, pruner: Pruner, history: History
+        self,
+        fraction: float,
+        trainer: Trainer,
+        training: snapshots.TrainingObjects,
+        pruner: Pruner,
+        history: History,
     ) -> float | None:
-        """Return the share of the target that an event may remove; ``None`` if the network went back instead.
+        """Return the share of the target that an event may remove; ``None`` if an earlier network was restored.
 
         Args:
             fraction: Share of the target that the schedule asks for.
             trainer: The Trainer of the fit.
-            training: What goes back to the last good round.
-            pruner: Of the same network.
+            training: The training objects, restored to the last good round if the present one is too bad.
+            pruner: The pruner of the same network.
             history: The metrics that were measured.
 
         Raises:
@@ -120,11 +116,13 @@ class GuardState:
             )
         return fraction
 
-    def finish(self, trainer: Trainer, training: TrainingObjects, pruner: Pruner, history: History) -> bool:
+    def finish(
+        self, trainer: Trainer, training: snapshots.TrainingObjects, pruner: Pruner, history: History
+    ) -> bool:
         """End the last round of a fit.
 
         Returns:
-            Whether the network went back to an earlier one.
+            Whether an earlier network was restored.
         """
         if self._guard is None or not self.running:
             return False
@@ -136,66 +134,68 @@ class GuardState:
         guard: Guard,
         wanted: float | None,
         trainer: Trainer,
-        training: TrainingObjects,
+        training: snapshots.TrainingObjects,
         pruner: Pruner,
         history: History,
     ) -> float | None:
-        """Judge a round, and print the decision; ``wanted`` is ``None`` at the end of the fit."""
+        """End a round: compare its metric with the dense one, act on it and log the decision.
+
+        Args:
+            guard: How much of the metric pruning may cost.
+            wanted: Share of the target that the next event asks for; ``None`` at the end of the fit.
+            trainer: The Trainer of the fit.
+            training: The training objects.
+            pruner: The pruner of the same network.
+            history: The metrics that were measured.
+
+        Returns:
+            Share of the target that the next event may remove; ``None`` if there is no next event.
+        """
         metric = trainer.strategy.broadcast(history.measured)
         if metric is None and guard.monitor not in trainer.callback_metrics and trainer.callback_metrics:
             raise ValueError(f"monitor={guard.monitor!r} is not logged: {_names(trainer.callback_metrics)}.")
         if metric is None or self._dense is None:
             self._warn(trainer, f"A round cannot be judged: no {guard.monitor} to compare was measured in it.")
             return wanted
-        found = f"epoch {trainer.current_epoch}: {guard.compare(self._dense, metric)}"
-        allowed = self._judge(guard, metric, wanted, found, training, pruner)
+        self._bad = 0 if self.is_good(metric) else self._bad + 1
+        if not self._bad:
+            self._keep(training, pruner)
+            allowed = wanted
+            decision = f"{_percent(pruner.sparsity)} removed are good enough"
+        elif wanted is None or self._bad > guard.patience:
+            self._go_back(training, pruner)
+            allowed = None
+            decision = f"back to {_percent(pruner.sparsity)} removed, no further pruning"
+        else:
+            allowed = self.reached + (wanted - self.reached) / 2
+            decision = f"half a step, to {_percent(allowed)} of the target"
+        self.decisions.append(
+            f"epoch {trainer.current_epoch}: {guard.compare(self._dense, metric)}: {decision}"
+        )
         say = rank_zero_warn if self._bad else rank_zero_info
         lost = wanted is None and not self.running
         say(self.decisions[-1] + (_LOST if lost else ""))
         return allowed
 
-    def _judge(
-        self,
-        guard: Guard,
-        metric: float,
-        wanted: float | None,
-        found: str,
-        training: TrainingObjects,
-        pruner: Pruner,
-    ) -> float | None:
-        if self.is_good(metric):
-            self._bad = 0
-            self._keep(training, pruner)
-            self.decisions.append(f"{found}: {_percent(pruner.sparsity)} removed are good enough")
-            return self.reached if wanted is None else wanted
-        self._bad += 1
-        if wanted is None or self._bad > guard.patience:
-            self._go_back(training, pruner)
-            self.decisions.append(f"{found}: back to {_percent(pruner.sparsity)} removed, no further pruning")
-            return None
-        half = self.reached + (wanted - self.reached) / 2
-        self.decisions.append(f"{found}: half a step, to {_percent(half)} of the target")
-        return half
-
     def end(self) -> None:
-        """Forget the last good round."""
+        """Drop the last good network."""
         self._last_good = None
 
-    def _keep(self, training: TrainingObjects, pruner: Pruner) -> None:
+    def _keep(self, training: snapshots.TrainingObjects, pruner: Pruner) -> None:
         self._last_good = {
-            "weights": weights_of(training.model),
-            "optimizers": [optimizer_memory(optimizer) for optimizer in training.optimizers],
+            "weights": snapshots.weights_of(training.model),
+            "optimizers": [snapshots.optimizer_memory(optimizer) for optimizer in training.optimizers],
             "masks": pruner.store.state_dict(),
             "protected": sorted(pruner.protected),
             "reached": self.reached,
         }
 
-    def _go_back(self, training: TrainingObjects, pruner: Pruner) -> None:
+    def _go_back(self, training: snapshots.TrainingObjects, pruner: Pruner) -> None:
         good = self._last_good
         assert good is not None
-        restore_weights_(training.model, good["weights"])
+        snapshots.restore_weights_(training.model, good["weights"])
         for optimizer, memory in zip(training.optimizers, good["optimizers"], strict=True):
-            restore_optimizer_(optimizer, memory)
+            snapshots.restore_optimizer_(optimizer, memory)
         pruner.store.go_back_(good["masks"])
         pruner.protected = set(good["protected"])
         self.reached = good["reached"]
@@ -212,11 +212,11 @@ class GuardState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], monitor: str | None) -> None:
-        """Take over a saved state, as ``GUARD_STATE`` reads it.
+        """Load a saved state.
 
         Args:
-            state: The saved state.
-            monitor: Name of the metric that was monitored then.
+            state: The saved state, as ``GUARD_STATE`` reads it.
+            monitor: Name of the metric that was monitored when it was saved.
         """
         self.reached = state["reached"]
         self.decisions = list(state["decisions"])
@@ -224,12 +224,12 @@ class GuardState:
         self._bad = state["bad"]
         self._last_good = None if self._guard is None else state["good"]
         if self._guard is not None and monitor != self._guard.monitor:
-            self._dense = None  # it does not compare with another metric
+            self._dense = None  # values of two metrics cannot be compared
 
-    def check_state(self, state: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
-        """Raise ValueError if a saved state has a last good round that is not of this training."""
+    def check_state(self, state: Mapping[str, Any], training: snapshots.TrainingObjects, what: str) -> None:
+        """Raise ValueError if the last good network in a saved state is not of this training."""
         if self._guard is not None and (good := state["good"]) is not None:
-            check_snapshot(good, training, what)
+            snapshots.check_snapshot(good, training, what)
             MaskStore(training.model, ()).unpacked(good["masks"])
 
 

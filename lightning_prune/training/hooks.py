@@ -1,4 +1,4 @@
-"""Everything that hooks into a module or an optimizer, and takes its hooks away again."""
+"""Hooks on optimizers and modules during a fit: enforce masks, copy gradients, capture an example input."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightning_prune.units.masks import MaskStore
 
 
 class OptimizerHooks:
-    """Enforces masks after each step of each optimizer, and tells the first look at a step's gradients.
+    """Step hooks on optimizers, which enforce the masks after each step.
 
-    An optimizer with a closure, such as LBFGS, evaluates the loss several times in one step: the
-    observation is the first, whose gradients belong to the weights from which the step starts.
+    An optimizer with a closure, such as LBFGS, evaluates the loss several times in one step. Only the first
+    evaluation counts as an observation: its gradients are those of the weights before the step.
 
     Args:
         store: The masks.
@@ -28,10 +28,10 @@ class OptimizerHooks:
     def __init__(self, store: MaskStore) -> None:
         self._store = store
         self._handles: dict[Optimizer, list[RemovableHandle]] = {}
-        self._seen: dict[Optimizer, bool] = {}
+        self._observed: dict[Optimizer, bool] = {}  # optimizers within a step: whether it was observed
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Hooks into optimizers that are not watched yet."""
+        """Add the hooks to the optimizers that do not have them yet."""
         for optimizer in optimizers:
             if optimizer not in self._handles:
                 self._handles[optimizer] = [
@@ -40,42 +40,42 @@ class OptimizerHooks:
                 ]
 
     def first_call(self, optimizer: Optimizer) -> bool:
-        """Whether gradients are seen for the first time in this step."""
-        first = not self._seen.get(optimizer, False)
-        if optimizer in self._seen:
-            self._seen[optimizer] = True
+        """Return whether this is the first time that it is called for this step of the optimizer."""
+        first = not self._observed.get(optimizer, False)
+        if optimizer in self._observed:
+            self._observed[optimizer] = True
         return first
 
     def release(self) -> None:
-        """Takes all hooks away."""
+        """Remove all hooks."""
         for handles in self._handles.values():
             for handle in handles:
                 handle.remove()
         self._handles.clear()
-        self._seen.clear()
+        self._observed.clear()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._seen[optimizer] = False
+        self._observed[optimizer] = False
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._seen.pop(optimizer, None)
+        self._observed.pop(optimizer, None)
         self._store.apply_(parameters_in(optimizer))
 
 
 class GradientCopies:
-    """Gradients as backward left them, for loops in which a user may clip them before the step.
+    """Copies of gradients right after the backward pass: under manual optimization a user may clip them later.
 
     Args:
-        together: Disjoint names of parameters that are observed together, when the first of their optimizers
-            steps.
+        sets: Disjoint sets of parameter names. The parameters of a set are observed together, at the first
+            step of one of their optimizers.
     """
 
-    def __init__(self, together: Iterable[Set[str]]) -> None:
-        self._together = list(together)
+    def __init__(self, sets: Iterable[Set[str]]) -> None:
+        self._sets = list(sets)
         self._copies: dict[str, Tensor] = {}
 
     def hold(self, grads: Mapping[str, Tensor]) -> None:
-        """Copies gradients; a later copy, with more accumulated, takes the place of an earlier one."""
+        """Copy gradients by parameter name; a copy replaces an earlier one, with less accumulated in it."""
         for name, grad in grads.items():
             if name in self._copies:
                 self._copies[name].copy_(grad)
@@ -83,22 +83,22 @@ class GradientCopies:
                 self._copies[name] = grad.clone()
 
     def take(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Hands over the copies of these parameters, and of what belongs to them, as far as there are any."""
+        """Return and drop the copies there are of these parameters and of the others in their sets."""
         stepping = set(names)
-        taken = [name for group in self._together if group & stepping for name in group & self._copies.keys()]
+        taken = [name for group in self._sets if group & stepping for name in group & self._copies.keys()]
         return {name: self._copies.pop(name) for name in taken}
 
     def release(self) -> None:
-        """Forgets all copies."""
+        """Drop all copies."""
         self._copies.clear()
 
 
 class ExampleCapture:
-    """Keeps the first example of the first batch that a module's ``forward`` is given.
+    """A forward pre-hook that keeps the first example of the first batch that ``forward`` is called with.
 
     Attributes:
-        example: ``forward``'s positional arguments for one example, or all by name where it is given any by
-            name; ``None`` until it ran.
+        example: The positional arguments of ``forward`` for a batch of one example, or all arguments by name if
+            any was given by name; ``None`` before the first forward pass.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -107,27 +107,27 @@ class ExampleCapture:
         self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
 
     def release(self) -> None:
-        """Takes the hook away, and lets go of the module."""
+        """Remove the hook, and drop the reference to the module."""
         self._handle.remove()
         self._forward = None
 
     def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.forward != self._forward:
-            return  # DDP sends a whole step through it: the call that matters comes within
+            return  # DDP runs training_step in place of forward: the call of forward itself comes later
         given = dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs if kwargs else args
         self.example = tree_map(_first, given)
         self.release()
 
 
 def unscaled_gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
-    """Name to gradient of the prunable ones among ``parameters``, divided by the loss scale."""
+    """Return name to gradient, divided by the loss scale, of the parameters that have a mask and a gradient."""
     found = store.named(parameters).items()
     grads = {name: parameter.grad for name, parameter in found if parameter.grad is not None}
     return grads if scale == 1 else {name: grad / scale for name, grad in grads.items()}
 
 
 def parameters_in(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters that an optimizer steps."""
+    """Return all parameters of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 

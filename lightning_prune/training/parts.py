@@ -61,19 +61,19 @@ class PruningParts:
 
     @property
     def restores_weights(self) -> bool:
-        """Whether weights of an earlier point in training may come back."""
+        """Whether weights of an earlier point in training may be restored: by a rewind or a guard."""
         return self.rewind is not None or self.guard is not None
 
     @property
     def needs_whole(self) -> list[str]:
-        """The arguments that need whole parameters in each process, as they are written in a call."""
-        wanted = {
+        """The arguments that need whole parameters in each process, as written in a call."""
+        arguments = {
             "compact=True": self.compact,
             f"{self.structure!r} with {self.selector!r}": self.needs_example,
             repr(self.rewind): self.rewind is not None,
             repr(self.guard): self.guard is not None,
         }
-        return [part for part, asked in wanted.items() if asked]
+        return [argument for argument, needed in arguments.items() if needed]
 
     def new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
         """Return a pruner of a model.
@@ -92,15 +92,20 @@ class PruningParts:
         )
 
     def describe(self) -> dict[str, str]:
-        """Return each argument that is saved, as it is written in a call, by name."""
+        """Return the arguments that a checkpoint records: name to value, as written in a call."""
         parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
         settings = {name: describe(getattr(self, name)) for name in parts}
         return {"target": repr(self.selector.resolve(self.target)), **settings}
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
-        """Return what pruning to the target would leave of a model, which stays as it is.
+        """Return the report of a model as if it were pruned to the target; the model does not change.
 
-        Where criterion or selector needs training steps, the number kept of each layer is ``None``.
+        If criterion or selector needs training steps, the number of units that a layer keeps is ``None``.
+
+        Args:
+            model: The model.
+            example: A tensor, or a tuple of the arguments of ``forward``; by default the model's
+                ``example_input_array``.
         """
         if example is None:
             example = getattr(model, "example_input_array", None)

@@ -1,10 +1,11 @@
-"""The network that a callback prunes: bound, then perhaps compacted, brought back from a checkpoint."""
+"""The network that a callback prunes, with its masks: pruned, compacted, or loaded from a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
-from lightning_prune.export.compacted import check_shapes, check_weights, plan_in, plans_in, weights_in
+from lightning_prune.export import compacted
 from lightning_prune.pruner import PRUNED, Pruner
 from lightning_prune.report.measurement import layers_of, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
@@ -36,31 +37,33 @@ _COMPACTED = schema.record(
 )
 
 
-def _pruned_network(state: Any) -> dict[str, Any]:
+def read_pruned_network(state: Any) -> dict[str, Any]:
+    """Return a saved network, checked: the state of a pruner, or of a compacted network.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     compacted = schema.mapping(schema.anything)(state).get("plan") is not None
     return (_COMPACTED if compacted else PRUNED)(state)
 
 
-PRUNED_NETWORK: schema.Reader[dict[str, Any]] = _pruned_network
-
-
 class PrunedNetwork:
-    """A network, and what became of it: pruned by a ``Pruner``, or compacted, when some masks may be left.
+    """A network and its masks, while a ``Pruner`` prunes it and after it was compacted.
 
     Attributes:
-        model: The network, ``None`` before one is bound.
-        pruner: Prunes it; ``None`` once it is compacted.
-        store: Its masks; after compaction those that are left.
-        plan: How it was compacted, ``None`` if it was not.
-        record: The report that was made then.
-        layers: What the masks leave, as of the last :meth:`count`.
+        model: The network; ``None`` before one is bound.
+        pruner: Its pruner; ``None`` if nothing more is pruned, as after compaction.
+        store: Its masks; after compaction those that still mask a weight of the smaller network.
+        plan: The plan by which it was compacted; ``None`` if it was not.
+        record: The report that was made at compaction; ``None`` if it was not compacted.
+        layers: Kept and total size of each layer, as of the last :meth:`count`.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing is bound."""
+        """Drop the network and its masks."""
         self.model: nn.Module | None = None
         self.pruner: Pruner | None = None
         self.store: MaskStore | None = None
@@ -70,35 +73,35 @@ class PrunedNetwork:
         self._saved: Mapping[str, Any] = {}
 
     def bound_to(self, model: nn.Module) -> bool:
-        """Whether it is this network that is in charge, with its masks."""
+        """Return whether this model is the one that is pruned, and has masks."""
         return self.model is model and self.store is not None
 
     @property
     def sharded(self) -> bool:
-        """Whether processes hold a part of it each."""
+        """Whether the parameters are divided among processes."""
         return self.store is not None and self.store.shards.sharded
 
     @property
     def covered(self) -> set[str]:
-        """Names of the parameters whose units are chosen among."""
+        """Names of the parameters that the unit groups cover; empty once nothing more is pruned."""
         groups = () if self.pruner is None else self.pruner.groups
         return {part.name for group in groups for part in group.slices}
 
     def bind(
         self, model: nn.Module, make: Callable[[], Pruner], state: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """Takes charge of a network: the present one goes on from where it is, another one starts anew.
+        """Prune this model from now on. If it is bound already, its masks and statistics stay.
 
         Args:
-            model: To be pruned.
-            make: Gives what prunes it.
-            state: Where that was, if it is to go on from there.
+            model: The model to prune.
+            make: Returns a pruner of it.
+            state: A pruner's saved state to continue from; ``None`` to start without one.
 
         Returns:
-            What could not be taken over, in words.
+            What could not be loaded from the state, in words.
 
         Raises:
-            ValueError: If there is nothing to prune, or the state is not of this network; nothing has changed
+            ValueError: If there is nothing to prune, or the state is not of this model; nothing has changed
                 then.
         """
         known = self.bound_to(model)
@@ -110,14 +113,14 @@ class PrunedNetwork:
         return notes
 
     def bind_saved(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Takes charge of a network as a state has it, masked or compacted: nothing more is pruned.
+        """Bind a model with the masks of a saved state, masked or compacted; nothing more is pruned.
 
         Args:
-            model: Of the shapes that the state's masks have.
-            state: What :meth:`state_dict` gave, as ``SUBJECT`` reads it.
+            model: The model, with parameters of the shapes that the masks have.
+            state: What :meth:`state_dict` returned, as :func:`read_pruned_network` reads it.
 
         Raises:
-            ValueError: If its masks are not those of this network; nothing has changed then.
+            ValueError: If the masks are not of this model; nothing has changed then.
         """
         present = [name for name, _ in model.named_parameters() if name in state["masks"]]
         store = MaskStore(model, present, shards_of(model))
@@ -129,30 +132,29 @@ class PrunedNetwork:
         self.count()
 
     def count(self) -> None:
-        """Looks at what the masks leave, in all processes together: a report asks none of them then."""
+        """Update ``layers`` from the masks. All processes must call it, so that a report needs only one."""
         assert self.store is not None
         self.layers = layers_of(self.store.masks, self.store.shards)
 
     @property
     def sparsity(self) -> float:
-        """Removed share of the elements that the structure covers, as of the last :meth:`count`."""
+        """Removed share, in [0, 1], of the elements that the structure covers, as of the last :meth:`count`."""
         removed = sum(layer.size - cast(int, layer.kept) for layer in self.layers)
         return removed / sum(layer.size for layer in self.layers)
 
     def report(self, example: Any = None) -> Report:
-        """The network as it stands.
+        """Return the report of the network as it stands.
 
         Args:
-            example: Of ``forward``'s input, to count multiply-adds on.
+            example: An input of ``forward``, to count multiply-adds on; ``None`` to leave them out.
         """
         if self.record is not None:
             return self.record
         assert self.model is not None
         assert self.store is not None
         if self.sharded:
-            example = None  # a pass would need all processes
-        model = self.model
-        report = _measured(lambda shown: measure_layers(model, self.layers, shown), example)
+            example = None  # a forward pass would need all processes
+        report = _measured(partial(measure_layers, self.model, self.layers), example)
         remarks = self._saved if self.pruner is None else self.pruner.remarks
         return replace(
             report,
@@ -169,14 +171,15 @@ class PrunedNetwork:
         averages: Iterable[Average],
         report: Report,
     ) -> None:
-        """Shrinks the network in place.
+        """Remove the masked units from the tensors of the network, in place.
 
         Args:
-            probe: Runs it.
-            example: To measure the dense and the compacted network on, or ``None``.
-            optimizers: Of its parameters.
-            averages: Of it, and not within it, which shrink along with it.
-            report: Of the masked network.
+            probe: Runs the network, to prove that its outputs stay the same.
+            example: An input of ``forward``, to measure the dense and the compacted network on; ``None`` to
+                leave that out.
+            optimizers: The optimizers of its parameters; their state is cut, too.
+            averages: Weight averages outside the network; they are cut in the same way.
+            report: The report of the masked network.
 
         Raises:
             CompactionError: If outputs differ; nothing has changed then.
@@ -185,7 +188,7 @@ class PrunedNetwork:
         model = cast(nn.Module, self.model)
         dense = copy_model(model)
         if isinstance(model, LightningModule):
-            # which forward may read from, and a copy has not
+            # a copy has no Trainer, and forward may read from it
             cast(LightningModule, dense).trainer = model.trainer
         self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
         for average in averages:
@@ -194,35 +197,36 @@ class PrunedNetwork:
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
         self.pruner = None
-        self.record = _measured(lambda shown: measure_compacted(report, dense, model, masks, shown), example)
+        self.record = _measured(partial(measure_compacted, report, dense, model, masks), example)
 
     @contextmanager
     def loading(
         self, model: nn.Module, averages: Sequence[Average], checkpoint: Mapping[str, Any], state_key: str
     ) -> Iterator[None]:
-        """A ``with`` block before weights are loaded: brings a network to the shapes that a checkpoint has.
+        """Give a model the shapes of a checkpoint, in a ``with`` block before its weights are loaded.
 
-        Within the block it has its dense shapes; at the end those of the checkpoint's plan, if there is one.
+        Within the block the model has its dense shapes. When the block ends it is shrunk by the checkpoint's
+        plan, if there is one.
 
         Args:
-            model: Is to be loaded.
-            averages: Of it, and not within it.
-            checkpoint: Has the plan, if any.
-            state_key: Of the callback that has made it.
+            model: The model whose weights will be loaded.
+            averages: Weight averages outside the model; their shapes change in the same way.
+            checkpoint: The checkpoint, with the plan of a compacted network or without one.
+            state_key: Key of the callback's state in the checkpoint.
 
         Raises:
-            ValueError: If they do not fit; the network is as it was then.
+            ValueError: If weights or plan do not fit the model, which then has the shapes it had before.
         """
         before = self.plan if self.model is model else None
         _apply_plan(model, averages, expand_, before)
         try:
             yield
-            # a strategy that divides the model has loaded its weights already, and left none
-            weights = weights_in(checkpoint) if "state_dict" in checkpoint else {}
-            plan = plan_in(checkpoint, state_key)
-            check_shapes(model, weights, plans_in(checkpoint))
+            # a strategy that divides the model has loaded its weights by now, and removed them
+            weights = compacted.weights_in(checkpoint) if "state_dict" in checkpoint else {}
+            plan = compacted.plan_in(checkpoint, state_key)
+            compacted.check_shapes(model, weights, compacted.plans_in(checkpoint))
             if plan is not None:
-                check_weights(model, weights, [plan], getattr(model, "strict_loading", True))
+                compacted.check_weights(model, weights, [plan], getattr(model, "strict_loading", True))
         except BaseException:
             _apply_plan(model, averages, replay_, before)
             raise
@@ -233,7 +237,7 @@ class PrunedNetwork:
             self.model, self.plan = model, plan
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, statistics, plan: tensors and plain values only."""
+        """Return masks, statistics and plan: tensors and plain values only."""
         if self.pruner is not None:
             return self.pruner.state_dict()
         assert self.store is not None
@@ -249,11 +253,11 @@ class PrunedNetwork:
 
 
 def _measured(measure: Callable[[Any], Report], example: Any) -> Report:
-    """A report with what runs on an example, or without: a user's forward may raise anything."""
+    """Return the report measured on the example, or without it if the forward pass fails."""
     try:
         with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a report
             return measure(example)
-    except Exception as error:  # which must not end a fit
+    except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
         rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
         return measure(None)
 
@@ -264,7 +268,7 @@ def _apply_plan(
     change: Callable[[nn.Module, Plan], object],
     plan: Plan | None,
 ) -> None:
-    """Does the same to a network and its averages, if there is a plan for it."""
+    """Expand or replay a plan on a model and its averages, unless the plan is ``None``."""
     if plan is not None:
         change(model, plan)
         for average in averages:

@@ -1,4 +1,4 @@
-"""Where the surviving weights go after a pruning event: back to an earlier point in training."""
+"""Rewind: the setting that restores an earlier point in training after each pruning event."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ _RANDOM = "random"
 
 @dataclass(frozen=True, repr=False)
 class Rewind(Part):
-    """After each pruning event, what is left goes back to an earlier point in training, which is then repeated.
+    """Restores an earlier point in training after each pruning event, so that training is repeated from there.
 
-    - Weight rewinding, the default: parameters, buffers, optimizers and learning-rate schedules go back. To
-      the initialisation it is the lottery ticket of Frankle and Carbin 2019, arXiv 1803.03635; to a point soon
-      after, Frankle et al. 2019, "Stabilizing the Lottery Ticket Hypothesis", arXiv 1903.01611.
-    - Learning-rate rewinding, ``weights=False``: weights and buffers stay, optimizers (their momentum, too) and
-      schedules go back. Renda et al. 2020, "Comparing
-      Rewinding and Fine-tuning in Neural Network Pruning", arXiv 2003.02389.
-    - Training from scratch, ``to="random"``: fresh weights are drawn, the same ones at each event, optimizers
-      and schedules start anew. Liu et al. 2019, "Rethinking the Value of Network Pruning", arXiv 1810.05270.
+    - Weight rewinding, the default: parameters, buffers, optimizers (their momentum, too) and learning-rate
+      schedules are restored. From the initialization it is the lottery ticket of Frankle and Carbin 2019, arXiv
+      1803.03635; from a point soon after, Frankle et al. 2019, "Stabilizing the Lottery Ticket Hypothesis",
+      arXiv 1903.01611.
+    - Learning-rate rewinding, ``weights=False``: optimizers (their momentum, too) and learning-rate schedules
+      are restored; weights and buffers stay. Renda et al. 2020, "Comparing Rewinding and Fine-tuning in Neural
+      Network Pruning", arXiv 2003.02389.
+    - Training from scratch, ``to="random"``: weights are reinitialized, to the same values at each event;
+      optimizers and learning-rate schedules are restored to the state before the first batch. Liu et al. 2019,
+      "Rethinking the Value of Network Pruning", arXiv 1810.05270.
 
-    Epochs and steps are counted on: a fit needs room to repeat training after its last event.
+    Counts of epochs and steps are not restored: a fit must be long enough to repeat training after its last
+    event.
 
     Args:
-        to: A moment not after the first event that removes something: "0ep" is before the first batch. Or
-            "random".
-        weights: Whether weights and buffers go back, too.
-        seed: Of what is drawn; the run's own random state is left alone.
+        to: The moment to restore, not after the first event that removes something; "0ep" is before the first
+            batch. Or "random".
+        weights: Whether weights and buffers are restored, too.
+        seed: Seed of the random weights; the random state of the run does not change.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -65,38 +68,39 @@ class Rewind(Part):
 
     @property
     def random(self) -> bool:
-        """Whether weights are drawn anew."""
+        """Whether weights are reinitialized at random."""
         return self.to == _RANDOM
 
     @property
     def moment(self) -> Moment:
-        """When the snapshot is taken: what is drawn anew starts with optimizers as they were at first."""
+        """The moment of the snapshot; for random weights before the first batch, as optimizers start anew."""
         return Moment.parse("0ep" if self.random else self.to, "to")
 
     def check(self, model: nn.Module) -> None:
-        """Makes sure that fresh weights can be drawn, where they are wanted.
+        """Check that the weights of a model can be reinitialized, if ``to="random"``.
 
         Raises:
-            ValueError: If no module redraws a parameter, or there are averages of what is redrawn.
+            ValueError: If no module reinitializes a parameter, or the model holds an average of its weights.
         """
-        if self.random and averaged_names(model):
+        if not self.random:
+            return
+        if averages := averaged_names(model):
             raise ValueError(
-                f"to={self.to!r} draws weights anew, of which {' and '.join(averaged_names(model))} would still"
-                " average earlier ones: take one or the other."
+                f"to={self.to!r} draws weights anew, of which {' and '.join(averages)} would still average"
+                " earlier ones: take one or the other."
             )
-        left = not_reinitialized(model, self.seed) if self.random else []
-        if left:
+        if left := not_reinitialized(model, self.seed):
             raise ValueError(
                 f"to={self.to!r} cannot redraw {', '.join(map(repr, left))}: the module that holds it needs a"
                 " reset_parameters method."
             )
 
     def take(self, training: TrainingObjects) -> dict[str, Any]:
-        """What :meth:`apply_` will need: plain values and tensors."""
+        """Return the snapshot for :meth:`apply_`: plain values and tensors."""
         return take_snapshot(training, weights=self.weights and not self.random)
 
     def apply_(self, training: TrainingObjects, snapshot: Mapping[str, Any]) -> None:
-        """Goes back, in place; masks must be enforced anew."""
+        """Restore the snapshot in place, and reinitialize random weights; enforce the masks afterwards."""
         restore_snapshot_(training, snapshot)
         if self.random:
             reinitialize_(training.model, self.seed)

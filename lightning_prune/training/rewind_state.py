@@ -1,4 +1,4 @@
-"""The snapshot that a Rewind goes back to, and when it is taken, used and dropped."""
+"""The snapshot that a Rewind restores: when it is taken, restored and dropped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RewindState:
     """The snapshot of one fit.
 
     Args:
-        rewind: Where weights go after an event; ``None`` if they stay.
+        rewind: The setting that says what to restore after an event; ``None`` if nothing is restored.
 
     Attributes:
-        snapshot: Weights, optimizers and learning-rate schedules at the moment to go back to; ``None`` before
-            it, and once no event is left that goes back.
+        snapshot: Weights, optimizers and learning-rate schedules at the moment to restore; ``None`` before that
+            moment, and once no event is left that restores it.
     """
 
     def __init__(self, rewind: Rewind | None) -> None:
@@ -54,7 +54,7 @@ class RewindState:
             )
 
     def go_back(self, training: TrainingObjects, pruner: Pruner) -> None:
-        """Restore the snapshot, and enforce the masks in what was restored."""
+        """Restore the snapshot, and enforce the masks in weights and optimizer state."""
         if self._rewind is None or self.snapshot is None:
             return
         self._rewind.apply_(training, self.snapshot)

@@ -1,4 +1,4 @@
-"""What training changes, held and brought back: weights, optimizers, learning-rate schedules; fresh weights."""
+"""Snapshots of weights, optimizers and learning-rate schedules: take, check and restore; fresh weights."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _METHODS = ("reset_parameters", "_reset_parameters")
 
 
 class Stateful(Protocol):
-    """What a learning-rate schedule is asked for, whatever its class."""
+    """The methods of a learning-rate schedule that a snapshot needs."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state."""
+        """Return the state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Takes a state over."""
+        """Load a state."""
 
 
 @dataclass(frozen=True)
 class TrainingObjects:
-    """What training changes.
+    """The objects that training changes, and that a snapshot restores.
 
     Args:
         model: The network.
-        optimizers: Of its parameters.
-        schedules: Of their learning rates.
+        optimizers: The optimizers of its parameters.
+        schedules: The learning-rate schedules of the optimizers.
     """
 
     model: nn.Module
@@ -47,11 +47,11 @@ class TrainingObjects:
 
 
 def take_snapshot(training: TrainingObjects, weights: bool = True) -> dict[str, Any]:
-    """All that training changes, as plain values and tensors on the CPU.
+    """Return the state of all training objects, as plain values and tensors on the CPU.
 
     Args:
-        training: Stays as it is.
-        weights: Whether parameters and buffers belong to it.
+        training: The objects; they do not change.
+        weights: Whether the snapshot includes parameters and buffers.
     """
     return {
         "weights": weights_of(training.model) if weights else {},
@@ -61,7 +61,7 @@ def take_snapshot(training: TrainingObjects, weights: bool = True) -> dict[str, 
 
 
 def restore_snapshot_(training: TrainingObjects, snapshot: Mapping[str, Any]) -> None:
-    """Brings back what was taken; the snapshot can be used again."""
+    """Restore a snapshot in place. The snapshot does not change, and can be restored again."""
     restore_weights_(training.model, snapshot["weights"])
     for optimizer, state in zip(training.optimizers, snapshot["optimizers"], strict=True):
         restore_optimizer_(optimizer, state)
@@ -70,13 +70,13 @@ def restore_snapshot_(training: TrainingObjects, snapshot: Mapping[str, Any]) ->
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU."""
+    """Return copies of parameters and buffers by name, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
 
 
 @torch.no_grad()
 def restore_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Fills parameters and buffers in place; what has no saved values stays as it is."""
+    """Copy saved values into parameters and buffers; those without a saved value stay as they are."""
     present = _tensors(model)
     for name, value in weights.items():
         if name in present:
@@ -88,12 +88,12 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_memory(optimizer: Optimizer) -> dict[str, Any]:
-    """What an optimizer remembers of each parameter, without its hyper-parameters."""
+    """Return a copy of an optimizer's state of each parameter, without hyperparameters."""
     return copy_plain({"state": optimizer.state_dict()["state"]})
 
 
 def restore_optimizer_(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Brings back what is in a saved state; hyper-parameters that are not, and groups added since, stay."""
+    """Restore an optimizer; hyperparameters that were not saved, and parameter groups added since, stay."""
     now, then = optimizer.state_dict(), copy_plain(state)
     nothing: dict[str, Any] = {}
     groups = zip_longest(now["param_groups"], then.get("param_groups", ()), fillvalue=nothing)
@@ -102,11 +102,11 @@ def restore_optimizer_(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def copy_plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that shares no memory and loads with ``weights_only=True``.
+    """Return a copy of a state dict that shares no memory with it and loads with ``weights_only=True``.
 
     Entries that hold anything else than tensors and plain values, such as functions, are left out.
 
-    >>> copy_of({"lr": 0.1, "betas": (0.9, 0.99), "anneal": max, "groups": [{"lr": 0.1, "anneal": max}]})
+    >>> copy_plain({"lr": 0.1, "betas": (0.9, 0.99), "anneal": max, "groups": [{"lr": 0.1, "anneal": max}]})
     {'lr': 0.1, 'betas': (0.9, 0.99), 'groups': [{'lr': 0.1}]}
     """
     copies = ((key, _copy(value)) for key, value in state.items())
@@ -118,7 +118,7 @@ def _copy(value: object) -> Any:
     match value:
         case None | bool():
             copied = value
-        case Integral():  # numpy's numbers and enumerations of integers would not be plain in a file
+        case Integral():  # numpy integers and IntEnum members would not load with weights_only=True
             copied = int(value)
         case Real():
             copied = float(value)
@@ -138,13 +138,13 @@ def _copy(value: object) -> Any:
 
 
 def reinitialize_(model: nn.Module, seed: int) -> None:
-    """Draws fresh weights: each module's own ``reset_parameters``, those inside it before its own.
+    """Reinitialize all weights in place: call ``reset_parameters`` of each module, children before parents.
 
-    Random state stays as it is. Modules that keep running statistics reset them, too.
+    The random state does not change. Modules with running statistics reset them, too.
 
     Args:
-        model: In place.
-        seed: The same one gives the same weights.
+        model: The model.
+        seed: Seed of the random weights; the same seed gives the same weights.
     """
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(list(devices)):
@@ -156,7 +156,7 @@ def reinitialize_(model: nn.Module, seed: int) -> None:
 
 
 def not_reinitialized(model: nn.Module, seed: int) -> list[str]:
-    """Names of the parameters that :func:`redraw_` leaves as they are, or in part. Tried on a copy."""
+    """Return the names of the parameters that :func:`reinitialize_` does not fully replace, tried on a copy."""
     twin = copy_sharing_weights(model, own=dict(model.named_parameters()))
     floating = {
         name: each for name, each in twin.named_parameters() if each.is_floating_point() or each.is_complex()
@@ -168,21 +168,21 @@ def not_reinitialized(model: nn.Module, seed: int) -> list[str]:
     return [name for name, parameter in floating.items() if bool(parameter.isnan().any())]
 
 
-# --- what saved ones look like
+# --- schema of saved snapshots, and checks against the present training
 
 _REMEMBERED = schema.record(
     {
         "state": schema.mapping(schema.mapping(schema.anything), key=schema.anything),
         "param_groups": schema.sequence(schema.mapping(schema.anything)),
     },
-    before={"param_groups": ()},  # hyper-parameters may be left out, and stay
+    before={"param_groups": ()},  # without saved hyperparameters, the present ones stay
     others=True,
 )
 
 
 def _optimizer(value: Any) -> dict[str, Any]:
     _REMEMBERED(value)
-    return schema.mapping(schema.anything)(value)  # some optimizers have more to remember
+    return schema.mapping(schema.anything)(value)  # some optimizers have more entries
 
 
 WEIGHTS = schema.mapping(schema.instance_of(Tensor, "a tensor"))
@@ -197,16 +197,16 @@ SNAPSHOT = schema.record(
 
 
 def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: str) -> None:
-    """Makes sure that what is to be brought back one day is of this training.
+    """Check that a saved snapshot can be restored into these training objects.
 
     Args:
-        saved: As ``SNAPSHOT`` reads it; schedules may be missing.
-        training: Stays as it is.
-        what: What it is, for the error.
+        saved: The snapshot, as ``SNAPSHOT`` reads it; schedules may be missing.
+        training: The objects; they do not change.
+        what: Name of the snapshot, for the error message.
 
     Raises:
-        ValueError: If something has another shape, is no number where one is needed, or is remembered of other
-            optimizers, schedules or parameters.
+        ValueError: If a tensor has another shape, a value is not a number where one is needed, or the snapshot
+            is of other optimizers, schedules or parameters.
     """
     optimizers = [each.state_dict() for each in training.optimizers]
     schedules = [each.state_dict() for each in training.schedules]
@@ -220,6 +220,7 @@ def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: st
 
 
 def _each(reader: Callable[[Any], schema.Reader[Any]], present: Sequence[Any]) -> schema.Reader[Any]:
+    """Return a reader of a list with one item for each present object, read by ``reader`` of that object."""
     as_many = schema.satisfying(
         schema.sequence(schema.anything), lambda found: len(found) == len(present), f"{len(present)} of them"
     )
@@ -230,6 +231,7 @@ def _each(reader: Callable[[Any], schema.Reader[Any]], present: Sequence[Any]) -
 
 
 def _like_optimizer(present: Mapping[str, Any]) -> schema.Reader[Any]:
+    """Return a reader of an optimizer's state dict, of the same parameters in its first parameter groups."""
     own = [group["params"] for group in present["param_groups"]]
 
     def fits(value: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""One fit's training steps: what the pruner is shown of them, and masks enforced after each."""
+"""The training steps of one fit: pass gradients and activations to the pruner, enforce masks after each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lightning_prune.units.masks import MaskStore
 
 
 class StepHooks:
-    """Shows a pruner gradients and activations of training steps until the last event; keeps masks in force.
+    """Passes gradients and activations of training steps to a pruner until the last event; enforces masks.
 
     Args:
-        pruner: Is shown them; ``None`` where nothing more is pruned.
+        pruner: The pruner; ``None`` if nothing more is pruned.
         store: The masks.
-        queue: Tells whether an event is left.
-        optimizers: Of the module.
+        queue: The events of the fit; nothing is observed once it is over.
+        optimizers: The optimizers of the module.
     """
 
     def __init__(
@@ -37,25 +37,25 @@ class StepHooks:
         self._optimizer_hooks = OptimizerHooks(store)
         self._copies = GradientCopies([] if pruner is None else _sharing_groups(pruner.groups))
         self._inputs = None if pruner is None else pruner.observations.input_hooks()
-        self._looking = ExitStack()
+        self._observing = ExitStack()
         self.attach(optimizers)
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Hooks into optimizers that have come since."""
+        """Add hooks to the optimizers that do not have them yet."""
         self._optimizer_hooks.attach(optimizers)
 
     def begin_batch(self, trainer: Trainer, batch: int) -> None:
-        """Looks at activations until the batch ends, if the criterion needs them and samples this batch."""
+        """Observe activations until the batch ends, if the criterion needs them and samples this batch."""
         if self._inputs is not None and not self._queue.over:
-            # the loss that is trained on is the mean over processes, of which each goes back through its own
-            self._looking.enter_context(
+            # gradients of activations are those of this process's loss; training uses the mean over processes
+            self._observing.enter_context(
                 self._inputs.look(batch, lambda: loss_scale(trainer) * trainer.world_size)
             )
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
-        """Under manual optimization the user may clip before the next hook, so it happens here."""
+        """Copy gradients and mask them, under manual optimization: the user may clip before the next hook."""
         if module.automatic_optimization:
-            self._looking.close()  # a closure may go through the batch several times
+            self._observing.close()  # a closure may run the batch several times
             return
         parameters = list(module.parameters())
         if self._observer(Needs.GRADIENT) is not None:
@@ -63,7 +63,7 @@ class StepHooks:
         self._store.apply_to_grads_(parameters)
 
     def before_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
-        """Shows unclipped gradients, and takes those of masked weights out before they are clipped."""
+        """Observe the unclipped gradients of a step, then zero those of masked weights before clipping."""
         parameters = parameters_in(optimizer)
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = 1.0 if unscaled else loss_scale(trainer)
@@ -79,36 +79,36 @@ class StepHooks:
                 add_up = partial(trainer.strategy.reduce, reduce_op="sum")
                 self._inputs.end_step(partial(will_step, trainer), add_up)
             else:
-                self._inputs.forget()  # a closure goes through the batch once more
+                self._inputs.forget()  # a closure has run the batch once more
         if (pruner := self._observer(Needs.NOTHING)) is not None:
             pruner.penalize_(parameters, scale)
         self._store.apply_to_grads_(parameters)
 
     def end_batch(self, module: LightningModule) -> None:
-        """Looks at nothing between batches; a loop by hand may have stepped with what is not watched."""
-        self._looking.close()
+        """Stop observing; under manual optimization enforce masks: an optimizer without hooks may step."""
+        self._observing.close()
         if not module.automatic_optimization:
             self._store.apply_()
 
     def abandon_batch(self) -> None:
-        """Ends a look at a batch that did not come to its end: half a step is no observation."""
+        """Drop the observations of a batch that did not end: half a step is no observation."""
         unfinished = RuntimeError()
-        self._looking.__exit__(type(unfinished), unfinished, None)
+        self._observing.__exit__(type(unfinished), unfinished, None)
 
     def release(self) -> None:
-        """Takes all hooks away."""
+        """Remove all hooks."""
         self._optimizer_hooks.release()
         self._copies.release()
         self.abandon_batch()
 
     def _observer(self, need: Needs) -> Pruner | None:
-        """What is told of training steps, until the last event, if its criterion needs that."""
+        """Return the pruner if an event is left and it needs observations of this kind, otherwise ``None``."""
         pruner = None if self._queue.over else self._pruner
         return pruner if pruner is not None and need in pruner.needs else None
 
 
 def _sharing_groups(groups: Iterable[UnitGroup]) -> list[set[str]]:
-    """Names of parameters in disjoint sets: those of a group are in one."""
+    """Return disjoint sets of parameter names; all parameters of a unit group are in the same set."""
     sets: dict[str, set[str]] = {}
     for group in groups:
         names = {part.name for part in group.slices}

@@ -1,4 +1,4 @@
-"""Stand-ins for what a LightningModule reaches in a fit, so that a copy of it can run outside."""
+"""Stubs for the Trainer, optimizers and loggers of a LightningModule, so that a copy runs outside the loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch.optim import Optimizer
 
 
 class BackwardError(Exception):
-    """``training_step`` came to its first backward pass."""
+    """``training_step`` called ``manual_backward``.
+
+    Attributes:
+        loss: The loss that it was called with.
+    """
 
     def __init__(self, loss: Any) -> None:
         super().__init__()
@@ -19,7 +23,7 @@ class BackwardError(Exception):
 
 
 class _NullObject:
-    """A scheduler or a logger that does nothing."""
+    """An object whose attributes, calls and items do nothing, such as a scheduler or a logger."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -43,7 +47,7 @@ class _NullObject:
 
 
 class _OptimizerStub(_NullObject):
-    """An optimizer that changes nothing, but lets its settings be read, and a closure work out its loss."""
+    """An optimizer that changes nothing; its hyperparameters can be read, and ``step`` calls its closure."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.param_groups = [
@@ -55,7 +59,7 @@ class _OptimizerStub(_NullObject):
 
 
 class _TrainerStub:
-    """A Trainer to read from, whose loggers do nothing."""
+    """Reads all attributes from a Trainer, except for its loggers, which do nothing."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -67,7 +71,14 @@ class _TrainerStub:
 
 
 def use_stubs_(copy: nn.Module, trainer: Trainer) -> None:
-    """Takes a copied module out of the loop: whatever it calls there does nothing."""
+    """Replace Trainer, optimizers, schedulers and logging of a copied module by stubs that do nothing.
+
+    ``manual_backward`` of the copy raises BackwardError.
+
+    Args:
+        copy: A copy of the module, changed in place.
+        trainer: The module's Trainer, which does not change.
+    """
     assert copy is not trainer.lightning_module
     optimizers = [_OptimizerStub(optimizer) for optimizer in trainer.optimizers]
     for module in copy.modules():

@@ -1,4 +1,4 @@
-"""What a Trainer says about its fit and its data, in this library's terms."""
+"""Queries to a Trainer and checks of it: fit length, loss scale, weight averages, processes, data, reports."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from lightning_prune.units.masks import MaskStore
 
 
 def fit_length(trainer: Trainer) -> FitLength:
-    """How long the fit is."""
+    """Return how many epochs and optimizer steps the fit trains, as far as they are known."""
     batches, accumulated = trainer.num_training_batches, _accumulation_factors(trainer)
     constant = not math.isinf(batches) and len({*accumulated}) == 1
     optimizers = max(1, len(trainer.optimizers))
     return FitLength(
         epochs=training_epochs(trainer),
-        # max_steps counts the steps of every optimizer
+        # max_steps counts the steps of each optimizer
         steps=None if trainer.max_steps == -1 else -(-trainer.max_steps // optimizers),
         steps_per_epoch=math.ceil(batches / accumulated[0]) if constant else None,
     )
 
 
 def _accumulation_factors(trainer: Trainer) -> list[int]:
-    """How many batches make a step, from the first epoch on, for each change within the fit."""
+    """Return how many batches make an optimizer step: the number at the first epoch and after each change."""
     end = training_epochs(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
@@ -51,16 +51,20 @@ def _accumulation_factors(trainer: Trainer) -> list[int]:
 
 
 def training_epochs(trainer: Trainer) -> int | None:
-    """How many epochs train, ``None`` if there is no end: SWA adds one in which batch norms see its average."""
+    """Return how many epochs train; ``None`` if there is no limit.
+
+    The epoch that SWA adds, to update the batch norm statistics of its average, does not count.
+    """
     if trainer.max_epochs in (None, -1):
         return None
     return min([trainer.max_epochs, *(each.swa_end + 1 for each in _swa(trainer))])
 
 
 def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
-    """What callbacks hold as an ``AveragedModel``, or as Lightning's SWA holds it, each with its holder's name.
+    """Return the weight averages that callbacks hold, each with the class name of its callback.
 
-    Any other copy of a network, such as a teacher, is no average.
+    These are the modules inside an ``AveragedModel``, and the average of Lightning's SWA. Any other copy of a
+    network, such as a teacher, is not a weight average.
     """
     held = [
         (type(callback).__name__, value.module)
@@ -75,7 +79,7 @@ def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
 
 
 def averages_in_callbacks(trainer: Trainer, model: nn.Module) -> list[Average]:
-    """What callbacks average of a network or of a part of it."""
+    """Return the weight averages that callbacks hold of a model or of a part of it."""
     found = [average_of(model, module) for _, module in averaged_by_callbacks(trainer)]
     return [average for average in found if average is not None]
 
@@ -86,29 +90,31 @@ def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
 
 
 def first_metric_position(trainer: Trainer, unit: TimeUnit) -> int:
-    """How far a fit must be before a metric can have been measured in it: at a validation, or an epoch's end.
+    """Return the earliest position in a fit at which a metric may have been measured.
+
+    A metric is measured at a validation or at the end of an epoch.
 
     Args:
-        trainer: Which is about to train.
-        unit: What is counted, steps or epochs; part of an epoch is none.
+        trainer: The Trainer, before its first batch.
+        unit: Unit of the position: steps, or epochs, of which only whole ones count.
     """
     epoch = trainer.num_training_batches
     validation = trainer.val_check_batch if trainer.enable_validation else epoch
     if unit is TimeUnit.EPOCH or validation is None or math.isinf(epoch):
-        return 1  # or the clock says when, or the end of the data
+        return 1  # in these units no position is known: validation is by the clock, or data have no length
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return 1  # and nothing is judged
+        return 1  # the guard compares no metric
     return math.ceil(min(epoch, validation) / _accumulation_factors(trainer)[0])
 
 
 def loss_scale(trainer: Trainer) -> float:
-    """What the loss, and so its gradients, are multiplied with at present."""
+    """Return the factor by which the loss, and so its gradients, are scaled at present."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def will_step(trainer: Trainer) -> bool:
-    """Whether gradients are finite, as far as a loss scaler looks at them: it skips the step otherwise."""
+    """Return whether the optimizer step will be taken: a loss scaler skips it if a gradient is inf or nan."""
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         return True
     grads = (parameter.grad for parameter in trainer.lightning_module.parameters())
@@ -119,28 +125,28 @@ class WarnOnce:
     """Prints each warning once, until it is cleared; in a fast_dev_run as information."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def __call__(self, trainer: Trainer, text: str) -> None:
         """Print a warning, unless it was printed before."""
-        if text not in self._said:
+        if text not in self._printed:
             say = rank_zero_info if trainer.fast_dev_run else rank_zero_warn  # type: ignore[attr-defined]
             say(text)
-            self._said.add(text)
+            self._printed.add(text)
 
     def clear(self) -> None:
-        """Forget what was printed."""
-        self._said.clear()
+        """Allow each warning to be printed again."""
+        self._printed.clear()
 
 
 def training_objects(trainer: Trainer, module: LightningModule) -> TrainingObjects:
-    """What the fit changes."""
+    """Return the module, optimizers and learning-rate schedules of a fit."""
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     return TrainingObjects(module, trainer.optimizers, schedules)
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
-    """What each process has, in the order of their ranks."""
+    """Return the value of each process, in the order of their ranks."""
     if trainer.world_size == 1:
         return [value]
     found = [None] * trainer.world_size
@@ -149,7 +155,7 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def check_same_masks(trainer: Trainer, store: MaskStore) -> None:
-    """Raises RuntimeError, in all processes, if they hold the same weights under other masks."""
+    """Raise RuntimeError, in all processes, if masks differ among processes that hold the same weights."""
     if trainer.world_size == 1 or store.shards.sharded:
         return
     digests = gather_objects(trainer, store.digest())
@@ -162,21 +168,21 @@ def check_same_masks(trainer: Trainer, store: MaskStore) -> None:
 
 
 def monitored_metric(trainer: Trainer) -> str | None:
-    """The metric that the run is judged by, if a callback watches one."""
+    """Return the name of the metric that a checkpoint or early-stopping callback monitors, if one does."""
     watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
     names = (getattr(callback, "monitor", None) for callback in watching)
     return next((name for name in names if name), None)
 
 
 def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
-    """Makes sure that a strategy leaves parameters as pruning needs them.
+    """Check that pruning can work with the form in which a strategy keeps parameters.
 
     Args:
-        strategy: The Trainer's.
-        whole: What is asked for that works on whole parameters only.
+        strategy: The Trainer's strategy.
+        whole: The callback's arguments that need whole parameters in each process, for the error message.
 
     Raises:
-        ValueError: If it flattens or copies them, or divides them and something needs them whole.
+        ValueError: If the strategy flattens or copies parameters, or divides them and ``whole`` is not empty.
     """
     name = type(strategy).__name__
     if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
@@ -192,14 +198,16 @@ def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
 
 
 def check_launcher(trainer: Trainer, compact: bool) -> None:
-    """Looks at whether the fit runs in processes that come and go, of which only the weights come back.
+    """Check for a launcher that spawns or forks processes, which return only the weights after the fit.
+
+    The log then says what this process will lack.
 
     Args:
-        trainer: Which is about to train.
-        compact: Whether the module is to be shrunk; this process's keeps its shapes.
+        trainer: The Trainer, before its first batch.
+        compact: Whether the module is to be compacted; the module in this process would keep its shapes.
 
     Raises:
-        ValueError: If so, and it is to be shrunk; without that, the log says what is lost.
+        ValueError: If there is such a launcher, and the module is to be compacted.
     """
     if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         return
@@ -216,7 +224,14 @@ def check_launcher(trainer: Trainer, compact: bool) -> None:
 
 
 def write_report(trainer: Trainer, report: Report, folder: Path, name: str | None) -> None:
-    """Prints a report, and writes it beside the logger's files."""
+    """Print a report and write it to files, in the first process; a fast_dev_run only prints it.
+
+    Args:
+        trainer: The Trainer of the fit.
+        report: The report.
+        folder: Where to write the files; the folder is made if it is missing.
+        name: Name of the callback, ``None`` if it has none; part of the file names.
+    """
     if not trainer.is_global_zero:
         return
     print(report.table())
@@ -233,13 +248,16 @@ def write_report(trainer: Trainer, report: Report, folder: Path, name: str | Non
 
 
 def training_batch(trainer: Trainer, module: LightningModule) -> Any:
-    """A batch of the present fit, as a training step would get it; ``None`` if there is none."""
+    """Return a batch of the present fit, as ``training_step`` would get it; ``None`` if there is no data.
+
+    The random state and the positions of stateful loaders do not change.
+    """
     if trainer.train_dataloader is None:
         return None
     loaders = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
     stateful = [each for each in loaders.flattened if hasattr(each, "state_dict")]
     places = [each.state_dict() for each in stateful]
-    with isolate_rng():  # loaders draw their order
+    with isolate_rng():  # loaders draw a random order
         batch, *_ = next(iter(loaders), (None,))
     for each, place in zip(stateful, places, strict=True):
         each.load_state_dict(place)
@@ -251,15 +269,18 @@ def training_batch(trainer: Trainer, module: LightningModule) -> Any:
 
 
 def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:
-    """The first batch that a validation step would get, or else a training step, on the CPU.
+    """Return the first batch that ``validation_step`` or, without validation data, ``training_step`` would get.
 
     Args:
-        trainer: Which the data belong to from now on.
-        model: Where its own loaders, or what it makes of a batch, are wanted.
-        datamodule: Goes before the model.
+        trainer: The Trainer; it is attached to the model and the data module.
+        model: The model, for its own loaders and batch transfer hooks.
+        datamodule: The data module; its loaders and hooks take precedence over those of the model.
+
+    Returns:
+        The batch, on the CPU.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no batch.
     """
     owners = [owner for owner in (datamodule, model) if owner is not None]
     for owner in owners:
@@ -268,14 +289,14 @@ def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningD
         owner.setup("fit")
     for name, owner in product(("val_dataloader", "train_dataloader"), owners):
         if is_overridden(name, owner):
-            # loaders may come several, in lists or dicts
+            # there may be several loaders, in lists or dicts
             for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
                 return _transferred(batch, owners)
     raise ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
 
 
 def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
-    """What a step is given for a batch, as the first who has something to say makes it."""
+    """Return a batch after the transfer hooks; each is taken from the first owner that overrides it."""
     for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
         owner = next((owner for owner in owners if is_overridden(name, owner)), owners[0])
         batch = getattr(owner, name)(batch, 0)

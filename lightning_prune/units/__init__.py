@@ -1,1 +1,1 @@
-"""Units: what can be removed, the masks that remove it, and what it costs."""
+"""Unit groups, the masks that remove their units, and the cost of a network in parameters and MACs."""

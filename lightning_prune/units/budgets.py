@@ -1,4 +1,4 @@
-"""What a network costs as a function of the units that stay: for each tensor or op a product of shares."""
+"""The cost of a network, in parameters or multiply-adds, as a function of the units that are kept."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One dimension of a tensor, and the units that its places belong to.
+    """One dimension of a tensor or op, or all its elements in a row, with the unit that each index belongs to.
 
     Args:
-        size: Number of places.
-        fixed: How many of them belong to no unit.
-        parts: Group name and, for each of the other places, the number of its unit; ``None`` for a group whose
-            units are all the places.
+        size: Number of indices along the dimension.
+        fixed: How many of these indices belong to no unit, and so are always kept.
+        parts: Pairs of a group name and an int tensor with one unit number for each of the other indices;
+            ``None`` instead of the tensor if the group has exactly one unit for each index of the axis.
     """
 
     size: int
@@ -25,36 +25,45 @@ class Axis:
     parts: tuple[tuple[str, Tensor | None], ...]
 
     def share(self, kept: Mapping[str, Tensor]) -> float:
-        """Which share of the places stays."""
-        stays = self.fixed
+        """Return the share of the indices that is kept, in [0, 1].
+
+        Args:
+            kept: Group name to a bool mask of its units, True where a unit is kept.
+        """
+        count = self.fixed
         for name, index in self.parts:
             units = kept[name]
-            stays += int((units if index is None else units[index]).count_nonzero())
-        return stays / self.size
+            count += int((units if index is None else units[index]).count_nonzero())
+        return count / self.size
 
     def within(self, names: Collection[str]) -> Axis:
-        """The same, if units of other groups stay for good."""
-        gone = [index for name, index in self.parts if name not in names]
-        fixed = self.fixed + sum(self.size if index is None else len(index) for index in gone)
+        """Return this axis with the indices of all groups but ``names`` made fixed, so that they are kept."""
+        others = [index for name, index in self.parts if name not in names]
+        fixed = self.fixed + sum(self.size if index is None else len(index) for index in others)
         return replace(self, fixed=fixed, parts=tuple(part for part in self.parts if part[0] in names))
 
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """What one tensor or op costs: the amount, times the share that stays along each line."""
+    """The cost of one tensor or op: the amount, times the kept share along each of its axes.
+
+    Args:
+        amount: The cost of the whole tensor or op.
+        lines: The axes that units can shorten. Without any, the cost is constant.
+    """
 
     amount: int
     lines: tuple[Axis, ...]
 
 
 class Budget:
-    """A sum of terms.
+    """The cost of a network as a sum of terms.
 
     Args:
-        terms: Of the whole network, with what no unit changes.
+        terms: One for each tensor or op of the whole network, constant ones included.
 
-    >>> line = Line(4, 0, (("layer", torch.arange(4)),))
-    >>> budget = Budget([Term(12, (line,)), Term(4, ())])
+    >>> axis = Axis(4, 0, (("layer", torch.arange(4)),))
+    >>> budget = Budget([Term(12, (axis,)), Term(4, ())])
     >>> budget.total, budget.cost({"layer": torch.tensor([True, False, False, True])})
     (16, 10.0)
     """
@@ -62,33 +71,33 @@ class Budget:
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms = [term for term in terms if term.lines]
         self._constant = sum(term.amount for term in terms if not term.lines)
-        # many ops run over the same line: its share is worked out once
-        self._lines = list({id(line): line for term in self._terms for line in term.lines}.values())
+        # Many terms share an axis, so the kept share of each distinct axis is computed once.
+        self._axes = list({id(axis): axis for term in self._terms for axis in term.lines}.values())
         self._amounts = torch.tensor([float(term.amount) for term in self._terms], dtype=torch.float64)
-        place = {id(line): number for number, line in enumerate(self._lines)}
-        most = max((len(term.lines) for term in self._terms), default=0)
-        rows = [[place[id(line)] for line in term.lines] for term in self._terms]
-        whole = len(self._lines)  # a line of which all stays
-        self._factors = torch.tensor([row + [whole] * (most - len(row)) for row in rows], dtype=torch.int64)
+        number = {id(axis): number for number, axis in enumerate(self._axes)}
+        rows = [[number[id(axis)] for axis in term.lines] for term in self._terms]
+        longest = max(map(len, rows), default=0)
+        whole = len(self._axes)  # index of a constant share of 1.0, which pads shorter rows
+        self._factors = torch.tensor([row + [whole] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
     @property
     def total(self) -> int:
-        """The cost of the whole network."""
+        """The cost of the whole network, with all units kept."""
         return self._constant + sum(term.amount for term in self._terms)
 
     def cost(self, kept: Mapping[str, Tensor]) -> float:
-        """What is left of it.
+        """Return the cost of the network without the removed units.
 
         Args:
-            kept: Group name to a bool a unit, True where it stays.
+            kept: Group name to a bool mask of its units, True where a unit is kept.
         """
         if not self._terms:
             return float(self._constant)
-        shares = torch.tensor([line.share(kept) for line in self._lines] + [1.0], dtype=torch.float64)
+        shares = torch.tensor([axis.share(kept) for axis in self._axes] + [1.0], dtype=torch.float64)
         return self._constant + float(self._amounts @ shares[self._factors].prod(1))
 
     def within(self, names: Collection[str]) -> Budget:
-        """The same network, if only units of these groups may go."""
-        lines = {id(line): line.within(names) for line in self._lines}
-        terms = [replace(term, lines=tuple(lines[id(line)] for line in term.lines)) for term in self._terms]
+        """Return the budget of the same network, if only units of the groups ``names`` can be removed."""
+        axes = {id(axis): axis.within(names) for axis in self._axes}
+        terms = [replace(term, lines=tuple(axes[id(axis)] for axis in term.lines)) for term in self._terms]
         return Budget([*terms, Term(self._constant, ())])

@@ -1,4 +1,4 @@
-"""A unit group: the parameter slices whose units live or die together, and compete with each other."""
+"""A unit group: slices of parameters that make up units, which are scored and compared with each other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
-    """Units that compete with each other: a layer's weights, or the channels that layers share.
+    """Units that compete with each other: the weights of a layer, or the channels that several layers share.
 
     Args:
-        name: Of the group, for people; unique in a model.
-        slices: Which elements of which parameters make each unit, and its score; all of one unit shape.
-        followers: What is masked along with a unit, and does not count in its score.
-        buffers: What goes along with a unit when it is cut out.
-        input_dim: The dimension of ``shape`` that runs over a layer's inputs, if there is one.
-        minimum: How many units stay at least.
-        multiple: Of what the number of units that stay is a multiple, unless all stay.
-        attributes: Module and attribute names of whole numbers that shrink with the number of units.
-        heads: Whether its units are attention heads.
+        name: Name of the group in messages and reports; unique in a model.
+        slices: The elements of parameters that make up each unit. They determine its score, and are masked with
+            it. All slices have the same unit shape.
+        followers: Slices that are masked along with a unit, but do not count in its score.
+        buffers: Slices of buffers that are removed along with a unit when it is cut out.
+        input_dim: The dimension of ``shape`` that runs over the inputs of a layer; ``None`` if there is none.
+        minimum: The least number of units that are kept.
+        multiple: The number of kept units is a multiple of this, unless all are kept.
+        attributes: Pairs of a module name and an attribute name, of integers that shrink with the number of
+            units.
+        heads: Whether the units are attention heads.
     """
 
     name: str
@@ -42,26 +44,26 @@ class UnitGroup:
 
     @property
     def masked(self) -> tuple[Slice, ...]:
-        """All that is 0 where a unit is gone."""
+        """All slices that are 0 where a unit is removed."""
         return self.slices + self.followers
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the units, and so of scores and of what is kept."""
+        """Shape of the tensor of units, and so of their scores and masks."""
         return self.slices[0].shape
 
     @property
     def size(self) -> int:
-        """Number of units."""
+        """Number of units, removed ones included."""
         return self.shape.numel()
 
     @property
     def least(self) -> int:
-        """The smallest number of units that may stay."""
+        """The smallest number of units that may be kept: ``minimum``, rounded up to ``multiple``."""
         return min(self.size, -(-max(1, self.minimum) // self.multiple) * self.multiple)
 
     def width(self, count: int) -> int:
-        """The number of units nearest to ``count`` that may stay; of two the larger."""
+        """Return the allowed number of kept units that is nearest to ``count``; of two, the larger."""
         if self.multiple == 1:
             return max(count, self.least)
         below = max(count // self.multiple * self.multiple, self.least)
@@ -70,47 +72,51 @@ class UnitGroup:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What scores and sums of this group are kept in: float32, or float64 if the weights are."""
+        """Type of scores and sums of this group: float32, or float64 if the weights are."""
         return reduce(torch.promote_types, (part.weight.dtype for part in self.slices), torch.float32)
 
     @property
     def weights(self) -> list[Tensor]:
-        """One tensor a slice, in ``dtype``: half precision is too coarse to score in."""
+        """The weight of each slice, in ``dtype``, since half precision is too coarse for scores."""
         return [part.weight.detach().to(self.dtype) for part in self.slices]
 
     @property
     def matrices(self) -> UnitGroup:
-        """The same units, without slices that hold one number a unit: biases, scales and shifts of norms.
+        """The same units, without slices that hold one number a unit: biases, and weights and biases of norms.
 
-        A group that has nothing else stays as it is.
+        A group with no other slices is returned unchanged.
         """
         large = [part for part in self.slices if not part.scalar]
         return self if len(large) in (0, len(self.slices)) else replace(self, slices=tuple(large))
 
     @property
     def scales(self) -> UnitGroup | None:
-        """The same units, in scales of batch norms alone; ``None`` if there are none."""
+        """The same units, with only the scales of batch norms as slices; ``None`` if there are none."""
         found = tuple(part for part in axis_slices(self.slices) if part.scale)
         return replace(self, slices=found) if found else None
 
     @property
     def readers(self) -> list[AxisSlice]:
-        """The weights that take its units in; of units within one tensor, the tensor, along its inputs."""
+        """The weights of layers that take the units as inputs, each as a slice along its input dimension.
+
+        Where the units lie within one weight (``input_dim`` is given), this is that weight itself.
+        """
         if self.input_dim is not None:
             return [AxisSlice(part.name, part.weight, self.input_dim) for part in self.slices]
         return [part for part in axis_slices(self.followers) if part.reads]
 
     @property
     def inputs(self) -> int:
-        """How many features its readers tell apart: a unit is one, or within one tensor an input."""
+        """Number of input features of ``readers``: one a unit, or one an input if ``input_dim`` is given."""
         return self.size if self.input_dim is None else self.slices[0].weight.shape[self.input_dim]
 
     def sum(self, local: Callable[..., Tensor], *tensors: Sequence[Tensor]) -> Tensor:
-        """The sum of an elementwise value over each unit.
+        """Return the sum of an elementwise value over each unit, over all slices.
 
         Args:
-            local: Maps tensors of one slice, such as its weight, to a value an element.
-            tensors: What it is given: one sequence an argument, with a tensor a slice.
+            local: Function of one tensor from each of ``tensors``, all for the same slice, such as its weight
+                and its gradient. Returns one value an element, in the shape of the slice's weight.
+            tensors: One sequence for each argument of ``local``, with one tensor a slice.
 
         Returns:
             One number a unit, of ``shape``.
@@ -120,44 +126,37 @@ class UnitGroup:
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
     def view(self, look: Callable[[Tensor], Tensor]) -> UnitGroup:
-        """Some of its units as a group of their own, where each element is one.
+        """Return the group of the units that a view of each weight holds.
 
         Args:
-            look: Gives a view of a tensor of the units' shape.
+            look: Returns a view of a tensor of the weight's shape: of some of its elements where elements are
+                units, otherwise of all.
         """
-        parts = (replace(part, weight=look(part.weight)) for part in self.slices)
-        return replace(self, slices=tuple(parts))
+        return replace(self, slices=tuple(replace(part, weight=look(part.weight)) for part in self.slices))
 
     def rows(self, start: int, stop: int) -> UnitGroup:
-        """The units ``start`` to ``stop`` of the first dimension; the group itself if it is not divisible."""
+        """Return units ``start`` to ``stop`` of the first dimension; the group itself if not ``divisible``."""
         return self.view(lambda tensor: tensor[start:stop]) if self.divisible else self
 
     @property
     def here(self) -> UnitGroup:
-        """The units whose rows this process holds: all, unless they lie in several processes."""
+        """The units whose rows this process holds: all units, unless rows are divided among processes."""
         return self.view(to_local)
 
     @property
     def divisible(self) -> bool:
-        """Whether some of its units make a group: single weights do."""
+        """Whether a subset of the rows is a group too, as it is for single weights."""
         return self.slices[0].divisible
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Row ranges whose elements fit a processor's cache, or one range if the group is not divisible."""
-        if not self.divisible:
-            return iter([(0, self.shape[0])])
-        weight = self.slices[0].weight
-        return row_ranges(len(weight), weight.numel(), weight.device)
 
 
 @dataclass(frozen=True)
 class Units:
-    """What a structure found in a model.
+    """The unit groups that a structure found in a model.
 
     Args:
-        groups: What may be pruned, in the order of the model.
-        frozen: Name of a parameter or group to the reason why it stays as it is.
-        budgets: What the whole network costs while units go, in "params" and in "macs", where that is known.
+        groups: Groups that may be pruned, in the order of the model.
+        frozen: Name of a parameter or group that is not pruned, to the reason.
+        budgets: The cost of the whole network, under "params" and "macs", where it is known.
     """
 
     groups: tuple[UnitGroup, ...]
@@ -165,17 +164,17 @@ class Units:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
 
     def accepted(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
-        """The same, without the groups that someone can do nothing with.
+        """Return the same units, with the groups frozen that a part cannot handle.
 
         Args:
-            refuses: Gives the reason, or ``None``.
-            who: Who it is, for the error.
+            refuses: Returns the reason why the part cannot handle a group; ``None`` if it can.
+            who: Name of the part, for the error message.
 
         Raises:
-            ValueError: If nothing is left.
+            ValueError: If no group is left.
         """
-        found = {group.name: refuses(group) for group in self.groups}
-        units = self.without({name: why for name, why in found.items() if why is not None})
+        refused = {group.name: refuses(group) for group in self.groups}
+        units = self.without({name: why for name, why in refused.items() if why is not None})
         if not units.groups:
             names: dict[str, list[str]] = {}
             for name, why in units.frozen.items():
@@ -185,10 +184,10 @@ class Units:
         return units
 
     def without(self, reasons: Mapping[str, str]) -> Units:
-        """The same, with some of the groups frozen.
+        """Return the same units, with some of the groups frozen.
 
         Args:
-            reasons: Name of a group to the reason.
+            reasons: Name of each group to freeze, to the reason.
         """
         left = tuple(group for group in self.groups if group.name not in reasons)
         names = {group.name for group in left}
@@ -197,8 +196,14 @@ class Units:
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Cuts ``rows``, which hold ``elements`` in all, into ranges that fit a processor's cache; at least one."""
-    # On an accelerator a launch costs more than the memory.
+    """Yield ranges of rows, each small enough for a processor's cache; at least one range.
+
+    Args:
+        rows: Number of rows.
+        elements: Number of elements in all rows together.
+        device: The device that holds them.
+    """
+    # On an accelerator, launching a kernel costs more than reading memory, so ranges are larger.
     budget = 2**20 if device.type == "cpu" else 2**26
     step = max(1, rows * budget // max(1, elements))
     for start in range(0, max(1, rows), step):

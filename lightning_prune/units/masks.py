@@ -1,4 +1,4 @@
-"""The masks: one bool a weight, the only writer of zeros, one bit a weight when saved."""
+"""The masks of a model's parameters: enforced in weights, gradients and optimizer state, packed when saved."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class MaskStore:
-    """Bool masks by parameter name, True where a weight is kept.
+    """Bool masks by parameter name, True where a weight is kept; only this class sets masked weights to 0.
 
     Args:
         model: The module whose parameters are masked, by their names in ``named_parameters()``.
-        names: Which of them. Each mask starts all True, on the parameter's device, in its memory layout, and
-            divided among processes as the parameter is.
-        shards: Among which, if it is.
+        names: Names of the parameters to mask. Each mask starts all True, on the parameter's device, in its
+            memory layout, and divided among processes as the parameter is.
+        shards: The processes among which parameters are divided, if they are.
+
+    Attributes:
+        shards: The processes among which parameters and masks are divided.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], shards: Shards = Unsharded()) -> None:
-        self._shards = shards
+        self.shards = shards
         self._parameters = dict(model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._masks = {name: self._fresh(name) for name in names}
@@ -45,69 +48,71 @@ class MaskStore:
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
-        """The masks themselves, not copies."""
+        """The masks by parameter name, not copies."""
         return MappingProxyType(self._masks)
 
     @property
-    def shards(self) -> Shards:
-        """The processes among which the masks are divided."""
-        return self._shards
-
-    @property
     def removed(self) -> int:
-        """How many weights are masked, in all processes."""
+        """Number of masked weights, in all processes."""
         here = [to_local(mask) for mask in self._masks.values()]
         removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in here)
-        return int(self._shards.add_up(torch.tensor(removed)))
+        return int(self.shards.add_up(torch.tensor(removed)))
 
     def digest(self) -> str:
-        """The same for the same masks, and no other in all likelihood."""
-        found = hashlib.sha256()
+        """Return a SHA-256 hex digest of the names and masks, to compare masks between processes."""
+        digest = hashlib.sha256()
         for name, mask in sorted(self._masks.items()):
-            found.update(name.encode())
-            found.update(pack(mask).numpy().tobytes())
-        return found.hexdigest()
+            digest.update(name.encode())
+            digest.update(pack(mask).numpy().tobytes())
+        return digest.hexdigest()
 
     def named(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The masked ones among these parameters, by name."""
+        """Return those of the given parameters that have a mask, by name."""
         found = ((self._names.get(id(parameter), ""), parameter) for parameter in parameters)
         return {name: parameter for name, parameter in found if name in self._masks}
 
     @torch.no_grad()
     def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
-        """Sets each masked weight to exactly 0, in these parameters or in all."""
+        """Set each masked weight to exactly 0.
+
+        Args:
+            parameters: The parameters in which to do so; all of the model by default.
+        """
         if parameters is None:
-            self._shards.reshard()
-        chosen = self._parameters.values() if parameters is None else parameters
-        for name, parameter in self.named(chosen).items():
+            self.shards.reshard()
+            parameters = self._parameters.values()
+        for name, parameter in self.named(parameters).items():
             self._zero_masked_(parameter, name)
 
     @torch.no_grad()
     def apply_to_average_(self, average: Average) -> None:
-        """Sets each masked weight to exactly 0 in an average, which may be on another device."""
+        """Set each masked weight to exactly 0 in an average, which may be on another device."""
         parameters = dict(average.module.named_parameters())
         for name in self._masks.keys() & average.names.keys():
             self._zero_masked_(parameters[average.names[name]], name)
 
     @torch.no_grad()
     def apply_to_grads_(self, parameters: Iterable[Tensor]) -> None:
-        """Sets the gradients of masked weights to 0, so that they count neither in clipping nor in momentum."""
+        """Set the gradients of masked weights to 0, so that they count neither in clipping nor in momentum."""
         for name, parameter in self.named(parameters).items():
             if parameter.grad is not None:
                 self._zero_masked_(parameter.grad, name)
 
     @torch.no_grad()
     def apply_to_state_(self, optimizer: Optimizer) -> None:
-        """Sets what an optimizer remembers of masked weights (momentum, second moments, directions) to 0."""
+        """Set an optimizer's state of masked weights (momentum, second moments, directions) to 0."""
         for name, parameter in self.named(optimizer.state).items():
             for value in optimizer.state[parameter].values():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     self._zero_masked_(value, name)
         for group in optimizer.param_groups:
-            self._apply_to_lines_(group["params"], optimizer.state)
+            self._apply_to_flat_state_(group["params"], optimizer.state)
 
-    def _apply_to_lines_(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> None:
-        """LBFGS keeps all parameters in a line, and all lines with the first of them."""
+    def _apply_to_flat_state_(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> None:
+        """Set the state of masked weights to 0 in tensors that hold all parameters of a group, flattened.
+
+        LBFGS keeps such tensors, all of them in the state of the first parameter.
+        """
         sizes = [parameter.numel() for parameter in parameters]
         for value in tree_leaves(state.get(parameters[0], {})) if parameters else ():
             if torch.is_tensor(value) and value.shape == (sum(sizes),):
@@ -116,25 +121,29 @@ class MaskStore:
                         self._zero_masked_(piece.view(parameter.shape), name)
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
-        # Bits times 0 or 1: faster than masked_fill_ and, unlike a product of floats, 0 for inf and nan.
+        # Multiply the bits, as integers, by 0 or 1: faster than masked_fill_ and, unlike a product of floats,
+        # 0 for inf and nan.
         bits = to_local(tensor).detach().view(_INTEGER[tensor.element_size()])
         mask = to_local(self._masks[name]).to(bits.device)
         for start, stop in row_ranges(len(bits), bits.numel(), bits.device):
             bits[start:stop].mul_(mask[start:stop])
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks packed 8 to the byte, with their shapes; tensors and plain values only.
+        """Return the masks, packed 8 to the byte, with their shapes; tensors and plain values only.
 
-        Where processes divide them, they come together in the first, one at a time; the others have no bits.
+        Masks that are divided among processes are gathered in the first process, one at a time; the state of
+        the other processes has no bits for them.
         """
         state = {}
         for name, mask in self._masks.items():
-            whole = self._shards.gather(to_local(mask), mask.shape) if is_sharded(mask) else mask
+            whole = self.shards.gather(to_local(mask), mask.shape) if is_sharded(mask) else mask
             state[name] = {"bits": pack(whole), "shape": list(mask.shape)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over saved masks, of parameters that had none as far as they mask anything.
+        """Set the masks to saved ones.
+
+        A parameter without a mask gets one if any of its weights is masked in the state.
 
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
@@ -147,7 +156,7 @@ class MaskStore:
             to_local(self._masks[name]).copy_(mask)
 
     def go_back_(self, state: Mapping[str, Any]) -> None:
-        """Puts saved masks in the place of the present ones; parameters that had none are kept whole.
+        """Set the masks to saved ones, and those of parameters that the state has no mask for to all True.
 
         Raises:
             ValueError: As :meth:`load_state_dict`; nothing has changed then.
@@ -157,7 +166,11 @@ class MaskStore:
             to_local(self._masks[name]).fill_(True)
 
     def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Saved masks by parameter name, on the CPU, as far as they are held here; those in force stay.
+        """Return saved masks without setting them.
+
+        Returns:
+            Parameter name to a bool mask on the CPU; of parameters that are divided among processes, only the
+            rows that this process holds.
 
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape.
@@ -173,12 +186,12 @@ class MaskStore:
                     f"the state's mask for {name!r} has shape {shape}, the parameter {tuple(parameter.shape)}."
                 )
             mask = unpack(entry["bits"], shape)
-            found[name] = self._shards.own(mask) if is_sharded(parameter) else mask
+            found[name] = self.shards.own(mask) if is_sharded(parameter) else mask
         return found
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Name to parameter, of those that have a mask.
+    """Return the parameters that have a mask, by name.
 
     Raises:
         ValueError: If a mask belongs to no parameter, or to one of another shape.
@@ -191,7 +204,7 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight bools to the byte, lowest bit first, in index order, whatever the memory layout.
+    """Pack a bool mask 8 to the byte, lowest bit first, in row-major index order, whatever the memory layout.
 
     >>> pack(torch.tensor([True, False, True, False, False, False, False, False, True]))
     tensor([5, 1], dtype=torch.uint8)
@@ -205,7 +218,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mask that was packed.
+    """Return the bool mask of a shape that :func:`pack` has packed.
 
     Raises:
         ValueError: If the bytes are not those of a mask of this shape.

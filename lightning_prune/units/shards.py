@@ -1,4 +1,4 @@
-"""Who holds the other rows of tensors that lie in several processes, and what all of them come to."""
+"""Exchange between processes that hold different rows of the same tensors, as ``fully_shard`` divides them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torch.distributed.tensor import DTensor, Shard
 class Shards(ABC):
     """The processes among which the rows of tensors are divided: the first holds the first rows, and so on.
 
-    What is asked here is asked of all of them: each has to ask, for the same things in the same order.
+    Every method that communicates is a collective: all processes have to call it, for the same tensors in the
+    same order.
 
     Args:
-        rank: Number of this process among them.
-        size: How many there are.
+        rank: Rank of this process among them.
+        size: Number of processes.
 
     Attributes:
-        sharded: Whether some rows may lie elsewhere.
+        sharded: Whether rows may be divided among several processes.
     """
 
     sharded: ClassVar[bool] = True
@@ -34,41 +35,42 @@ class Shards(ABC):
 
     @abstractmethod
     def add_up(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, number by number."""
+        """Return the elementwise sum over all processes."""
 
     @abstractmethod
     def highest(self, numbers: Tensor) -> Tensor:
-        """The highest of all processes, number by number; nan counts as inf."""
+        """Return the elementwise maximum over all processes; nan counts as inf."""
 
     @abstractmethod
     def gather(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Brings a tensor together, in the first process alone.
+        """Gather a whole tensor in the first process.
 
         Args:
-            rows: Those that are held here.
-            shape: Of the whole tensor.
+            rows: The rows that this process holds.
+            shape: Shape of the whole tensor.
 
         Returns:
-            The whole tensor, on the CPU where rows came from elsewhere; in the other processes no rows.
+            In the first process the whole tensor, on the CPU if rows came from other processes; in the other
+            processes a tensor without rows.
         """
 
     @abstractmethod
     def reshard(self) -> None:
-        """Lets go of parameters that were brought together for a pass without a way back, as in validation.
+        """Free parameters that were gathered for a forward pass without a backward pass, as in validation.
 
-        They would hide the rows that are held here, and what is written into these.
+        While they are gathered, they hide the rows that this process holds, and what is written to these rows.
         """
 
     @abstractmethod
     def own(self, whole: Tensor) -> Tensor:
-        """The rows that belong here, of a whole tensor."""
+        """Return the rows of a whole tensor that belong to this process."""
 
     def before(self, numbers: Tensor) -> Tensor:
-        """The sum over the processes that hold earlier rows, number by number."""
+        """Return the elementwise sum over the processes that hold earlier rows."""
         return self._table(numbers)[: self.rank].sum(0)
 
     def leads(self, number: Tensor) -> bool:
-        """Whether this process has the highest number of all, and none with earlier rows has the same."""
+        """Return whether this process has the highest number, and no process with earlier rows has the same."""
         return int(self._table(number).argmax()) == self.rank
 
     def _table(self, numbers: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class Shards(ABC):
 
 
 class Unsharded(Shards):
-    """One process holds all rows."""
+    """A single process, which holds all rows."""
 
     sharded = False
 
@@ -86,32 +88,32 @@ class Unsharded(Shards):
         super().__init__(0, 1)
 
     def add_up(self, numbers: Tensor) -> Tensor:
-        """They are the sum."""
+        """Return the numbers unchanged."""
         return numbers
 
     def highest(self, numbers: Tensor) -> Tensor:
-        """They are the highest."""
+        """Return the numbers unchanged."""
         return numbers
 
     def gather(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """All are here."""
+        """Return the rows, which are the whole tensor."""
         return rows
 
     def own(self, whole: Tensor) -> Tensor:
-        """All of it."""
+        """Return the whole tensor."""
         return whole
 
     def reshard(self) -> None:
-        """Nothing was brought together."""
+        """Do nothing, since nothing is gathered."""
 
 
 class RowSharded(Shards):
-    """Rows are divided as ``fully_shard`` does it.
+    """Processes among which rows are divided as ``fully_shard`` does it.
 
     Args:
-        group: The processes.
-        device: Where they exchange numbers.
-        modules: What brings parameters together for a pass.
+        group: The process group.
+        device: Device for the tensors that are exchanged.
+        modules: The modules that gather parameters for a forward pass.
     """
 
     def __init__(
@@ -123,11 +125,11 @@ class RowSharded(Shards):
         self._modules = modules
 
     def add_up(self, numbers: Tensor) -> Tensor:
-        """By an all-reduce."""
+        """Return the sum, by an all-reduce."""
         return self._reduced(numbers, dist.ReduceOp.SUM)
 
     def highest(self, numbers: Tensor) -> Tensor:
-        """By an all-reduce."""
+        """Return the maximum, by an all-reduce."""
         known = numbers.where(~numbers.isnan(), torch.inf) if numbers.is_floating_point() else numbers
         return self._reduced(known, dist.ReduceOp.MAX)
 
@@ -137,11 +139,11 @@ class RowSharded(Shards):
         return result.to(numbers.device)
 
     def gather(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """All send as many rows, of which the last ones may stand for nothing."""
+        """Gather the same number of rows from each process, and drop the padding from the end."""
         most = -(-shape[0] // self.size)
         sent = torch.zeros(most, *shape[1:], dtype=rows.dtype, device=self._device)
         sent[: len(rows)] = rows
-        data = sent.flatten().view(torch.uint8)  # not every backend moves bools
+        data = sent.flatten().view(torch.uint8)  # not every backend can send bools
         parts = [torch.empty_like(data) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(data, parts, dist.get_global_rank(self._group, 0), self._group)
         if parts is None:
@@ -149,32 +151,32 @@ class RowSharded(Shards):
         return torch.cat([part.cpu() for part in parts]).view(rows.dtype).view(-1, *shape[1:])[: shape[0]]
 
     def own(self, whole: Tensor) -> Tensor:
-        """A copy: the whole is not kept in memory for it."""
+        """Return a copy of the rows, so that the whole tensor can be freed."""
         most = -(-len(whole) // self.size)
         return whole[most * self.rank : most * (self.rank + 1)].clone()
 
     def reshard(self) -> None:
-        """As after a way back."""
+        """Reshard all modules, as after a backward pass."""
         for module in self._modules:
             module.reshard()
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether other processes hold other rows of it."""
+    """Return whether other processes hold other rows of the tensor."""
     return isinstance(tensor, DTensor)
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, not a copy: its rows, or all of it where it is not divided."""
+    """Return the rows of a tensor that this process holds, or all of it if it is not divided; not a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(rows: Tensor, whole: Tensor) -> Tensor:
-    """The tensor that has these rows here, divided as another of its shape is: a view of them.
+    """Return rows of this process as a tensor that is divided like another one; a view of the rows.
 
     Args:
-        rows: As many as :func:`local` gives of ``whole``.
-        whole: The other tensor.
+        rows: As many rows as :func:`to_local` returns of ``whole``.
+        whole: A tensor of the shape of the result. If it is not divided, ``rows`` is returned.
     """
     if not isinstance(whole, DTensor):
         return rows
@@ -184,7 +186,7 @@ def shard_like(rows: Tensor, whole: Tensor) -> Tensor:
 
 
 def shards_of(model: nn.Module) -> Shards:
-    """Who holds the other rows of a model's parameters.
+    """Return the processes among which the parameters of a model are divided.
 
     Raises:
         ValueError: If parameters are divided otherwise than along their first dimension, over one dimension of
@@ -209,7 +211,12 @@ def shards_of(model: nn.Module) -> Shards:
 
 
 def check_unsharded(model: nn.Module, who: str) -> None:
-    """Raises ValueError if processes divide a model's parameters, for what cannot work on parts of them."""
+    """Raise ValueError if the parameters of a model are divided among processes.
+
+    Args:
+        model: The model.
+        who: Name of the function that needs whole parameters, for the error message.
+    """
     if shards_of(model).sharded:
         raise ValueError(
             f"{who} needs whole parameters, but processes divide those of this {type(model).__name__}: save a"

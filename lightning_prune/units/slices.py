@@ -1,4 +1,4 @@
-"""What one tensor gives to a group's units: single elements, slices along a dimension, or blocks."""
+"""Slices of a tensor: which of its elements make up each unit, as elements, along a dimension or as blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Slice(ABC):
-    """One tensor's share in a group: which of its elements make each unit.
+    """The part of each unit of a group that lies in one tensor.
 
     Args:
         name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
         weight: The tensor.
 
     Attributes:
-        divisible: Whether rows of the tensor are units that make a group of their own.
+        divisible: Whether a subset of the tensor's rows makes up units of a group of its own.
     """
 
     divisible: ClassVar[bool] = False
@@ -31,88 +31,109 @@ class Slice(ABC):
     @property
     @abstractmethod
     def shape(self) -> torch.Size:
-        """Shape of the units."""
+        """Shape of the tensor of units."""
 
     @property
     def scalar(self) -> bool:
-        """Whether it gives each unit a single number, as a bias or the scale of a norm does."""
+        """Whether each unit has a single number in this tensor, as in a bias or the scale of a norm."""
         return self.weight.numel() == self.shape.numel()
 
-    @abstractmethod
     def sum(self, elements: Tensor) -> Tensor:
-        """Adds up what belongs to each unit.
+        """Return the sum of the elements of each unit.
 
         Args:
             elements: One number an element, of the weight's shape.
 
         Returns:
-            One number a unit.
+            One number a unit, of ``shape``.
         """
+        # index_add_ on an accelerator adds in an order that varies; this sum is the same in all processes
+        return self.vectors(elements).sum(1).view(self.shape)
 
     @abstractmethod
     def vectors(self, elements: Tensor) -> Tensor:
-        """Lays out what belongs to each unit, in order.
+        """Return the elements of each unit as one row, in order.
 
         Args:
             elements: One number an element, of the weight's shape.
 
         Returns:
-            One row a unit, filled up with zeros where others have more.
+            A matrix with one row a unit. Rows of units with fewer elements are padded with zeros.
         """
 
     @abstractmethod
     def spread(self, units: Tensor) -> Tensor:
-        """Gives each element what its unit has: the weight's shape, without a copy of that size."""
+        """Return for each element the value of its unit.
+
+        Args:
+            units: One value a unit, of ``shape``.
+
+        Returns:
+            A tensor of the weight's shape, expanded without a copy of that size where possible.
+        """
 
     def kept(self, mask: Tensor) -> Tensor:
-        """Which units are there, given which elements are."""
+        """Return which units are kept: those with at least one kept element.
+
+        Args:
+            mask: Bool, of the weight's shape, True where an element is kept.
+        """
         return self.sum(mask) > 0
 
     def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        """What belongs to the rows ``start`` to ``stop`` of units, of a tensor of the weight's shape."""
+        """Return the part of a tensor that belongs to some rows of units.
+
+        Args:
+            tensor: A tensor of the weight's shape.
+            start: The first row.
+            stop: One past the last row.
+
+        Returns:
+            These rows of the tensor; the whole tensor if the slice is not ``divisible``.
+        """
         return tensor[start:stop] if self.divisible else tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ElementSlice(Slice):
-    """Each element is a unit of its own."""
+    """A slice in which each element is a unit of its own."""
 
     divisible = True
 
     @property
     def shape(self) -> torch.Size:
-        """That of the weight."""
+        """Shape of the weight."""
         return self.weight.shape
 
     def sum(self, elements: Tensor) -> Tensor:
-        """They are the units."""
+        """Return the elements themselves."""
         return elements
 
     def vectors(self, elements: Tensor) -> Tensor:
-        """One number each."""
+        """Return a matrix of one column."""
         return elements.reshape(-1, 1)
 
     def spread(self, units: Tensor) -> Tensor:
-        """They are the elements."""
+        """Return the units themselves, not a copy."""
         return units
 
     def kept(self, mask: Tensor) -> Tensor:
-        """The mask itself, not a copy."""
+        """Return the mask itself, not a copy."""
         return mask
 
 
 @dataclass(frozen=True, eq=False)
 class AxisSlice(Slice):
-    """Units lie along one dimension.
+    """A slice whose units lie along one dimension.
 
     Args:
         name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
         weight: The tensor.
         dim: The dimension along which units lie.
-        index: For each place along ``dim`` the number of its unit, -1 where it belongs to none. ``None``:
-            place ``i`` belongs to unit ``i``.
+        index: Int tensor with the unit number of each index along ``dim``, -1 for an index without a unit.
+            ``None`` if index ``i`` belongs to unit ``i``.
         scale: Whether the tensor is the scale of a batch norm.
-        reads: Whether a contraction sums over the dimension: the units are inputs of the weight.
+        reads: Whether an op sums over the dimension, so that the units are inputs of the weight.
     """
 
     dim: int
@@ -122,58 +143,58 @@ class AxisSlice(Slice):
 
     @property
     def shape(self) -> torch.Size:
-        """One dimension."""
+        """Number of units, as a shape of one dimension."""
         if self.index is None:
-            return self.weight.shape[self.dim :][:1]
+            return torch.Size([self.weight.shape[self.dim]])
         return torch.Size([int(self.index.max()) + 1])
 
     @property
     def scalar(self) -> bool:
-        """Whether there is one number a place."""
+        """Whether the tensor holds one number for each index along ``dim``."""
         return self.weight.numel() == self.weight.shape[self.dim]
 
-    def sum(self, elements: Tensor) -> Tensor:
-        """Over all places of a unit."""
-        # in order, unlike index_add_ on an accelerator: all processes find the same
-        return self.vectors(elements).sum(1)
-
     def vectors(self, elements: Tensor) -> Tensor:
-        """Its places one after the other."""
-        rows = self._rows(elements)
+        """Return the elements at all indices of each unit as one row, in the order of the indices."""
+        rows = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
         if self.index is None:
             return rows
         order = self.index.argsort(stable=True)[self.index.eq(-1).sum() :]
         unit = self.index[order]
-        counts = unit.bincount(minlength=self.shape[0])
+        size = self.shape[0]
+        counts = unit.bincount(minlength=size)
         rank = torch.arange(len(unit), device=unit.device) - (counts.cumsum(0) - counts)[unit]
-        laid_out = rows.new_zeros(self.shape[0], int(counts.max()), rows.shape[1])
+        laid_out = rows.new_zeros(size, int(counts.max()), rows.shape[1])
         laid_out[unit, rank] = rows[order]
         return laid_out.flatten(1)
 
     def places(self, units: Tensor) -> Tensor:
-        """For each place along ``dim`` what its unit has, True where it belongs to none."""
+        """Return for each index along ``dim`` the value of its unit.
+
+        Args:
+            units: One value a unit.
+
+        Returns:
+            One value an index; 1 (True) where an index belongs to no unit.
+        """
         if self.index is None:
             return units
         return torch.cat([units, units.new_ones(1)])[self.index]
 
     def spread(self, units: Tensor) -> Tensor:
-        """The same for all that lies at one place."""
+        """Return for each element the value at its index along ``dim``, as :meth:`places` gives it."""
         last = self.weight.ndim - 1 - self.dim
         return self.places(units).view(-1, *(1 for _ in range(last))).expand(self.weight.shape)
-
-    def _rows(self, elements: Tensor) -> Tensor:
-        return elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockSlice(Slice):
-    """Blocks of ``height`` x ``width`` along the first two dimensions, whole along the others.
+    """A slice into blocks of ``height`` x ``width`` along the first two dimensions, whole along the others.
 
     Args:
         name: The tensor's name in ``named_parameters()``.
         weight: The tensor; its first two dimensions are multiples of the block's.
-        height: Places of a block along the first dimension.
-        width: Places of a block along the second one.
+        height: Size of a block along the first dimension.
+        width: Size of a block along the second dimension.
     """
 
     height: int
@@ -181,27 +202,21 @@ class BlockSlice(Slice):
 
     @property
     def shape(self) -> torch.Size:
-        """Two dimensions."""
+        """Number of blocks along each of the first two dimensions."""
         return torch.Size([self.weight.shape[0] // self.height, self.weight.shape[1] // self.width])
 
-    def sum(self, elements: Tensor) -> Tensor:
-        """Over each block."""
-        return self._blocks(elements).sum(2)
-
     def vectors(self, elements: Tensor) -> Tensor:
-        """Row by row."""
-        return self._blocks(elements).flatten(0, 1)
+        """Return the elements of each block as one row; blocks, and elements in a block, in row-major order."""
+        rows, columns = self.shape
+        blocks = elements.reshape(rows, self.height, columns, self.width, -1).transpose(1, 2)
+        return blocks.flatten(2).flatten(0, 1)
 
     def spread(self, units: Tensor) -> Tensor:
-        """The same for all of a block."""
+        """Return for each element the value of its block."""
         plane = units.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
         return plane.view(*plane.shape, *(1 for _ in self.weight.shape[2:])).expand(self.weight.shape)
 
-    def _blocks(self, elements: Tensor) -> Tensor:
-        rows, columns = self.shape
-        return elements.reshape(rows, self.height, columns, self.width, -1).transpose(1, 2).flatten(2)
-
 
 def axis_slices(parts: Iterable[Slice]) -> list[AxisSlice]:
-    """Those that lie along a dimension: what can be cut out."""
+    """Return the slices whose units lie along a dimension, and so can be cut out of their tensor."""
     return [part for part in parts if isinstance(part, AxisSlice)]

@@ -1,4 +1,4 @@
-"""The shrink: a plan as data, its replay on a module, and the trial that it must pass first."""
+"""Compaction: plan which slices of tensors to cut, check on a copy that outputs stay the same, and cut them."""
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.channels.compaction.plan import PLAN, Cut, Plan, make_plan, shapes_after

@@ -1,4 +1,4 @@
-"""What can be cut out of a model: what the graph couples, and a trial has shown to come out the same."""
+"""Analysis of a model: which unit groups can be cut, as the trace finds them and trial cuts confirm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups, unique_names
 from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
 from lightning_prune.core.probes import Deadline, Probe
-from lightning_prune.units.groups import Units
+from lightning_prune.units.groups import UnitGroup, Units
 
-# how to split dimensions, and whether to adjust numbers, in the order in which it is tried
+# pairs of how a trace splits dimensions and whether integer attributes are adjusted, in the order of the trials
 _HEADS = (head_dim, split_head_dim)
 _ATTEMPTS = [
     *((split, adjusted) for split in _HEADS for adjusted in (False, True)),
@@ -24,46 +24,50 @@ _ATTEMPTS = [
 
 
 def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Units:
-    """The unit groups of a model in its order, each cut on trial, and what is frozen, with the reason.
+    """Return the unit groups of a model, in the order of its parameters, and what is frozen, with the reason.
 
-    Where a dimension becomes several, as channels do in attention heads, the graph cannot tell which of them
-    may shrink, nor which whole numbers a module keeps of its sizes. Whole heads are tried first, then what lies
-    within, then whole groups; what fails is tried with such numbers adjusted.
+    Each group has passed a trial: a copy with some units cut gives the same outputs as one with them masked.
+
+    Where an op splits a dimension into several, as a view splits channels into heads and head size, the trace
+    cannot tell which of these may shrink, nor which integer attributes of a module hold their sizes. Whole
+    attention heads are tried first, then the last of the dimensions (channels within heads or groups), then the
+    first one (whole groups). Groups that fail are tried again with integer attributes adjusted.
 
     Args:
-        model: Stays as it is.
-        probe: Runs it.
-        max_seconds: How long it may take.
+        model: Is not changed.
+        probe: Runs the model.
+        max_seconds: Time limit of the analysis, in seconds.
 
     Raises:
-        ValueError: If the model rejects the example, gives something else each time, or runs other ops when
-            its weights change, or if it takes too long.
+        ValueError: If the model cannot run on the example, gives different outputs for it each time, or runs
+            other ops when its weights change, or if the time limit is exceeded.
     """
     deadline = Deadline(max_seconds)
-    search = GroupSearch(model, trial := CutTrial(model, probe, ahead=True, deadline=deadline))
+    search = GroupSearch(model, trial := CutTrial(model, probe, masked=False, deadline=deadline))
     check_same_ops(model, probe)
     main, unseen = trace_model(model, probe, last_dim, deadline)
     traces, found = {last_dim: main}, {last_dim: find_groups(model, main)}
-    views: list[int] = []  # the trace that each group of the search was found in
-    of_heads: dict[str, str] = {}
-    # where no dimension was split_used, the graph is the same whatever the split
-    for split, adjusted in _ATTEMPTS if main.split_used else [way for way in _ATTEMPTS if way[0] is last_dim]:
+    # the groups that passed, each with the number of the trace that found it
+    owners: list[tuple[UnitGroup, int]] = []
+    head_reasons: dict[str, str] = {}
+    # if the trace had no dimension to split, the traces of all splits are the same
+    for split, adjusted in _ATTEMPTS if main.split_used else [(last_dim, False), (last_dim, True)]:
         if split not in traces:
             traces[split] = trace_model(model, probe, split, deadline)[0]
             found[split] = find_groups(model, traces[split])
-        whole = split in _HEADS
-        groups = (group for group in found[split].groups if group.heads or not whole)
-        failing = search.attempt(groups, adjusted=adjusted)
-        of_heads |= failing if whole else {}
-        views += [list(traces).index(split)] * (len(search.passed) - len(views))
+        heads_only = split in _HEADS
+        groups = (group for group in found[split].groups if group.heads or not heads_only)
+        passed, failing = search.attempt(groups, adjusted=adjusted)
+        owners += [(group, list(traces).index(split)) for group in passed]
+        head_reasons |= failing if heads_only else {}
     made = {part.name for group in search.passed for part in group.slices}
-    frozen = {name: of_heads.get(name, why) for name, why in (found[last_dim].frozen | unseen).items()}
-    frozen = {name: why for name, why in frozen.items() if name not in made}
+    reasons = (found[last_dim].frozen | unseen).items()
+    frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     frozen |= {group.name: search.reason(group) for group in search.apart(found[last_dim].groups)}
     order = {name: place for place, (name, _) in enumerate(model.named_parameters())}
-    passed = sorted(zip(search.passed, views, strict=True), key=lambda found: order[found[0].slices[0].name])
-    named = unique_names(group for group, _ in passed)
-    owners = [(group, view) for group, (_, view) in zip(named, passed, strict=True)]
+    owners.sort(key=lambda owner: order[owner[0].slices[0].name])
+    named = unique_names(group for group, _ in owners)
+    owners = [(group, number) for group, (_, number) in zip(named, owners, strict=True)]
     units = Units(named, frozen, budgets(model, list(traces.values()), owners))
-    trial.sharpen()
+    trial.use_double_precision()
     return units.without(trial.failing(uneven_cut(named)))

@@ -1,4 +1,4 @@
-"""Multi-head attention with fewer heads than its embedding has room for."""
+"""Multi-head attention from which some heads were cut."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 
 class NarrowAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` whose heads, taken together, are narrower than the embedding.
+    """``nn.MultiheadAttention`` after some of its heads were cut.
 
-    A module becomes one when some of its heads are cut out: the same parameters, names and ``forward``.
+    The parent class cannot compute attention with ``num_heads * head_dim < embed_dim``. Names of parameters and
+    arguments of ``forward`` are the same as in the parent class.
     """
 
     def forward(
@@ -24,21 +25,21 @@ class NarrowAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As in the parent class."""
+        """Compute attention; arguments and results are those of the parent class."""
         single = query.dim() == 2
         inputs = [query, key, value]
         if single:
             inputs = [tensor.unsqueeze(0) for tensor in inputs]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             inputs = [tensor.transpose(0, 1) for tensor in inputs]
         queries, keys, values = self._project(inputs)
         scores = queries @ keys.transpose(-2, -1) * self.head_dim**-0.5
         if attn_mask is not None:
-            each = attn_mask.dim() == 3  # a mask for each head of each example
-            scores = scores + _bias(attn_mask.view_as(scores) if each else attn_mask, scores)
+            if attn_mask.dim() == 3:  # a mask for each head of each example
+                attn_mask = attn_mask.view_as(scores)
+            scores = scores + _bias(attn_mask, scores)
         if key_padding_mask is not None:
-            scores = scores + _bias(key_padding_mask[:, None, None], scores)
+            scores = scores + _bias(key_padding_mask[..., None, None, :], scores)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         result: Tensor = self.out_proj((weights @ values).transpose(1, 2).flatten(2))
         weights = weights.mean(1) if average_attn_weights else weights
@@ -49,7 +50,7 @@ class NarrowAttention(nn.MultiheadAttention):
         return result, weights if need_weights else None
 
     def _project(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Queries, keys and values, of shape (batch, heads, positions, head size)."""
+        """Return queries, keys and values, each of shape (batch, heads, positions, head size)."""
         if self.in_proj_weight is not None:
             matrices = self.in_proj_weight.chunk(3)
         else:
@@ -62,19 +63,19 @@ class NarrowAttention(nn.MultiheadAttention):
 
 
 def _bias(mask: Tensor, scores: Tensor) -> Tensor:
-    """A mask as something to add: -inf where a bool one is True."""
+    """Return a mask as a term to add to the scores: for a bool mask, -inf where it is True and 0 elsewhere."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(mask, float("-inf"))
 
 
 def set_attention_class_(module: nn.Module) -> None:
-    """Makes attention a narrow one, or a plain one again, as its parameters are; leaves anything else alone."""
+    """Set the class of an attention module that fits the shapes of its parameters; ignore any other module."""
     if type(module) not in (nn.MultiheadAttention, NarrowAttention):
         return
     assert isinstance(module, nn.MultiheadAttention)
     narrow = module.out_proj.in_features != module.embed_dim
-    # layers around it take shortcuts past its forward where this is True
+    # where this is True, nn.TransformerEncoderLayer may run a fused op instead of this module's forward
     module._qkv_same_embed_dim = module.in_proj_weight is not None and not narrow
     if module.bias_k is None and not module.add_zero_attn:
         module.__class__ = NarrowAttention if narrow else nn.MultiheadAttention

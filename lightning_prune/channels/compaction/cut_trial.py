@@ -1,13 +1,12 @@
-"""Tries cuts on copies of a model: only what comes out the same may ever be masked, or stay cut."""
+"""Trial cuts on copies of a model, which show for which unit groups a cut leaves the outputs the same."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.replay import replay_
@@ -19,36 +18,38 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 class CutTrial:
-    """Cuts copies of a model: in single precision, to see roughly, then in double, where it runs in that.
+    """Compares the outputs of a cut copy of a model with those of a masked one.
+
+    Trials run in single precision, as a quick first check, until :meth:`use_double_precision` is called.
 
     Args:
-        model: Stays as it is.
-        probe: Runs it.
-        ahead: Whether units that go are still there: weights are stirred, and what goes is set to 0 first.
-            Otherwise the model is taken as it is.
-        deadline: Until when it may go on.
+        model: Is not changed.
+        probe: Runs the model.
+        masked: Whether the weights of the units to cut are 0 already; then all weights are used as they are.
+            Otherwise the weights of the copies are perturbed, and the masked copy has those of the units at 0.
+        deadline: When trials have to end; ``None`` for no limit.
 
     Raises:
-        ValueError: If the model rejects the example, or gives something else each time.
+        ValueError: If the model cannot run on the example, or gives different outputs for it each time.
     """
 
     def __init__(
-        self, model: nn.Module, probe: Probe, *, ahead: bool, deadline: Deadline | None = None
+        self, model: nn.Module, probe: Probe, *, masked: bool, deadline: Deadline | None = None
     ) -> None:
-        self._model, self._ahead, self._deadline = model, ahead, deadline
+        self._model, self._masked, self._deadline = model, masked, deadline
         self._dtype, self._probe = torch.float32, probe.to(torch.float32)
-        # trials are many at first, and share what they leave alone
-        self._whole: nn.Module | None = self._fresh()
+        # single-precision trials are many: their copies share the memory of this one, except changed weights
+        self._shared: nn.Module | None = self._full_copy()
         try:
-            first, second = self._run(self._whole), self._run(self._whole)
+            first, second = self._run(self._shared), self._run(self._shared)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
         if relative_difference(first, second) > _TOLERANCE[self._dtype]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _fresh(self) -> nn.Module:
+    def _full_copy(self) -> nn.Module:
         model = copy_model(self._model).to(self._dtype)
-        if self._ahead:
+        if not self._masked:
             perturb_(model)
         return model
 
@@ -58,96 +59,103 @@ class CutTrial:
                 other(model)
             return self._probe(model)
 
-    def _copied(self, own: Container[str] = ()) -> nn.Module:
-        """A copy to change: in its parameters' ``data``, or in those named in place."""
-        return self._fresh() if self._whole is None else copy_sharing_weights(self._whole, own)
+    def _copy(self, own: Container[str] = ()) -> nn.Module:
+        """Return a copy of the model in the precision of the trials.
 
-    def _shrunk(self, kept: Kept) -> nn.Module:
-        model = self._copied()
+        Args:
+            own: Names of parameters that the caller changes in place. Others may share their memory with the
+                copies of other trials: only their ``data`` attribute may be set.
+        """
+        return self._full_copy() if self._shared is None else copy_sharing_weights(self._shared, own)
+
+    def _cut_copy(self, kept: Kept) -> nn.Module:
+        model = self._copy()
         replay_(model, make_plan(model, kept))
         return model
 
     @torch.no_grad()
-    def _masked(self, kept: Kept) -> nn.Module:
-        parts = [(part, units) for group, units in kept for part in group.masked] if self._ahead else []
-        model = self._copied({part.name for part, _ in parts})
+    def _masked_copy(self, kept: Kept) -> nn.Module:
+        parts = [] if self._masked else [(part, units) for group, units in kept for part in group.masked]
+        model = self._copy({part.name for part, _ in parts})
         for part, units in parts:
             weight = model.get_parameter(part.name)
-            weight.mul_(part.spread(units.to(weight)))  # of another type, it would be converted at full size
+            # in the weight's dtype, since any other would be converted after it is expanded to full size
+            weight.mul_(part.spread(units.to(weight)))
         return model
 
-    def sharpen(self) -> None:
-        """Goes on in double precision, if the model runs in that, with one copy at a time."""
-        if self._whole is None:
-            return
-        self._whole = None
-        rough, self._dtype, self._probe = self._probe, torch.float64, self._probe.to(torch.float64)
+    def use_double_precision(self) -> None:
+        """Switch to double precision, if the model runs in it, and keep only one copy in memory at a time."""
+        self._shared = None
+        single, self._dtype, self._probe = self._probe, torch.float64, self._probe.to(torch.float64)
         try:
-            self._run(self._fresh())
-        except Exception:  # a user's forward may raise anything where a type is fixed in it
-            self._dtype, self._probe = torch.float32, rough
+            self._run(self._full_copy())
+        except Exception:  # a user's forward may raise anything where its dtype is hard-coded
+            self._dtype, self._probe = torch.float32, single
 
-    def failing(self, kept: Kept, beside: Kept = ()) -> dict[str, str]:
-        """Group name to reason, for those that cannot be cut; the others can, all together.
+    def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
+        """Return the groups that cannot be cut, name to reason; all others can be cut together.
 
-        All groups are cut at once; where that fails, one half is, and then the other beside what is right of
-        the first, down to those at fault. In single precision that shows what is wrong, but not what is right.
+        All groups are cut at once. If that fails, the first half is tried, then the second half together with
+        the groups of the first that passed, and so on by bisection. A group that fails in single precision
+        cannot be cut; one that passes may still fail in double precision.
 
         Args:
-            kept: Groups, each with a bool a unit, False where it goes.
-            beside: The same of groups that are cut along with them, and can be.
+            kept: The groups to test, each with a bool mask over its units, False for a unit to cut.
+            passed: Groups that have passed, in the same form, which are cut as well.
 
         Raises:
-            ValueError: If the deadline is past.
+            ValueError: If the deadline has passed.
         """
         if not kept:
             return {}
-        why = self._fails([*beside, *kept])
-        if why is None:
+        reason = self._failure([*passed, *kept])
+        if reason is None:
             return {}
         if len(kept) == 1:
-            return {kept[0][0].name: why}
+            return {kept[0][0].name: reason}
         middle = len(kept) // 2
-        faults = self.failing(kept[:middle], beside)
-        right = [each for each in kept[:middle] if each[0].name not in faults]
-        return faults | self.failing(kept[middle:], [*beside, *right])
+        failing = self.failing(kept[:middle], passed)
+        passing = [each for each in kept[:middle] if each[0].name not in failing]
+        return failing | self.failing(kept[middle:], [*passed, *passing])
 
-    def _fails(self, kept: Kept) -> str | None:
+    def _failure(self, kept: Kept) -> str | None:
+        """Return why these groups cannot be cut together; ``None`` if they can."""
         if self._deadline is not None:
             self._deadline.check()
-        try:  # the smaller one first, since most that fail end in an error
-            found = self._run(self._shrunk(kept))
-        except Exception as error:  # what a cut breaks in a user's forward may raise anything
+        try:  # the cut copy runs first, since most failing cuts raise an error
+            found = self._run(self._cut_copy(kept))
+        except Exception as error:  # a user's forward may raise anything when shapes do not fit
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        difference = relative_difference(self._run(self._masked(kept)), found)
+        difference = relative_difference(self._run(self._masked_copy(kept)), found)
         if difference > _TOLERANCE[self._dtype]:
             return f"cannot be cut: outputs change by {difference:.1e}"
         return None
 
 
 def uneven_cut(groups: Sequence[UnitGroup]) -> Kept:
-    """About half of each group's units, without a pattern; neither all nor none."""
+    """Return for each group a random choice of units to keep, from a fixed seed: 9/16, rounded down."""
     generator = torch.Generator().manual_seed(0)
-    return [(group, _random_half(group.size, generator)) for group in groups]
-
-
-def _random_half(size: int, generator: torch.Generator) -> Tensor:
-    order = torch.randperm(size, generator=generator)
-    kept = torch.zeros(size, dtype=torch.bool)
-    kept[order[: max(1, math.floor(size * 9 / 16))]] = True
+    kept = []
+    for group in groups:
+        ranks = torch.randperm(group.size, generator=generator).argsort()
+        kept.append((group, ranks < max(1, group.size * 9 // 16)))
     return kept
 
 
 @torch.no_grad()
 def perturb_(model: nn.Module) -> None:
-    """Moves all weights a little, so that none that is 0 or 1 hides a mistake."""
+    """Add noise to all floating-point parameters and buffers, so that no 0 or 1 among them hides a wrong cut.
+
+    Noise is uniform, from a fixed seed, with an amplitude of 0.01 plus a tenth of the tensor's mean absolute
+    value.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
             spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
-            # noise for all of a large one at once would take as much again
+            # in pieces: noise for a whole tensor at once would need as much memory as the tensor
             for piece in torch.atleast_1d(tensor).chunk(64):
                 noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
-                # running variances stay above 0, everything else goes both ways
+                # positive noise for running variances, which have to stay above 0
                 noise = noise if name.endswith("var") else noise.mul_(2).sub_(1)
                 piece.add_(noise.mul_(spread))

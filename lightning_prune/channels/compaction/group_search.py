@@ -1,4 +1,4 @@
-"""Which unit groups can be cut: trials of what several views of one model couple."""
+"""The search for unit groups that can be cut, among those that several traces of one model have found."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CutPlaces: TypeAlias = frozenset[tuple[str, int, tuple[int, ...]]]
 
 
 class GroupSearch:
-    """Unit groups that can be cut, each weight in one of them at most.
+    """Collects unit groups that can be cut, such that no two make their units from the same part of a weight.
 
     Args:
-        model: Whose groups they are.
-        trial: Shows which can be cut.
+        model: The model that the groups belong to.
+        trial: Tries the cuts.
 
     Attributes:
-        passed: Groups found so far.
+        passed: The groups that have passed their trial so far.
     """
 
     def __init__(self, model: nn.Module, trial: CutTrial) -> None:
@@ -35,74 +35,73 @@ class GroupSearch:
         self._tried: set[tuple[_CutPlaces, bool]] = set()
         self._reasons: dict[_CutPlaces, str] = {}
 
-    def attempt(self, groups: Iterable[UnitGroup], *, adjusted: bool) -> dict[str, str]:
-        """Tries those that neither were tried before nor have a weight in common with what has passed.
+    def attempt(self, groups: Iterable[UnitGroup], *, adjusted: bool) -> tuple[list[UnitGroup], dict[str, str]]:
+        """Try the groups that were not tried before and share no weights with those in ``passed``.
 
         Args:
-            groups: As one view of the model has them.
-            adjusted: Whether whole numbers that the model keeps of its sizes are adjusted.
+            groups: The groups that one trace has found.
+            adjusted: Whether integer attributes of modules that may hold the size of a group are adjusted.
 
         Returns:
-            For the tensors of those that failed, if nothing was adjusted, name to reason.
+            The groups that passed, and the names of the tensors that make the units of those that failed, with
+            the reasons; no reasons are given if ``adjusted``.
         """
         groups = [group for group in self.apart(groups) if (_cut_places(group), adjusted) not in self._tried]
         self._tried |= {(_cut_places(group), adjusted) for group in groups}
-        if adjusted:
-            self.passed += self._adjusted(groups)
-            return {}
-        good, bad = self._try(groups)
-        self.passed += good
-        failing = [group for group in groups if group.name in bad]
-        self._reasons |= {_cut_places(group): bad[group.name] for group in failing}
-        return {part.name: bad[group.name] for group in failing for part in group.slices}
+        passed, reasons = (self._adjusted(groups), {}) if adjusted else self._try(groups)
+        self.passed += passed
+        failing = [group for group in groups if group.name in reasons]
+        self._reasons |= {_cut_places(group): reasons[group.name] for group in failing}
+        return passed, {part.name: reasons[group.name] for group in failing for part in group.slices}
 
     def apart(self, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
-        """Groups that have no weight in common with what has passed."""
+        """Return the groups whose units are made by other weights than those of the groups in ``passed``."""
         taken = {place for group in self.passed for place in _output_places(group)}
         return [group for group in groups if not _output_places(group) & taken]
 
     def reason(self, group: UnitGroup) -> str:
-        """Why a group that was tried cannot be cut as it is."""
+        """Return why a group that was tried cannot be cut without adjusted attributes."""
         return self._reasons[_cut_places(group)]
 
     def _try(self, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], dict[str, str]]:
-        """Those that can be cut, and name to reason for the others.
+        """Return the groups that can be cut, and for the others name to reason.
 
-        Of groups of the same layers in other blocks, as in a transformer, the first, the last and one between
-        are tried at first; where all of them fail, so would the rest.
+        Groups whose parameter names differ in numbers only, as those of the blocks of a transformer, and that
+        adjust the same attributes, are taken to be alike: the first, the middle and the last one are tried at
+        first. If all three fail, the others are taken to fail for the same reason as the first.
         """
-        kin: dict[object, list[UnitGroup]] = defaultdict(list)
+        families: dict[object, list[UnitGroup]] = defaultdict(list)
         for group in groups:
             layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
-            kin[layers, tuple(key for _, key in group.attributes)].append(group)
+            families[layers, tuple(key for _, key in group.attributes)].append(group)
         tried: dict[str, UnitGroup] = {}
-        for alike in kin.values():
-            tried |= {group.name: group for group in (alike[0], alike[len(alike) // 2], alike[-1])}
+        for family in families.values():
+            tried |= {group.name: group for group in (family[0], family[len(family) // 2], family[-1])}
         failing = self._trial.failing(uneven_cut(list(tried.values())))
         rest = []
-        for alike in kin.values():
-            known = [group.name for group in alike if group.name in tried]
-            if failing.keys() >= set(known):
-                failing |= {group.name: failing[known[0]] for group in alike if group.name not in tried}
+        for family in families.values():
+            others = [group for group in family if group.name not in tried]
+            if all(group.name in failing for group in family if group.name in tried):
+                failing |= {group.name: failing[family[0].name] for group in others}
             else:
-                rest += [group for group in alike if group.name not in tried]
+                rest += others
         failing |= self._trial.failing(uneven_cut(rest))
         return [group for group in groups if group.name not in failing], failing
 
     def _adjusted(self, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
-        """Those that can be cut once whole numbers of their modules are adjusted."""
+        """Return the groups that can be cut with attributes adjusted, each with the first choice that works."""
         left = {group.name: (group, attribute_choices(self._model, group)) for group in groups}
-        good: list[UnitGroup] = []
+        passed: list[UnitGroup] = []
         for turn in range(max((len(ways) for _, ways in left.values()), default=0)):
             now = [replace(group, attributes=ways[turn]) for group, ways in left.values() if turn < len(ways)]
-            good += self._try(now)[0]
-            for group in good:
+            passed += self._try(now)[0]
+            for group in passed:
                 left.pop(group.name, None)
-        return good
+        return passed
 
 
 def _output_places(group: UnitGroup) -> set[tuple[str, int, int]]:
-    """The places of the weights that make it."""
+    """Return the name, dimension and index of each place in the weights that make the group's units."""
     found = set()
     for part in axis_slices(group.slices):
         assert part.index is not None
@@ -111,7 +110,7 @@ def _output_places(group: UnitGroup) -> set[tuple[str, int, int]]:
 
 
 def _cut_places(group: UnitGroup) -> _CutPlaces:
-    """All that goes along with its units, to tell whether another group is the same."""
+    """Return a key of all that is cut with the group's units; groups with equal keys are the same."""
     found = set()
     for part in axis_slices((*group.masked, *group.buffers)):
         assert part.index is not None

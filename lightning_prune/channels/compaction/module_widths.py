@@ -1,4 +1,4 @@
-"""What a module says of its own width, as its tensors have it: one entry a kind of module."""
+"""Size attributes of PyTorch modules, such as ``in_features``, computed from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 
 def widths(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    """The attributes of a module that follow from the shapes of its tensors.
+    """Return the size attributes of a module that follow from the shapes of its tensors.
 
     Args:
-        module: As it is before they change.
-        shapes: Name within the module to shape, afterwards. Of a weight that is computed from others there is
-            none: such a module says what it did before.
+        module: The module before the cut.
+        shapes: Tensor name within the module to shape after the cut.
+
+    Returns:
+        Attribute name to value; empty for a kind of module that is not known, and for one whose weight is
+        computed from other parameters: such a module keeps its attributes.
     """
-    # the attribute itself is not to be looked at: spectral norms change when it is computed
+    # not getattr: to compute a weight with spectral norm changes its buffers
     computed = is_parametrized(module) or torch.is_tensor(vars(module).get("weight"))
     return {} if computed else _widths(module, shapes)
 
 
 def has_widths(module: nn.Module) -> bool:
-    """Whether it is known which attributes of a module follow from its tensors."""
+    """Return whether it is known which attributes of a module follow from its tensors."""
     return _widths.dispatch(type(module)) is not _widths.dispatch(object)
 
 
@@ -38,34 +41,27 @@ def _widths(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, An
 
 @_widths.register
 def _(module: nn.Linear, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    outward, inward = shapes["weight"]
-    return {"in_features": inward, "out_features": outward}
+    outputs, inputs = shapes["weight"]
+    return {"in_features": inputs, "out_features": outputs}
 
 
 @_widths.register
 def _(module: _ConvNd, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    outward, inward = shapes["weight"][:2]
-    groups = _groups(module, outward / module.weight.shape[0])
-    return {"in_channels": inward * groups, "out_channels": outward, "groups": groups}
-
-
-@_widths.register
-def _(module: _ConvTransposeNd, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    inward, outward = shapes["weight"][:2]
-    groups = _groups(module, inward / module.weight.shape[0])
-    return {"in_channels": inward, "out_channels": outward * groups, "groups": groups}
-
-
-def _groups(module: _ConvNd, share: float) -> int:
-    # with one channel each, groups go with their channels; otherwise all are there and shrink
-    alone = module.groups > 1 and module.weight.shape[1] == 1
-    return round(module.groups * share) if alone else module.groups
+    first, second = shapes["weight"][:2]
+    groups = module.groups
+    if groups > 1 and module.weight.shape[1] == 1:
+        # depthwise: a group has one channel and is cut with it; otherwise all groups stay and become narrower
+        groups = round(groups * first / module.weight.shape[0])
+    outputs, inputs = first, second * groups
+    if module.transposed:
+        outputs, inputs = inputs, outputs
+    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
 
 
 @_widths.register
 def _(module: _NormBase, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    line = shapes.get("weight", shapes.get("running_mean"))
-    return {} if line is None else {"num_features": line[0]}
+    shape = shapes.get("weight", shapes.get("running_mean"))
+    return {} if shape is None else {"num_features": shape[0]}
 
 
 @_widths.register

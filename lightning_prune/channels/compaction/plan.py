@@ -1,4 +1,4 @@
-"""The plan of a shrink, as data: which places of which tensors stay, and which attributes change."""
+"""The plan of a compaction, as data: which indices of which tensors are kept, and which attributes change."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from lightning_prune.core.averages import averages_within
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
-Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]  # groups, each with a bool a unit, False where it goes
+# groups, each with a bool mask over its units, False for a unit to cut
+Kept: TypeAlias = Sequence[tuple[UnitGroup, Tensor]]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One dimension of one tensor, made shorter.
+    """A cut along one dimension of one tensor.
 
     Args:
-        name: Of the parameter or buffer.
+        name: Name of the parameter or buffer.
         dim: The dimension.
-        size: How long it was.
-        kept: Which places stay, in ascending order.
+        size: Its size before the cut.
+        kept: The indices that are kept, in ascending order.
     """
 
     name: str
@@ -38,24 +39,28 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a shrink does to a module.
+    """All changes that a compaction makes to a module.
 
     Args:
-        cuts: In any order; a tensor may be cut along several dimensions.
-        attributes: Module name to the attributes that get another value: what it was, and what it becomes.
+        cuts: The cuts, in any order; a tensor may be cut along several dimensions.
+        attributes: Module name to the attributes that change, each with its value before and after.
     """
 
     cuts: tuple[Cut, ...] = ()
     attributes: Mapping[str, Mapping[str, tuple[Any, Any]]] = field(default_factory=dict)
 
+    def cuts_of(self, name: str) -> list[Cut]:
+        """Return the cuts of one tensor."""
+        return [cut for cut in self.cuts if cut.name == name]
+
     def renamed(self, names: Mapping[str, str]) -> Plan:
-        """What it does to some modules and tensors, under other names."""
+        """Return the changes to the modules and tensors in ``names``, under the names that they map to."""
         cuts = (replace(cut, name=names[cut.name]) for cut in self.cuts if cut.name in names)
         attributes = {names[name]: each for name, each in self.attributes.items() if name in names}
         return Plan(tuple(cuts), attributes)
 
     def to_state(self) -> dict[str, Any]:
-        """Plain values, for JSON and for checkpoints."""
+        """Return the plan as lists, mappings and plain values, for JSON and checkpoints."""
         return {
             "cuts": [[cut.name, cut.dim, cut.size, list(cut.kept)] for cut in self.cuts],
             "attributes": {
@@ -90,14 +95,14 @@ PLAN = schema.satisfying(  # as Plan.to_state writes it
 
 
 def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[int, torch.Size]:
-    """Identity of each parameter and buffer to the shape that it has once plans are carried out.
+    """Return the shapes of all parameters and buffers after some plans, by the ``id`` of the tensor.
 
     Args:
-        model: As it is before.
-        plans: In their order.
+        model: The model before the plans are applied.
+        plans: The plans, in the order in which they apply.
 
     Raises:
-        ValueError: If a tensor is missing or of another size.
+        ValueError: If a tensor that a plan cuts is missing or has another size.
     """
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
@@ -115,26 +120,28 @@ def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[int, torch.Siz
 
 
 def check_attributes(model: nn.Module, plan: Plan) -> None:
-    """Makes sure that a plan changes attributes as it changes tensors, and nothing beside them.
+    """Check that the attributes that a plan changes belong to this model and agree with the plan's cuts.
 
     Raises:
-        ValueError: If it does not, or a module is missing.
+        ValueError: If the plan cannot cut the tensors of this model; if a module that it changes is missing or
+            an attribute has another value than before the plan; or if an attribute would end up with a value
+            that contradicts the shapes of the tensors.
     """
     modules = dict(model.named_modules())
-    due = _widths(model, shapes_after(model, [plan]))
+    required = _widths(model, shapes_after(model, [plan]))
     for name, changes in plan.attributes.items():
         if name not in modules:
             raise ValueError(f"the plan changes {name!r}, which this model does not have.")
         for key, (before, after) in changes.items():
             present = getattr(modules[name], key, None)
-            # what is no size of a tensor is a count of units, such as heads
-            own = key in due[name] or (type(present) is type(after) is int and 0 < after <= before)
-            if present != before or not own:
+            # an attribute that no tensor shape determines must be a count of units, such as heads
+            allowed = key in required[name] or (type(present) is type(after) is int and 0 < after <= before)
+            if present != before or not allowed:
                 raise ValueError(
                     f"the plan changes {name}.{key} from {before} to {after}, but in this model it is"
                     f" {schema.summary(present)}: it was made for another architecture."
                 )
-    for name, sizes in due.items():
+    for name, sizes in required.items():
         for key, size in sizes.items():
             _, after = plan.attributes.get(name, {}).get(key, (None, getattr(modules[name], key)))
             if after != size:
@@ -142,23 +149,22 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
 
 
 def make_plan(model: nn.Module, kept: Kept) -> Plan:
-    """The plan that takes units out, of averages within the model, too.
+    """Return the plan that cuts units out of a model, and out of averages within it (``AveragedModel``).
 
     Args:
-        model: The module, as it is before.
-        kept: What stays of each group.
+        model: The model before the cut.
+        kept: Groups, each with a bool mask over its units, False for a unit to cut.
     """
     places: dict[tuple[str, int], Tensor] = {}
     for group, units in kept:
         if units.all():
             continue
         for part in axis_slices((*group.masked, *group.buffers)):
-            stays = part.places(units)
-            before = places.get((part.name, part.dim))
-            places[part.name, part.dim] = stays if before is None else before & stays
+            kept_places = part.places(units)
+            places[part.name, part.dim] = kept_places & places.get((part.name, part.dim), kept_places)
     cuts = tuple(
-        Cut(name, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
-        for (name, dim), stays in places.items()
+        Cut(name, dim, len(kept_places), tuple(kept_places.nonzero().flatten().tolist()))
+        for (name, dim), kept_places in places.items()
     )
     counts: dict[str, dict[str, tuple[Any, Any]]] = {}
     for group, units in kept:
@@ -175,31 +181,35 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
 
 
 def _with_averages(model: nn.Module, plan: Plan) -> Plan:
-    """A plan, and the same for averages within the model."""
+    """Return a plan extended by the same changes to the averages (``AveragedModel``) within the model."""
     cuts = {(cut.name, cut.dim): cut for cut in plan.cuts}
     attributes = dict(plan.attributes)
     for place, average in averages_within(model).items():
-        theirs = {name: f"{place}.{own}".rstrip(".") for name, own in average.names.items()}
-        copied = plan.renamed(theirs)
-        cuts |= {(cut.name, cut.dim): cut for cut in copied.cuts}
-        attributes |= copied.attributes
+        names = {name: f"{place}.{own}".rstrip(".") for name, own in average.names.items()}
+        same = plan.renamed(names)
+        cuts |= {(cut.name, cut.dim): cut for cut in same.cuts}
+        attributes |= same.attributes
     return Plan(tuple(cuts.values()), attributes)
 
 
 def _attributes(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """What modules say of their own sizes, where that changes."""
+    """Return the size attributes that change: module name to attribute name to values before and after."""
     found = {}
     for name, sizes in _widths(model, shapes).items():
-        module = model.get_submodule(name)
-        changes = {key: (getattr(module, key), size) for key, size in sizes.items()}
-        changes = {key: change for key, change in changes.items() if change[0] != change[1]}
+        present = {key: getattr(model.get_submodule(name), key) for key in sizes}
+        changes = {key: (present[key], size) for key, size in sizes.items() if size != present[key]}
         if changes:
             found[name] = changes
     return found
 
 
 def _widths(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, Any]]:
-    """Module name to what it will say of its own sizes."""
+    """Return the size attributes that modules have with these shapes, by module name.
+
+    Args:
+        model: The model before the cut.
+        shapes: ``id`` of each parameter and buffer to its shape after the cut.
+    """
     found = {}
     for name, module in model.named_modules():
         tensors = (*module._parameters.items(), *module._buffers.items())

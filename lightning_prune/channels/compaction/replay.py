@@ -1,4 +1,4 @@
-"""Carries a plan out on a module, in place, and takes it back: the same parameters, of another size."""
+"""Application of a plan to a module, in place and together with optimizer state, and its reversal."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
 
 @torch.no_grad()
 def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Shrinks a module. Parameters stay the objects they are, so that optimizers keep their references.
+    """Apply a plan to a module. Parameters stay the same objects, so that optimizers keep their references.
+
+    Gradients of the parameters that are cut are set to ``None``.
 
     Args:
-        model: Of the architecture that the plan was made for.
-        plan: What to cut.
-        optimizers: What they remember of a parameter in its shape is cut along with it; of a parameter of
-            which they remember something in another shape they forget all.
+        model: A module of the architecture that the plan was made for.
+        plan: The plan.
+        optimizers: Optimizers whose state is cut along. State tensors with the shape of their parameter are cut
+            as it is; if a parameter has a state tensor of another shape with more than one element, all its
+            state is dropped.
 
     Raises:
-        ValueError: If a tensor or module is missing or of another size; nothing has changed then.
+        ValueError: If a tensor or module is missing or has another size; the module is unchanged then.
     """
     tensors = _tensors(model)
     check_attributes(model, plan)
-    cuts = {name: [cut for cut in plan.cuts if cut.name == name] for name in {cut.name for cut in plan.cuts}}
-    for name, own in cuts.items():
-        tensor = tensors[name]
+    for name in {cut.name for cut in plan.cuts}:
+        tensor, cuts = tensors[name], plan.cuts_of(name)
         for optimizer in optimizers:
-            _cut_optimizer_state(optimizer, tensor, own)
-        tensor.data = cut_tensor(tensor.data, own)
+            _cut_optimizer_state(optimizer, tensor, cuts)
+        tensor.data = cut_tensor(tensor.data, cuts)
         tensor.grad = None
     _set_attributes(model, plan, after=True)
-    _reassign_tied(model)
+    _reassign_tensors(model)
 
 
 @torch.no_grad()
 def expand_(model: nn.Module, plan: Plan) -> None:
-    """Takes a plan back: shapes are as before, with 0 where something was cut."""
+    """Revert a plan: restore the shapes and attributes before it, with 0 for all elements that were cut."""
     tensors = _tensors(model)
     for cut in reversed(plan.cuts):
         tensor = tensors[cut.name]
@@ -52,37 +54,40 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         tensor.data = _like_layout(whole, tensor)
         tensor.grad = None
     _set_attributes(model, plan, after=False)
-    _reassign_tied(model)
+    _reassign_tensors(model)
 
 
-def _reassign_tied(model: nn.Module) -> None:
-    """Puts tensors where they are: torch 2.6 compiles again if a dict has changed, not if a shape in it has."""
+def _reassign_tensors(model: nn.Module) -> None:
+    """Assign each parameter and buffer to its own name again, so that compiled modules are compiled again.
+
+    torch 2.6 recompiles if the dicts of a module have changed, but not if the shape of a tensor in them has.
+    """
     for module in model.modules():
-        held: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for tensors in held:
+        owned: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in owned:
             for name, tensor in list(tensors.items()):
                 tensors[name] = None
                 tensors[name] = tensor
 
 
 def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
-    """A copy of the places that stay, in the tensor's memory layout."""
-    lines = [torch.arange(size, device=tensor.device) for size in tensor.shape]
+    """Return a copy of the elements that are kept, in the memory layout of the tensor."""
+    indices = [torch.arange(size, device=tensor.device) for size in tensor.shape]
     for cut in cuts:
-        lines[cut.dim] = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
-    # all at once: cut by cut, half of a large one would be there twice
-    return _like_layout(tensor[torch.meshgrid(*lines, indexing="ij")], tensor)
+        indices[cut.dim] = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
+    # one indexing operation for all dimensions, without an intermediate copy for each cut
+    return _like_layout(tensor[torch.meshgrid(*indices, indexing="ij")], tensor)
 
 
 def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
-    """Contiguous, its dimensions following each other in memory as in another tensor."""
-    # where strides are equal, as with a single channel, channels_last has dimension 1 innermost
+    """Return a tensor without gaps in memory, its dimensions in the same memory order as those of ``like``."""
+    # of equal strides, as with a single channel, dimension 1 comes last: it is the innermost in channels_last
     strides = like.stride()
     order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim == 1))
     back = sorted(range(tensor.ndim), key=order.__getitem__)
-    lined = tensor.permute(order)
-    # from one line, dimensions of size 1 get the usual strides too: by those, kernels are chosen
-    return lined.reshape(-1).view(lined.shape).permute(back)
+    ordered = tensor.permute(order)
+    # a view of a flat tensor has the usual strides in dimensions of size 1, too: kernels are chosen by strides
+    return ordered.reshape(-1).view(ordered.shape).permute(back)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -94,16 +99,15 @@ def _set_attributes(model: nn.Module, plan: Plan, *, after: bool) -> None:
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
             setattr(modules[name], key, change[after])
+    # afterwards, since the class of an attention module depends on attributes of its output projection
     for name in plan.attributes:
         set_attention_class_(modules[name])
 
 
 def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:
     state = optimizer.state.get(parameter, {})
-    shaped = [value for value in state.values() if torch.is_tensor(value) and value.numel() > 1]
-    if any(value.shape != parameter.shape for value in shaped):
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and value.numel() > 1}
+    if any(value.shape != parameter.shape for value in tensors.values()):
         del optimizer.state[parameter]
-        return
-    for key, value in state.items():
-        if torch.is_tensor(value) and value.shape == parameter.shape:
-            state[key] = cut_tensor(value, cuts)
+    else:
+        state.update({key: cut_tensor(value, cuts) for key, value in tensors.items()})

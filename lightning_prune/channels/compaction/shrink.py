@@ -1,4 +1,4 @@
-"""Takes units out of a model that masks have emptied, and proves that the outputs stay what they were."""
+"""Compaction of a masked model: cut the units that masks have emptied, if the outputs stay the same."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class CompactionError(RuntimeError):
-    """A network could not be shown to give the same outputs once it is smaller; it is as it was."""
+    """Raised when a cut changes the outputs of a model, or makes it fail; the model itself is unchanged."""
 
 
 def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Module:
-    """A smaller copy of a masked network, whose outputs are the same.
+    """Return a smaller copy of a masked model that gives the same outputs.
 
-    What goes are channels, filters, neurons that nothing reads any more, or that give nothing. Outputs are
-    compared on the example: in double precision to 1e-9 of the largest; in single precision, where the model
-    runs in no other, to 1e-3.
+    A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it.
+    The outputs for the example are compared before and after, in double precision with a tolerance of 1e-9 of
+    the largest output; if the model does not run in double, in single precision with a tolerance of 1e-3.
 
     Args:
-        model: The network; stays as it is.
+        model: The model; is not changed.
         masks: Parameter name to bool mask, True where kept.
         example: A tensor, or a tuple of ``forward``'s arguments.
 
     Returns:
-        The copy, its masked weights set to 0, without what could go.
+        The copy, with masked weights set to 0 and the units cut that can be.
 
     Raises:
-        ValueError: If a mask fits no parameter, or the model rejects the example.
-        CompactionError: If outputs differ; the message names the groups at fault.
+        ValueError: If a mask fits no parameter, or the model cannot run on the example.
+        CompactionError: If outputs differ; the message names the groups that cannot be cut.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> mask = torch.ones(2, 3, dtype=torch.bool)
@@ -58,7 +58,9 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
     """
     check_unsharded(model, "compact")
     smaller = copy_model(model)
-    apply_masks_(smaller, masks)
+    with torch.no_grad():
+        for name, parameter in masked_parameters(smaller, masks).items():
+            parameter.masked_fill_(~masks[name].to(parameter.device), 0)
     compact_(smaller, masks, None, as_probe(example))
     return smaller
 
@@ -70,68 +72,48 @@ def compact_(
     probe: Probe,
     optimizers: Iterable[Optimizer] = (),
 ) -> tuple[Plan, dict[str, Tensor]]:
-    """Shrinks a masked network in place, and what optimizers remember of it.
+    """Shrink a masked model in place, together with the optimizer state of its parameters.
 
     Args:
-        model: Masked.
+        model: The model, with masked weights at 0.
         masks: Parameter name to bool mask, True where kept.
-        groups: Its unit groups, tried already; ``None`` to find them.
-        probe: Runs it.
-        optimizers: Of its parameters.
+        groups: Its unit groups, which have passed the trial cuts of an analysis; ``None`` to analyse the model.
+        probe: Runs the model.
+        optimizers: Optimizers of its parameters.
 
     Returns:
-        The plan that was carried out, and the masks that are left, of the new shapes.
+        The plan that was applied, and the masks in the new shapes, without those that mask nothing any more.
 
     Raises:
-        CompactionError: If outputs differ; nothing has changed then.
+        CompactionError: If outputs differ; the model is unchanged, and the message names the groups that
+            cannot be cut.
     """
-    found = analyse(model, probe).groups if groups is None else groups
-    plan = prove(model, remaining_units(model, masks, found), probe)
-    replay_(model, plan, optimizers)
-    shorter = {
-        name: cut_tensor(mask, [cut for cut in plan.cuts if cut.name == name]) for name, mask in masks.items()
-    }
-    return plan, {name: mask for name, mask in shorter.items() if not mask.all()}
-
-
-@torch.no_grad()
-def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Sets masked weights to 0.
-
-    Raises:
-        ValueError: If a mask belongs to no parameter, or to one of another shape.
-    """
-    for name, parameter in masked_parameters(model, masks).items():
-        parameter.masked_fill_(~masks[name].to(parameter.device), 0)
-
-
-def prove(model: nn.Module, kept: Kept, probe: Probe) -> Plan:
-    """The plan that takes units out, once it is shown that outputs stay the same.
-
-    Args:
-        model: Masked; stays as it is.
-        kept: Groups, each with a bool a unit, False where it goes.
-        probe: Runs it.
-
-    Raises:
-        CompactionError: If outputs differ; the message names the groups at fault.
-    """
-    trial = CutTrial(model, probe, ahead=False)
-    trial.sharpen()
-    failing = trial.failing(kept)
-    if failing:
+    kept = remaining_units(model, masks, analyse(model, probe).groups if groups is None else groups)
+    trial = CutTrial(model, probe, masked=True)
+    trial.use_double_precision()
+    if failing := trial.failing(kept):
         faults = "; ".join(f"{name} {why}" for name, why in failing.items())
         raise CompactionError(f"{type(model).__name__} stays as it was. {faults}")
-    return make_plan(model, kept)
+    plan = make_plan(model, kept)
+    replay_(model, plan, optimizers)
+    cut_masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in masks.items()}
+    return plan, {name: mask for name, mask in cut_masks.items() if not mask.all()}
 
 
 def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[UnitGroup]) -> Kept:
-    """What is left of each group: a unit is gone if all that reads it is 0, or all that makes it.
+    """Return which units remain in each group.
+
+    A unit is removed if its elements are 0 in all weights that read it, or in all other masked slices of its
+    group, which make it.
 
     Args:
-        model: Masked.
-        masks: Parameter name to bool mask. What they leave alone is no reason for a unit to go.
-        groups: Of this model, or of one of its architecture.
+        model: The model, with masked weights at 0.
+        masks: Parameter name to bool mask. The weights that read a unit can remove it only if one of them has a
+            mask, and so can those that make it.
+        groups: Unit groups of this model, or of one of the same architecture.
+
+    Returns:
+        The groups, each with a bool mask over its units, True for a unit that remains.
     """
     parameters = dict(model.named_parameters())
 
@@ -144,7 +126,7 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
     for group in groups:
         readers: list[Slice] = [*group.readers]
         makers = [part for part in group.masked if part not in readers]
-        gone = empty(readers, group.size) | empty(makers, group.size)
-        gone[0] &= not gone.all()  # no layer is emptied
-        kept.append((group, ~gone))
+        removed = empty(readers, group.size) | empty(makers, group.size)
+        removed[0] &= not removed.all()  # one unit remains, so that no layer becomes empty
+        kept.append((group, ~removed))
     return kept

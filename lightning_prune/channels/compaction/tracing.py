@@ -1,4 +1,4 @@
-"""A model run and followed: through which ops its weights go, and what those multiply."""
+"""Tracing of a model on a copy, its multiply-adds by weight, and a check that it always runs the same ops."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, math_a
 
 
 def check_same_ops(model: nn.Module, probe: Probe) -> None:
-    """Runs a model with its weights and with others.
+    """Check that a model runs the same ops when its weights change.
 
     Raises:
-        ValueError: If it runs other ops then, or makes tensors of other shapes.
+        ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
-    if _recorded_ops(model, probe, stirred=False) != _recorded_ops(model, probe, stirred=True):
+    if _recorded_ops(model, probe, perturbed=False) != _recorded_ops(model, probe, perturbed=True):
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little: channels cannot be followed through it. Unstructured prunes it."
         )
 
 
-def _recorded_ops(model: nn.Module, probe: Probe, *, stirred: bool) -> list[OpRecord]:
-    """What one pass runs, op by op."""
-    copied = copy_model(model)  # a second pass of one may differ: metrics count
-    if stirred:
+def _recorded_ops(model: nn.Module, probe: Probe, *, perturbed: bool) -> list[OpRecord]:
+    """Return the ops of one pass, each with the shapes of its results."""
+    copied = copy_model(model)  # a copy for each pass, since a pass may change state, such as that of metrics
+    if perturbed:
         perturb_(copied)
-    tape = OpRecorder()
-    with evaluation_mode(copied), math_attention(), tape:
+    recorder = OpRecorder()
+    with evaluation_mode(copied), math_attention(), recorder:
         probe(copied)
-    return tape.steps
+    return recorder.steps
 
 
 def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
-    """Multiply-adds of one pass by name of the parameter that they read; "" is what reads none, or several."""
+    """Return the multiply-adds of one pass by the name of the parameter that they read.
+
+    The key "" is for all that read no parameter, or several.
+    """
     trace, _ = trace_model(model, probe, last_dim)
     amounts = {"": 0}
     for amount, _, names in trace.terms:
@@ -50,37 +53,40 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
 def trace_model(
     model: nn.Module, probe: Probe, split: Split, deadline: Deadline | None = None
 ) -> tuple[TraceRecord, dict[str, str]]:
-    """A trace in evaluation mode and, for what has no part in that, in training mode: auxiliary heads.
+    """Trace a model in evaluation mode and, if that leaves parameters unused, in training mode as well.
+
+    Auxiliary heads, for example, run in training mode only. Multiply-adds are counted for the pass of ``probe``
+    in evaluation mode.
 
     Args:
-        model: Stays as it is.
-        probe: Runs it.
-        split: Which of the dimensions that come of one has its labels.
-        deadline: When to stop.
+        model: Is not changed.
+        probe: Runs the model; its ``others`` are traced as well.
+        split: As for :class:`TraceRecord`.
+        deadline: When to stop; ``None`` for no limit.
 
     Returns:
-        The trace, and name to reason of matrices that it has not seen.
+        The record of the trace, and the parameters of two or more dimensions that took no part in any pass,
+        name to reason.
     """
     copied = copy_model(model)
     trace = Trace(copied, split, deadline)
-    why = "took no part in the forward pass"
+    reason = "took no part in the forward pass"
     with evaluation_mode(copied):
-        trace.follow(copied, probe, count=True)
-        for other in probe.others:
-            trace.follow(copied, other)
+        for each in (probe, *probe.others):
+            trace.follow(copied, each, count=each is probe)
         if not trace.record.used.issuperset(name for name, _ in copied.named_parameters()):
-            _train_but_norms(copied)
+            _train_except_norms(copied)
             try:
                 for each in (probe, *probe.others):
                     trace.follow(copied, each)
             except Exception as error:  # a user's forward may raise anything
-                why += f", which fails in training mode with {error!r}"
+                reason += f", which fails in training mode with {error!r}"
     matrices = [name for name, parameter in copied.named_parameters() if parameter.ndim > 1]
-    return trace.record, {name: why for name in matrices if name not in trace.record.used}
+    return trace.record, {name: reason for name in matrices if name not in trace.record.used}
 
 
-def _train_but_norms(model: nn.Module) -> None:
-    """Training mode, but for norms: those want more than one value to take statistics of."""
+def _train_except_norms(model: nn.Module) -> None:
+    """Set training mode, except for batch and instance norms, which may need several values for statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, _NormBase):

@@ -1,1 +1,1 @@
-"""The channel graph: labels followed through real passes show what is coupled across layers."""
+"""The channel graph: finds coupled channels by following integer labels through the ops of real passes."""

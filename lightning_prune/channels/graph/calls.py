@@ -1,4 +1,4 @@
-"""One op that ran, as rules see it."""
+"""The interface between a traced op and the rule for its labels: arguments, outputs and label fields."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.channels.graph.label_fields import Fields, varying_dims
+from lightning_prune.channels.graph.label_fields import Fields, partition, varying_dims
 from lightning_prune.channels.graph.labels import Labels
 from lightning_prune.channels.graph.trace_record import TraceRecord
 
 
 @dataclass(frozen=True)
 class Call:
-    """One op that ran.
+    """One ATen op that ran in a trace.
 
     Args:
-        record: Of the whole trace.
-        func: The op.
+        record: The record of the trace.
+        func: The op, an ``OpOverload``.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        outputs: The tensors that it gave.
+        outputs: The tensors that it returned.
     """
 
     record: TraceRecord
@@ -35,47 +35,53 @@ class Call:
 
     @property
     def labels(self) -> Labels:
-        """Of the whole trace."""
+        """All labels of the trace."""
         return self.record.labels
 
     def fields(self, tensor: Tensor) -> Fields:
-        """The fields of a tensor."""
+        """Return the label fields of a tensor."""
         return self.record.fields(tensor)
 
     def of_weights(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a weight, or made of weights alone."""
+        """Return whether a tensor is a weight (parameter or buffer), or computed from weights alone."""
         return tensor in self.record.weights
 
     def is_uniform(self, tensor: Tensor) -> bool:
-        """Whether a tensor has one value everywhere, so that parts of any size meet it alike."""
+        """Return whether a tensor has one value everywhere, so that it can be cut to any size."""
         return tensor in self.record.uniform
 
     @property
     def name(self) -> str:
-        """Of the op, without its overload."""
+        """Name of the op, without namespace and overload."""
         return str(self.func._schema.name.split("::")[-1])
 
     def argument(self, name: str) -> Any:
-        """An argument by its name in the op's schema, or ``None`` if the op has none of this name."""
+        """Return an argument of the op, or its default, by name; ``None`` if the schema has no such name."""
         return argument_of(self.func, self.args, self.kwargs, name)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if torch.is_tensor(leaf)]
+        """All tensors among the arguments, in order."""
+        return tensor_leaves((self.args, self.kwargs))
 
     def freeze(self, fields: Fields, why: str) -> None:
-        """Keeps what these fields label."""
+        """Freeze all labels of these fields."""
         for field in fields:
             self.labels.freeze(field, why)
 
     def without(self, fields: Fields, dims: frozenset[int], why: str) -> Fields:
-        """The fields that vary in none of these dimensions; the others are frozen."""
-        self.freeze(tuple(field for field in fields if varying_dims(field) & dims), why)
-        return tuple(field for field in fields if not varying_dims(field) & dims)
+        """Freeze the fields that vary along one of these dimensions, and return the others."""
+        varying, constant = partition(fields, dims)
+        self.freeze(varying, why)
+        return constant
 
     def disjoint(self, fields: Fields) -> Fields:
-        """Of fields that vary along one dimension together, as heads and what lies within them, one is free."""
+        """Freeze all but one of the fields that share a dimension, as heads and the channels within heads do.
+
+        Returns:
+            The fields that vary along no common dimension, and the one that the record's ``split`` chooses of
+            the others.
+        """
         crossing = [
             number
             for number, field in enumerate(fields)
@@ -89,14 +95,19 @@ class Call:
         return tuple(field for number, field in enumerate(fields) if number not in stuck)
 
 
+def tensor_leaves(tree: Any) -> list[Tensor]:
+    """Return all tensors in any nesting of containers, in order."""
+    return [leaf for leaf in tree_leaves(tree) if torch.is_tensor(leaf)]
+
+
 def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """What an op is called with under a name of its schema, or ``None`` if that has no such name."""
-    for place, each in enumerate(func._schema.arguments):
-        if each.name == name:
-            if place < len(args):
-                return args[place]
-            return kwargs.get(name, each.default_value if each.has_default_value() else None)
+    """Return an argument of an op, or its default, by name; ``None`` if the op's schema has no such name."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            if position < len(args):
+                return args[position]
+            return kwargs.get(name, argument.default_value if argument.has_default_value() else None)
     return None
 
 
-Rule: TypeAlias = Callable[[Call], Sequence[Fields]]  # the fields of each output
+Rule: TypeAlias = Callable[[Call], Sequence[Fields]]  # returns the label fields of each output

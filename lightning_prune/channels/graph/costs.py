@@ -1,4 +1,4 @@
-"""What units save, in parameters and multiply-adds, on all sides of what they are coupled to."""
+"""Parameters and multiply-adds of a traced model as a function of the units that are kept."""
 
 from __future__ import annotations
 
@@ -17,53 +17,57 @@ from lightning_prune.units.slices import axis_slices
 def budgets(
     model: nn.Module, traces: Sequence[TraceRecord], groups: Sequence[tuple[UnitGroup, int]]
 ) -> dict[str, Budget]:
-    """What a network costs as units go.
+    """Return the cost of a model as a function of the units that are kept.
 
     Args:
-        model: Whose parameters.
-        traces: Of the same pass, each with its own way to split dimensions.
-        groups: Each with the number of the trace that it was found in.
+        model: The model, whose parameters are counted.
+        traces: Traces of the same pass, each with its own ``split`` function.
+        groups: Each unit group with the index of the trace that it was found in.
 
     Returns:
-        Budgets in "params" and "macs".
+        The budgets "params", in parameters, and "macs", in multiply-adds of one pass.
     """
     main = traces[0]
     owner = _owners(main, groups)
     known: dict[tuple[int, ...], Axis] = {}
 
-    def line(labels: Tensor) -> Axis:
+    def axis(labels: Tensor) -> Axis:
+        """Return one axis for these labels, the same object each time, so that its share is computed once."""
         key = tuple(labels.tolist())
         if key not in known:
-            places: dict[str, list[int]] = defaultdict(list)
+            units: dict[str, list[int]] = defaultdict(list)
             for label in key:
                 if label in owner:
                     group, unit, _ = owner[label]
-                    places[group].append(unit)
-            parts = tuple((group, torch.tensor(index)) for group, index in places.items())
-            known[key] = Axis(len(key), len(key) - sum(map(len, places.values())), parts)
+                    units[group].append(unit)
+            parts = tuple((group, torch.tensor(numbers)) for group, numbers in units.items())
+            known[key] = Axis(len(key), len(key) - sum(map(len, units.values())), parts)
         return known[key]
 
-    def view(labels: Tensor) -> int:
-        """The last trace in which one of these was found to be free."""
+    def trace_of(labels: Tensor) -> int:
+        """Return the greatest trace index among the groups of these labels, 0 if none has a group."""
         return max((owner[label][2] for label in labels.tolist() if label in owner), default=0)
 
     params = [
-        Term(parameter.numel(), tuple(map(line, main.places.get(name, ()))))
+        Term(parameter.numel(), tuple(map(axis, main.places.get(name, ()))))
         for name, parameter in model.named_parameters()
     ]
 
-    # heads and what lies within share a dimension, which each has in a trace of its own
+    # heads and the channels within heads share a dimension, so each is taken from the trace that found it
     macs = []
-    for same in zip(*(trace.terms for trace in traces), strict=True):
-        lines = [
-            labels for number, (_, found, _) in enumerate(same) for labels in found if view(labels) == number
+    for same_op in zip(*(trace.terms for trace in traces), strict=True):
+        factors = [
+            labels
+            for number, (_, lines, _) in enumerate(same_op)
+            for labels in lines
+            if trace_of(labels) == number
         ]
-        macs.append(Term(same[0][0], tuple(map(line, lines))))
+        macs.append(Term(same_op[0][0], tuple(map(axis, factors))))
     return {"params": Budget(params), "macs": Budget(macs)}
 
 
 def _owners(trace: TraceRecord, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[int, tuple[str, int, int]]:
-    """Label to group name, unit and the number of the trace."""
+    """Map each label to the name of its group, the number of its unit and the index of the trace."""
     owner = {}
     for group, number in groups:
         for part in axis_slices((*group.masked, *group.buffers)):

@@ -1,4 +1,4 @@
-"""Ops in which labels meet, or elements mix: element by element, in a sum, or in a product with a weight."""
+"""Label rules for ops that combine elements: pointwise ops, reductions, matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -8,45 +8,62 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.graph.calls import Call, Rule
-from lightning_prune.channels.graph.label_fields import Fields, align_rank, merge_fields, varying_dims
+from lightning_prune.channels.graph.label_fields import (
+    Fields,
+    align_rank,
+    merge_fields,
+    partition,
+    varying_dims,
+)
+from lightning_prune.channels.graph.labels import NOT_CUT
 from lightning_prune.channels.graph.trace_record import Role
-
-NOT_CUT = "meets elements that nothing cuts"
 
 
 def pointwise(call: Call) -> Sequence[Fields]:
-    """Couples what meets."""
-    met = _couple_operands(call, call.tensors, frozenset())
-    return [met for _ in call.outputs]
+    """Couple the labels of all operands that meet in the same element of the output."""
+    fields = _couple_operands(call, call.tensors, frozenset())
+    return [fields for _ in call.outputs]
 
 
 def in_place_add(call: Call) -> Sequence[Fields]:
-    """Rows that are added to others by position, as neighbours' in a graph: labels stay there."""
+    """Freeze labels along the indexed dimension of ``index_add`` or ``scatter_add``, and couple the others.
+
+    Graph neural networks add the rows of neighbouring nodes in this way.
+    """
     dim = call.argument("dim") % call.outputs[0].ndim
-    return [
-        _couple_operands(
-            call, [tensor for tensor in call.tensors if tensor.is_floating_point()], frozenset([dim])
-        )
-    ]
+    operands = [tensor for tensor in call.tensors if tensor.is_floating_point()]
+    return [_couple_operands(call, operands, frozenset([dim]))]
 
 
-def _couple_operands(call: Call, tensors: Sequence[Tensor], places: frozenset[int]) -> Fields:
-    """Couples what meets, but along the dimensions that are addressed by position."""
+def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[int]) -> Fields:
+    """Couple the labels of operands that meet after broadcasting.
+
+    Args:
+        call: The op.
+        tensors: Its operands.
+        indexed: Dimensions of the output that are indexed: labels along these are frozen instead.
+
+    Returns:
+        The fields of the output.
+    """
     rank = call.outputs[0].ndim
-    found = []
+    operands = []
     for tensor in tensors:
         fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        found.append(call.without(fields, places, f"is addressed by position ({call.name})"))
-    for tensor, own in zip(tensors, found, strict=True):
-        bare = _wide_dims(tensor, rank)
-        bare -= places.union(*map(varying_dims, own))
-        for fields in found if not call.is_uniform(tensor) else ():
-            call.without(fields, bare, NOT_CUT)
-    return merge_fields(call.labels, (field for fields in found for field in fields))
+        operands.append(call.without(fields, indexed, f"is addressed by position ({call.name})"))
+    for tensor, own in zip(tensors, operands, strict=True):
+        if not call.is_uniform(tensor):
+            unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
+            for fields in operands:
+                call.without(fields, unlabelled, NOT_CUT)
+    return merge_fields(call.labels, (field for fields in operands for field in fields))
 
 
 def _wide_dims(tensor: Tensor, rank: int) -> frozenset[int]:
-    """Dimensions along which elements may differ; where one was expanded it is the same for any size."""
+    """Return the dimensions along which the elements of a tensor may differ, once it is broadcast to ``rank``.
+
+    Expanded dimensions (stride 0) are not among them: they fit operands of any size.
+    """
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return frozenset(
         rank - tensor.ndim + dim for dim, (size, stride) in enumerate(sizes) if size > 1 and stride > 0
@@ -54,18 +71,24 @@ def _wide_dims(tensor: Tensor, rank: int) -> frozenset[int]:
 
 
 def weight_norm(call: Call) -> Sequence[Fields]:
-    """A direction and a length for each output. 0 is no part of a norm, but all of it has no direction."""
+    """Freeze the labels along the outputs of a direction tensor, and couple the others with the output's.
+
+    A masked input adds 0 to the norm of each output. A masked output has norm 0, by which its direction cannot
+    be divided. If the direction is not computed from weights alone, all its labels are frozen.
+    """
     direction = call.tensors[0]
-    given = frozenset([call.argument("dim") % direction.ndim])
-    plain = call.of_weights(direction)
-    rest = frozenset(range(direction.ndim)) - given
-    why = f"is normalised by {call.name}, and 0 has no direction"
-    call.without(call.fields(direction), given if plain else given | rest, why)
+    dims = frozenset([call.argument("dim") % direction.ndim])
+    if not call.of_weights(direction):
+        dims = frozenset(range(direction.ndim))
+    call.without(call.fields(direction), dims, f"is normalised by {call.name}, and 0 has no direction")
     return [pointwise(call)[0], ()]
 
 
 def along_last_dims(count: int) -> Rule:
-    """Works on the last dimensions, such as pooling: what comes before them is left as it is."""
+    """Return the rule for ops that combine elements along the last ``count`` dimensions, such as pooling.
+
+    Labels along these are frozen, all others stay as they are.
+    """
 
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
@@ -77,31 +100,34 @@ def along_last_dims(count: int) -> Rule:
 
 
 def reduce(call: Call) -> Sequence[Fields]:
-    """Mixes along its dimensions: labels there stay. Among weights alone, for a penalty, zeros may go."""
-    return _reduced(call, call.of_weights(call.tensors[0]))
+    """Freeze the labels along the reduced dimensions, unless the operand is computed from weights alone.
+
+    A reduction of weights, as in a penalty on them, freezes nothing: masked weights may be removed.
+    """
+    tensor = call.tensors[0]
+    if not call.of_weights(tensor):
+        why = f"is mixed along its dimension by {call.name}"
+        call.without(call.fields(tensor), _reduced_dims(call), why)
+    return sum_rule(call)
 
 
 def sum_rule(call: Call) -> Sequence[Fields]:
-    """Adds up along its dimensions: zeros may go."""
-    return _reduced(call, True)
-
-
-def _reduced(call: Call, lossless: bool) -> Sequence[Fields]:
-    tensor = call.tensors[0]
-    given = call.argument("dim")
-    listed = [given] if isinstance(given, int) else given
-    dims = frozenset(dim % tensor.ndim for dim in listed or range(tensor.ndim))
-    fields = call.fields(tensor)
-    if lossless:
-        fields = tuple(field for field in fields if not varying_dims(field) & dims)
-    else:
-        fields = call.without(fields, dims, f"is mixed along its dimension by {call.name}")
+    """Drop the labels along the summed dimensions: masked elements add 0 to the sum and may be removed."""
+    tensor, dims = call.tensors[0], _reduced_dims(call)
+    _, fields = partition(call.fields(tensor), dims)
     reduced = tuple(field.squeeze(tuple(dims)) for field in fields)
     return [fields if output.ndim == tensor.ndim else reduced for output in call.outputs]
 
 
+def _reduced_dims(call: Call) -> frozenset[int]:
+    """Return the dimensions that the op is given, one or several, or all if it is given none."""
+    rank, given = call.tensors[0].ndim, call.argument("dim")
+    listed = [given] if isinstance(given, int) else given
+    return frozenset(dim % rank for dim in listed or range(rank))
+
+
 def glu(call: Call) -> Sequence[Fields]:
-    """One half of a dimension gates the other: both go together."""
+    """Couple the labels of the two halves of a dimension, of which one gates the other."""
     tensor = call.tensors[0]
     dim = call.argument("dim") % tensor.ndim
     halves = [(field, field) if field.shape[dim] == 1 else field.chunk(2, dim) for field in call.fields(tensor)]
@@ -111,21 +137,24 @@ def glu(call: Call) -> Sequence[Fields]:
 
 
 def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: frozenset[int]) -> Fields:
-    """Sums over a dimension of each: couples the labels there, and lets the others through.
+    """Couple the labels along the dimension of each operand that a product sums over.
 
     Args:
         call: The op.
-        operands: Two.
+        operands: The two operands.
         dims: The dimension of each that is summed over.
-        batch: Dimensions that both have in common with the result.
+        batch: The leading dimensions that both operands and the result have in common.
+
+    Returns:
+        The fields of the result: those of both operands along all other dimensions.
     """
     summed = []
     passed = []
     for operand, dim in zip(operands, dims, strict=True):
-        fields = call.fields(operand)
-        others = frozenset(range(8)) - batch - {dim}
-        along = call.disjoint(tuple(field for field in fields if dim in varying_dims(field)))
-        passed.append(call.disjoint(tuple(field for field in fields if dim not in varying_dims(field))))
+        along, across = partition(call.fields(operand), [dim])
+        others = frozenset(range(operand.ndim)) - batch - {dim}
+        along = call.disjoint(along)
+        passed.append(call.disjoint(across))
         summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
         for field in passed[-1]:
             call.record.note(Role.OUTPUT, field)
@@ -135,25 +164,25 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         if not other and not call.is_uniform(tensor):
             call.freeze(mine, "is read together with elements that nothing cuts")
     if all(summed):
-        lined = [
-            [field[None].movedim(dim + 1, -1).flatten(0, -2) for field in side]
-            for side, dim in zip(summed, dims, strict=True)
+        # batch dimensions come first in both operands, and the fields do not vary along any other dimension
+        aligned = [
+            field[None].movedim(dim + 1, -1).flatten(0, -2)
+            for fields, dim in zip(summed, dims, strict=True)
+            for field in fields
         ]
-        # batch dimensions come first in both, and what else there is does not vary
-        first, *rest = (field for side in lined for field in side)
-        for field in rest:
-            call.labels.couple(first, field)
+        _couple_all(call, aligned)
     return merge_fields(call.labels, (*passed[0], *passed[1]))
 
 
 def matmul(call: Call) -> Sequence[Fields]:
-    """A product of matrices or vectors, of batches or not, with or without something added."""
+    """Couple the labels along the summed dimension of a matrix or vector product, batched or not.
+
+    A tensor that is added to the product (``addmm``, ``baddbmm``) is coupled with the result.
+    """
     *added, left, right = call.tensors
     inner = (left.ndim - 1, max(0, right.ndim - 2))
     fields = _contract(call, [left, right], inner, frozenset(range(left.ndim - 2)))
-    summed = [field for field in call.fields(left) if inner[0] in varying_dims(field)] or [
-        field for field in call.fields(right) if inner[1] in varying_dims(field)
-    ]
+    summed = partition(call.fields(left), inner[:1])[0] or partition(call.fields(right), inner[1:])[0]
     call.record.note_macs([*fields, *summed[:1]], [left, right])
     if not call.of_weights(left) and not call.of_weights(right):
         for field in fields:
@@ -168,61 +197,59 @@ def matmul(call: Call) -> Sequence[Fields]:
     return [fields]
 
 
-def _weight_axis(call: Call, candidates: list[Tensor]) -> Tensor:
-    """Coupled lines as one, or the label of what nothing cuts."""
-    first, *others = candidates or [torch.zeros(1, dtype=torch.int64)]
+def _couple_all(call: Call, fields: list[Tensor]) -> Tensor:
+    """Couple the labels of all fields and return the first one; without fields return the label 0."""
+    first, *others = fields or [torch.zeros(1, dtype=torch.int64)]
     for other in others:
         call.labels.couple(first, other)
     return first
 
 
 def convolution(call: Call) -> Sequence[Fields]:
-    """Consumes channels along the weight's inputs, makes new ones along its outputs."""
+    """Couple the image's channels with the weight's inputs, and label the result's channels by its outputs.
+
+    Channels of grouped convolutions are coupled across groups, so that all groups keep equally many. Those of a
+    depthwise convolution, which has one input per group, are coupled with the outputs of their group instead.
+    """
     image, weight, bias = call.args[:3]
     transposed, groups = call.argument("transposed"), call.argument("groups")
     inward, outward = (0, 1) if transposed else (1, 0)
     labels = call.labels
-    spatial = frozenset(range(2, image.ndim))
-    found = call.without(call.fields(image), spatial, "varies along positions where it is convolved")
-    through = tuple(field for field in found if 1 not in varying_dims(field))
-    found = call.without(
-        tuple(field for field in found if 1 in varying_dims(field)), frozenset({0}), "varies along the batch"
-    )
+    positions = frozenset(range(2, image.ndim))
+    fields = call.without(call.fields(image), positions, "varies along positions where it is convolved")
+    along, passed = partition(fields, [1])
+    along = call.without(along, frozenset({0}), "varies along the batch")
     sides = []
     for dim in (inward, outward):
-        along = tuple(field for field in call.fields(weight) if dim in varying_dims(field))
-        along = call.without(along, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
-        sides.append([field.flatten() for field in along])
+        fields, _ = partition(call.fields(weight), [dim])
+        fields = call.without(fields, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
+        sides.append([field.flatten() for field in fields])
     for field in sides[0]:
         call.record.note(Role.INPUT, field)
-    channels, outputs = image.shape[1], call.outputs[0].shape[1]
-    inner, outer = (_weight_axis(call, side) for side in sides)
+    inner, outer = (_couple_all(call, side) for side in sides)
     uniform = call.is_uniform(image) and groups == 1
-    read = (inner if uniform else _weight_axis(call, [field.flatten() for field in found])).expand(channels)
+    read = inner if uniform else _couple_all(call, [field.flatten() for field in along])
+    read = read.expand(image.shape[1])
     grid = read.view(groups, -1)
+    made = outer.expand(weight.shape[outward])
     unread = "reads what nothing cuts"
     if groups == 1:
         labels.couple(read, inner, unread)
-        made = outer.expand(outputs)
     elif transposed:
-        # weight: all inputs, the outputs of one group
-        made = (
-            outer.expand(outputs // groups).repeat(groups) if outputs > groups else inner.view(groups, -1)[:, 0]
-        )
+        # the weight runs over all inputs, and over the outputs of one group
+        made = made.repeat(groups) if len(made) > 1 else inner.view(groups, -1)[:, 0]
         labels.couple(read, inner, unread)
         if grid.shape[1] > 1:
             labels.couple(grid, grid[:1], unread)
     elif grid.shape[1] > 1:
-        # every group reads and makes as many as the others
+        # every group has as many inputs and outputs as the others
         labels.couple(grid, inner, unread)
-        made = outer.expand(outputs)
         labels.couple(made.view(groups, -1), made.view(groups, -1)[:1])
     else:
-        made = outer.expand(outputs)
         labels.couple(grid, made.view(groups, -1), unread)
     if bias is not None:
         for field in call.fields(bias):
             labels.couple(made, field)
     call.record.note(Role.OUTPUT, made)
     call.record.note_macs([*sides[0][:1], *sides[1][:1]], [weight])
-    return [merge_fields(labels, (*through, made.view([1, -1] + [1] * (image.ndim - 2))))]
+    return [merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -1,9 +1,9 @@
-"""From labels to unit groups: what is coupled, in which tensors, and what stays, with the reason."""
+"""Turns the coupled and frozen labels of a trace into unit groups, and reasons for what is not pruned."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -13,121 +13,127 @@ from lightning_prune.channels.graph.trace_record import Role, TraceRecord
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice
 
-_Line = tuple[str, int]  # a tensor's name and a dimension
-_Unit = list[tuple[_Line, int]]  # lines, and how far along each
+_AxisKey = tuple[str, int]  # name of a tensor, and one of its dimensions
+_Unit = list[tuple[_AxisKey, int]]  # the axes along which a unit has elements, and the index along each
 
 
 def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
-    """The unit groups of a model that was traced.
+    """Return the unit groups of a model that was traced.
 
     Args:
-        model: Whose tensors the slices are: the traced one or one of the same architecture.
-        trace: What was coupled and frozen.
+        model: The model whose tensors the slices refer to: the traced one or one of the same architecture.
+        trace: The record of its trace.
 
     Returns:
-        Groups in the order of the model, and for each tensor whose outputs stay the reason. Units that lie in
-        the same tensors make a group; those that no contraction makes belong to none.
+        Groups in the order of the model, and for each tensor with frozen outputs the reason. Units that lie
+        along the same dimensions of the same tensors form a group. Units that are outputs of no contraction
+        belong to no group.
     """
-    makers = _makers(model, trace)
-    units, frozen = _units(trace, makers)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    alike: dict[tuple[_Line, ...], list[_Unit]] = defaultdict(list)
-    for unit in units:
-        touched = tuple(dict.fromkeys(line for line, _ in unit))
-        if makers.intersection(touched):
-            alike[touched].append(unit)
-    groups = []
-    attended, reading, scales = (
-        trace.coupled_to_role(Role.HEAD),
-        trace.has_role(Role.INPUT),
-        trace.has_role(Role.SCALE),
-    )
-    read = {
+    # axes that run over the outputs of a parameter; outputs of buffers are not pruned
+    made = {
         (name, dim)
-        for name, lines in trace.places.items()
-        for dim, line in enumerate(lines)
-        if reading[line].any()
+        for name, dim in _axes_with_role(trace, Role.OUTPUT)
+        if name in parameters and len(trace.places[name]) > 1
     }
-    scaling = {(name, 0) for name, lines in trace.places.items() if len(lines) == 1 and scales[lines[0]].any()}
-    for touched, members in alike.items():
-        made = [line for line in touched if line in makers]
+    units, frozen = _units(trace, made)
+    alike: dict[tuple[_AxisKey, ...], list[_Unit]] = defaultdict(list)
+    for unit in units:
+        axes = tuple(dict.fromkeys(axis for axis, _ in unit))
+        if made.intersection(axes):
+            alike[axes].append(unit)
+    groups = []
+    attended = trace.coupled_to_role(Role.HEAD)
+    read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
+    scales = {(name, dim) for name, dim in _axes_with_role(trace, Role.SCALE) if len(trace.places[name]) == 1}
+    for axes, members in alike.items():
+        outputs = [axis for axis in axes if axis in made]
+        first = outputs[0][0]
         if len(members) == 1:
-            frozen.setdefault(made[0][0], "is all one unit, and no layer is emptied")
+            frozen.setdefault(first, "is all one unit, and no layer is emptied")
             continue
-        (name, dim), place = members[0][0]
-        index = _index({**parameters, **buffers}, touched, members)
-        others = [line for line in touched if line not in makers and line[0] in parameters]
-        # biases, scales and shifts of norms: one number a unit
-        single = [
-            (name, dim)
-            for name, dim in others
-            if parameters[name].numel() == parameters[name].shape[dim] and (name, dim) not in read
-        ]
-        followers = [line for line in others if line not in single]
+        slices = _slices({**parameters, **buffers}, axes, members, scales, read)
+        others = [axis for axis in axes if axis not in made and axis[0] in parameters]
+        # biases, scales and shifts of norms: one element per unit
+        single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
+        (name, dim), index = members[0][0]
         groups.append(
             UnitGroup(
-                name=made[0][0].rpartition(".")[0] or made[0][0],
-                slices=_slices(parameters, [*made, *single], index, scaling),
-                followers=_slices(parameters, followers, index, readers=read),
-                buffers=_slices(buffers, (line for line in touched if line[0] in buffers), index),
-                heads=bool(attended[trace.places[name][dim][place]]),
+                name=first.rpartition(".")[0] or first,
+                slices=tuple(slices[axis] for axis in (*outputs, *single)),
+                followers=tuple(slices[axis] for axis in others if axis not in single),
+                buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
+                heads=bool(attended[trace.places[name][dim][index]]),
             )
         )
     return Units(unique_names(groups), frozen)
 
 
-def _makers(model: nn.Module, trace: TraceRecord) -> set[_Line]:
-    """Lines that run over the outputs of a parameter. What a buffer makes, nothing here prunes."""
-    made, parameters = trace.has_role(Role.OUTPUT), dict(model.named_parameters())
+def _axes_with_role(trace: TraceRecord, role: Role) -> set[_AxisKey]:
+    """Return the axes along which a label has this role."""
+    flags = trace.has_role(role)
     return {
         (name, dim)
-        for name, lines in trace.places.items()
-        for dim, line in enumerate(lines)
-        if name in parameters and len(lines) > 1 and made[line].any()
+        for name, axes in trace.places.items()
+        for dim, labels in enumerate(axes)
+        if flags[labels].any()
     }
 
 
-def _units(trace: TraceRecord, makers: set[_Line]) -> tuple[list[_Unit], dict[str, str]]:
-    """What is coupled and may go, and what makes the rest, with the reason."""
+def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[list[_Unit], dict[str, str]]:
+    """Return the units that may be pruned, and why the others may not.
+
+    Args:
+        trace: The record of the trace.
+        made: The axes that run over the outputs of a parameter.
+
+    Returns:
+        The units, each a set of coupled labels that are not frozen, and the name of each parameter with frozen
+        outputs mapped to the reason.
+    """
     reasons = trace.labels.reasons()
     members: dict[int, _Unit] = defaultdict(list)
     frozen: dict[str, str] = {}
-    for name, lines in trace.places.items():
-        for dim, line in enumerate(lines):
-            for place, root in enumerate(trace.labels.find(line).tolist()):
+    for name, axes in trace.places.items():
+        for dim, labels in enumerate(axes):
+            for index, root in enumerate(trace.labels.find(labels).tolist()):
                 if root not in reasons:
-                    members[root].append(((name, dim), place))
-                elif (name, dim) in makers:
+                    members[root].append(((name, dim), index))
+                elif (name, dim) in made:
                     frozen.setdefault(name, reasons[root])
     return list(members.values()), frozen
 
 
-def _index(
-    tensors: Mapping[str, Tensor], touched: Iterable[_Line], units: Iterable[_Unit]
-) -> dict[_Line, Tensor]:
-    """For each place along a line the number of its unit, -1 where it belongs to none."""
-    places = {(name, dim): [-1] * tensors[name].shape[dim] for name, dim in touched}
-    for number, unit in enumerate(units):
-        for line, place in unit:
-            places[line][place] = number
-    return {line: torch.tensor(index, device=tensors[line[0]].device) for line, index in places.items()}
-
-
 def _slices(
     tensors: Mapping[str, Tensor],
-    lines: Iterable[_Line],
-    index: Mapping[_Line, Tensor],
-    scaling: Collection[_Line] = (),
-    readers: Collection[_Line] = (),
-) -> tuple[AxisSlice, ...]:
-    return tuple(
-        AxisSlice(name, tensors[name], dim, index[name, dim], (name, dim) in scaling, (name, dim) in readers)
-        for name, dim in lines
-    )
+    axes: Iterable[_AxisKey],
+    units: Iterable[_Unit],
+    scales: Set[_AxisKey],
+    read: Set[_AxisKey],
+) -> dict[_AxisKey, AxisSlice]:
+    """Return the slice of a group's units along each axis.
+
+    Args:
+        tensors: Parameters and buffers by name.
+        axes: The axes along which the units have elements.
+        units: The units of the group, in order.
+        scales: The axes of the scales of batch norms.
+        read: The axes of parameters that a contraction sums over, and that are not outputs.
+    """
+    numbers = {(name, dim): [-1] * tensors[name].shape[dim] for name, dim in axes}
+    for number, unit in enumerate(units):
+        for axis, index in unit:
+            numbers[axis][index] = number
+    slices = {}
+    for axis, row in numbers.items():
+        name, dim = axis
+        places = torch.tensor(row, device=tensors[name].device)
+        slices[axis] = AxisSlice(name, tensors[name], dim, places, scale=axis in scales, reads=axis in read)
+    return slices
 
 
 def unique_names(groups: Iterable[UnitGroup]) -> tuple[UnitGroup, ...]:
-    """Groups of one layer told apart by a number."""
+    """Return the groups with a number appended to names that occur again, as in ``name[2]``."""
     seen: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""Labels: integers for what is cut together. Union-find, with a reason for each that must stay."""
+"""Integer labels of channels: union-find over labels that are pruned together, and reasons to freeze them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+NOT_CUT = "meets elements that nothing cuts"
+
 
 class Labels:
-    """Integers that can be coupled and frozen. 0 stands for elements that no label covers: never cut.
+    """Integers that can be coupled (pruned together) and frozen (never pruned).
+
+    0 is the label of elements that have none of their own, and are never pruned.
 
     >>> labels = Labels()
     >>> left, right = labels.new(3), labels.new(3)
@@ -31,27 +35,27 @@ class Labels:
         return len(self._parent)
 
     def new(self, count: int) -> Tensor:
-        """That many labels of their own."""
+        """Return ``count`` new labels, coupled with no other."""
         start = len(self._parent)
         fresh = torch.arange(start, start + count)
         self._parent = torch.cat([self._parent, fresh])
         return fresh
 
     def find(self, labels: Tensor) -> Tensor:
-        """For each label the least one that it is coupled with."""
+        """Return for each label the least one that it is coupled with: the root of its set."""
         while True:
             parents = self._parent[labels]
             if torch.equal(parents, labels):
                 return labels
             labels = parents
 
-    def couple(self, left: Tensor, right: Tensor, why: str = "meets elements that nothing cuts") -> None:
-        """Makes labels that stand at the same place, after broadcasting, one.
+    def couple(self, left: Tensor, right: Tensor, why: str = NOT_CUT) -> None:
+        """Couple the labels that two tensors have at the same index, after broadcasting.
 
         Args:
             left: Labels.
-            right: Labels.
-            why: The reason to freeze a label that stands where the other side has none.
+            right: Labels, of a shape that broadcasts with that of ``left``.
+            why: The reason to freeze a label that meets the label 0.
         """
         shape = torch.broadcast_shapes(left.shape, right.shape)
         pairs = torch.stack([side.expand(shape).reshape(-1) for side in (left, right)])
@@ -64,11 +68,11 @@ class Labels:
             apart = low != high
             if not apart.any():
                 return
-            # a parent may be wanted by several: the least has it, the others come round again
+            # of several new parents a root gets the least; the next iteration couples the others
             self._parent.scatter_reduce_(0, high[apart], low[apart], "amin")
 
     def freeze(self, labels: Tensor, why: str) -> None:
-        """Keeps these, and all that are or will be coupled with them."""
+        """Freeze these labels, and all that are or will be coupled with them, for the reason ``why``."""
         if self._lenient:
             return
         labels = torch.unique(labels)
@@ -78,7 +82,7 @@ class Labels:
 
     @contextmanager
     def lenient(self, yes: bool) -> Iterator[None]:
-        """Freezes nothing meanwhile."""
+        """Return a context in which ``freeze`` does nothing if ``yes``, and works as usual otherwise."""
         before, self._lenient = self._lenient, yes
         try:
             yield
@@ -86,7 +90,7 @@ class Labels:
             self._lenient = before
 
     def reasons(self) -> dict[int, str]:
-        """The least label of each frozen set, to the first reason that was given."""
+        """Return the least label of each frozen set of coupled labels, with the first reason given for it."""
         found: dict[int, str] = {}
         for labels, why in self._frozen:
             for label in torch.unique(self.find(labels)).tolist():

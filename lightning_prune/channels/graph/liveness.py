@@ -1,4 +1,4 @@
-"""What a pass runs, and which of it has a part in what it gives."""
+"""Records the ops that a pass runs, and finds those that its results depend on."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from typing import Any, TypeAlias
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from lightning_prune.channels.graph.calls import argument_of
+from lightning_prune.channels.graph.calls import argument_of, tensor_leaves
 
 OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
 _Memory: TypeAlias = frozenset[StorageWeakRef]
 
 
 class OpRecorder(TorchDispatchMode):
-    """Notes each op that runs.
+    """Dispatch mode that records each op that runs.
 
     Attributes:
-        steps: Of each the op and the shapes that it gave.
+        steps: For each op, in order, the op and the shapes of its outputs.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[OpRecord] = []
-        self._traffic: list[tuple[_Memory, _Memory]] = []  # what each reads, what it writes
+        # for each op, the memory that it reads and the memory that it writes
+        self._traffic: list[tuple[_Memory, _Memory]] = []
 
     def live(self, wanted: Any) -> list[bool]:
-        """For each op whether what it made may have come into the tensors that are wanted."""
+        """Return for each op whether the wanted tensors may depend on its outputs.
+
+        Args:
+            wanted: Any nesting of tensors, as they are after the pass.
+        """
         memory = set(_storages(wanted))
         found = []
         for reads, writes in reversed(self._traffic):
@@ -38,7 +42,7 @@ class OpRecorder(TorchDispatchMode):
         return found[::-1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the op and notes it."""
+        """Run the op and record it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         self.steps.append(op_record(func, result))
@@ -52,11 +56,10 @@ class OpRecorder(TorchDispatchMode):
 
 
 def op_record(func: Any, result: Any) -> OpRecord:
-    """What a tape keeps of an op."""
-    return func, tuple(leaf.shape for leaf in tree_leaves(result) if torch.is_tensor(leaf))
+    """Return the record of one op: the op and the shapes of the tensors that it returned."""
+    return func, tuple(tensor.shape for tensor in tensor_leaves(result))
 
 
 def _storages(tree: Any) -> _Memory:
-    """The memory that tensors lie in; the references keep its address from being used again."""
-    tensors = (leaf for leaf in tree_leaves(tree) if torch.is_tensor(leaf))
-    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+    """Return weak references to the storages of tensors, which keep their addresses from being reused."""
+    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in tensor_leaves(tree))

@@ -1,15 +1,15 @@
-"""Ops that move elements about: run again on labels, they say where each went."""
+"""Label rules for ops that move or copy elements: such an op is run again on the labels of its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from lightning_prune.channels.graph.calls import Call, Rule
+from lightning_prune.channels.graph.calls import Call, Rule, tensor_leaves
 from lightning_prune.channels.graph.label_fields import (
     Fields,
     align_rank,
@@ -20,62 +20,82 @@ from lightning_prune.channels.graph.label_fields import (
 
 
 def same(call: Call) -> Sequence[Fields]:
-    """Element for element the first argument."""
+    """Return the fields of the first tensor, for each output of its shape."""
     fields = call.fields(call.tensors[0])
     return [fields if output.shape == call.tensors[0].shape else () for output in call.outputs]
 
 
 def restride(call: Call) -> Sequence[Fields]:
-    """The same elements in another layout, as pooling ends with where channels come last."""
+    """Return the fields of a tensor whose strides change; freeze them if they do not fit its new shape.
+
+    Pooling of tensors with channels last ends with such an op.
+    """
     fields, shape = call.fields(call.tensors[0]), call.argument("size")
-    if all(len(shape) == field.ndim and all(map(_fits, field.shape, shape)) for field in fields):
+    if all(
+        field.ndim == len(shape) and all(field.shape[dim] == shape[dim] for dim in varying_dims(field))
+        for field in fields
+    ):
         return [fields]
     call.freeze(fields, f"is laid out anew by {call.name}")
     return [()]
 
 
-def _fits(varied: int, size: int) -> bool:
-    return varied in (1, size)
-
-
 def copy(call: Call) -> Sequence[Fields]:
-    """What was there is gone: labels are those of the source."""
+    """Return the fields of the source, which overwrites the target."""
     target, source = call.tensors
     return [tuple(align_rank(field, target.ndim) for field in call.fields(source))]
 
 
 def _moved(call: Call, run: Callable[..., Any]) -> list[list[Tensor]]:
-    """Runs the op on labels in place of data: for each output its fields."""
+    """Run an op on label fields in place of data.
+
+    Args:
+        call: The op that ran on data, whose arguments are replaced.
+        run: The function to call.
+
+    Returns:
+        The fields of each output, those that vary along no dimension included.
+    """
     data = {id(tensor) for tensor in call.tensors if tensor.is_floating_point() or call.fields(tensor)}
     count = max(len(call.fields(tensor)) for tensor in call.tensors)
     results: list[list[Tensor]] = [[] for _ in call.outputs]
-    for place in range(count):
+    for number in range(count):
 
-        def labelled(leaf: Any, place: int = place) -> Any:
+        def labelled(leaf: Any, number: int = number) -> Any:
             if id(leaf) not in data:
                 return leaf
             fields = call.fields(leaf)
-            field = fields[place] if place < len(fields) else torch.zeros((1,) * leaf.ndim, dtype=torch.int64)
+            field = fields[number] if number < len(fields) else torch.zeros((1,) * leaf.ndim, dtype=torch.int64)
             return field.expand(leaf.shape)
 
         args, kwargs = tree_map(labelled, (call.args, call.kwargs))
-        leaves = [leaf for leaf in tree_leaves(run(*args, **kwargs)) if torch.is_tensor(leaf)]
-        for result, leaf in zip(results, leaves, strict=True):
+        for result, leaf in zip(results, tensor_leaves(run(*args, **kwargs)), strict=True):
             result.append(drop_constant_dims(call.labels, leaf))
     return results
 
 
-def _fields(fields: list[Tensor]) -> Fields:
+def _varying(fields: Iterable[Tensor]) -> Fields:
+    """Return the fields without those that vary along no dimension."""
     return tuple(field for field in fields if varying_dims(field))
 
 
+def _move_coupled(call: Call, free: Iterable[int]) -> Sequence[Fields]:
+    """Move the labels to the op's only output, and couple them along all dimensions that are not free."""
+    (moved,) = _moved(call, call.func)
+    return [_varying(couple_across(call.labels, field, free) for field in moved)]
+
+
 def move(call: Call) -> Sequence[Fields]:
-    """Elements change places: so do their labels."""
-    return [_fields(result) for result in _moved(call, call.func)]
+    """Move the labels as the op moves the elements."""
+    return [_varying(result) for result in _moved(call, call.func)]
 
 
 def reshape(call: Call) -> Sequence[Fields]:
-    """Where one labelled dimension becomes several, what is kept must stay a product: one of them is free."""
+    """Reshape the labels; where one labelled dimension becomes several, couple them along all of these but one.
+
+    The kept elements must be a product of kept indices along each of the new dimensions. The record's ``split``
+    chooses the dimension whose labels stay apart.
+    """
     before = call.fields(call.tensors[0])
     (moved,) = _moved(call, lambda tensor, *_, **__: tensor.reshape(call.outputs[0].shape))
     folded = []
@@ -86,41 +106,38 @@ def reshape(call: Call) -> Sequence[Fields]:
         else:
             free = dims[len(dims) - len(varying_dims(old)) :]
         folded.append(couple_across(call.labels, new, free))
-    return [_fields(folded)]
+    return [_varying(folded)]
 
 
 def pixel_shuffle(call: Call) -> Sequence[Fields]:
-    """Positions made of channels: those go together."""
-    (moved,) = _moved(call, call.func)
-    channel = call.outputs[0].ndim - 3
-    return [_fields([couple_across(call.labels, field, [channel]) for field in moved])]
+    """Couple the channels that become the positions of one output channel."""
+    return _move_coupled(call, [call.outputs[0].ndim - 3])
 
 
 def concatenate(call: Call) -> Sequence[Fields]:
-    """Labels side by side; along all other dimensions the parts agree."""
-    (moved,) = _moved(call, call.func)
-    before = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
-    free = frozenset[int]().union(*before)
-    return [_fields([couple_across(call.labels, field, free) for field in moved])]
+    """Concatenate the labels; along dimensions in which no input's labels vary, couple those of the parts."""
+    labelled = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
+    return _move_coupled(call, frozenset().union(*labelled))
 
 
 def stack(call: Call) -> Sequence[Fields]:
-    """Parts of one shape, that agree."""
-    (moved,) = _moved(call, call.func)
-    dim = (call.argument("dim") or 0) % call.outputs[0].ndim
-    free = frozenset(range(call.outputs[0].ndim)) - {dim}
-    return [_fields([couple_across(call.labels, field, free) for field in moved])]
+    """Couple the labels of the tensors that are stacked, which have one shape."""
+    rank = call.outputs[0].ndim
+    return _move_coupled(call, frozenset(range(rank)) - {call.argument("dim") % rank})
 
 
 def split(call: Call) -> Sequence[Fields]:
-    """Parts of one size keep the same places; a cut inside parts of different sizes cannot be known."""
+    """Couple the labels of parts of equal size, so that each keeps the same indices.
+
+    Labels along a dimension that is split into parts of different sizes are frozen: the sizes that the parts
+    would have after pruning are unknown.
+    """
     tensor = call.tensors[0]
-    dim = (call.argument("dim") or 0) % tensor.ndim
+    dim = call.argument("dim") % tensor.ndim
     if len({output.shape for output in call.outputs}) > 1:
         call.without(call.fields(tensor), frozenset({dim}), "is split into parts of different sizes")
-    results = [_fields(result) for result in _moved(call, call.func)]
-    first = results[0]
-    for result in results[1:]:
+    first, *others = results = move(call)
+    for result in others:
         if len(result) == len(first) and call.outputs[0].shape == call.outputs[-1].shape:
             for left, right in zip(first, result, strict=True):
                 call.labels.couple(left, right)
@@ -128,21 +145,28 @@ def split(call: Call) -> Sequence[Fields]:
 
 
 def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
-    """Moves elements by their places in some dimensions: labels there stay."""
+    """Return the rule for ops that address elements by index: labels along the indexed dimensions are frozen.
+
+    Args:
+        dims: Returns the indexed dimensions of an op.
+    """
 
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
-        places = frozenset(dim % tensor.ndim for dim in dims(call))
-        call.without(call.fields(tensor), places, f"is addressed by position ({call.name})")
+        addressed = frozenset(dim % tensor.ndim for dim in dims(call))
+        call.without(call.fields(tensor), addressed, f"is addressed by position ({call.name})")
         return move(call)
 
     return rule
 
 
 def cut_out(call: Call) -> Sequence[Fields]:
-    """A part: as of a split where it is one of several of one size, otherwise labels there stay."""
+    """Couple the labels of a slice with those of the other parts, if it is one of several of equal size.
+
+    Labels along the sliced dimension are frozen otherwise.
+    """
     tensor = call.tensors[0]
-    dim = (call.argument("dim") or 0) % tensor.ndim
+    dim = call.argument("dim") % tensor.ndim
     whole, length, start = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("start") or 0
     if call.argument("step") != 1 or not length or whole % length or start % length:
         call.without(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
@@ -156,34 +180,34 @@ def cut_out(call: Call) -> Sequence[Fields]:
 
 
 def pad(call: Call) -> Sequence[Fields]:
-    """Adds elements without labels, in dimensions that have any."""
+    """Pad each field with the label 0 along the dimensions in which it varies."""
     fields = []
     for field in call.fields(call.tensors[0]):
         amounts = list(call.argument("pad"))
-        for place in range(len(amounts)):
-            if field.shape[-1 - place // 2] == 1:
-                amounts[place] = 0
+        for number in range(len(amounts)):
+            if field.shape[-1 - number // 2] == 1:
+                amounts[number] = 0
         fields.append(torch.nn.functional.pad(field, amounts))
-    return [_fields(fields)]
+    return [_varying(fields)]
 
 
 def embedding(call: Call) -> Sequence[Fields]:
-    """Rows by position; the columns are what it makes."""
+    """Freeze the labels of the rows, which are addressed by index, and return those of the columns."""
     weight, indices = call.args[:2]
     fields = call.without(call.fields(weight), frozenset({0}), "is addressed by position (embedding)")
     return [tuple(align_rank(field.view(-1), indices.ndim + 1) for field in fields)]
 
 
 def rolled(call: Call) -> Sequence[int]:
-    """The dimensions of a roll or flip."""
+    """Return the dimensions of a roll or flip, all if none are given."""
     return call.argument("dims") or range(call.tensors[0].ndim)
 
 
 def indexed(call: Call) -> Sequence[int]:
-    """The dimensions that have an index."""
+    """Return the dimensions that have an index tensor."""
     return [dim for dim, index in enumerate(call.argument("indices")) if index is not None]
 
 
 def along_dim(call: Call) -> Sequence[int]:
-    """The one dimension that is given."""
-    return [call.argument("dim") or 0]
+    """Return the one dimension that the op is given."""
+    return [call.argument("dim")]

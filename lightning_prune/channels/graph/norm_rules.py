@@ -1,4 +1,4 @@
-"""Norms: they take their scale and shift along, or freeze what they normalise over."""
+"""Label rules for norms: couple their scale and shift with channels, or freeze what they normalize over."""
 
 from __future__ import annotations
 
@@ -9,43 +9,49 @@ from lightning_prune.channels.graph.label_fields import Fields, merge_fields
 from lightning_prune.channels.graph.trace_record import Role
 
 
-def batch_norm(call: Call) -> Sequence[Fields]:
-    """Takes its scale, shift and running statistics along."""
-    image, *others = (tensor for tensor in call.tensors)
-    fields = call.without(
-        call.fields(image), frozenset({0, *range(2, image.ndim)}), "varies along what is normalised over"
-    )
+def _channel_fields(call: Call) -> tuple[Fields, Fields]:
+    """Freeze the labels of the image along all dimensions but the channels.
+
+    Returns:
+        The fields of the image along the channels; those of the scale, the shift and the running statistics,
+        of the image's rank, which are frozen if the image has none.
+    """
+    image, *others = call.tensors
+    dims = frozenset(range(image.ndim)) - {1}
+    fields = call.without(call.fields(image), dims, "varies along what is normalised over")
     shape = [1, -1] + [1] * (image.ndim - 2)
-    own = [field.view(shape) for tensor in others for field in call.fields(tensor)]
+    own = tuple(field.view(shape) for tensor in others for field in call.fields(tensor))
+    if not fields:
+        call.freeze(own, "normalises what nothing cuts")
+    return fields, own
+
+
+def batch_norm(call: Call) -> Sequence[Fields]:
+    """Couple the channels with the scale, the shift and the running statistics.
+
+    Labels along the batch and along positions are frozen.
+    """
+    fields, own = _channel_fields(call)
     scale = call.argument("weight")
     for field in () if scale is None else call.fields(scale):
         call.record.note(Role.SCALE, field)
-    if not fields:
-        call.freeze(tuple(own), "normalises what nothing cuts")
     return [merge_fields(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]
 
 
 def group_norm(call: Call) -> Sequence[Fields]:
-    """Normalises within groups of channels: whole groups go."""
-    image, *others = (tensor for tensor in call.tensors)
-    fields = call.without(
-        call.fields(image), frozenset(range(image.ndim)) - {1}, "varies along what is normalised over"
-    )
-    grid = (call.argument("group"), -1)
-    lines = [field.reshape(-1) for field in fields]
-    lines += [field for tensor in others for field in call.fields(tensor)]
-    for line in lines:
-        labels = line.expand(image.shape[1])
-        call.labels.couple(labels.view(grid), labels.view(grid)[:, :1])
-        call.labels.couple(labels, lines[0].expand(image.shape[1]))
-    if not fields:
-        call.freeze(tuple(lines), "normalises what nothing cuts")
+    """Couple all channels of a group, which are normalized together, and their scale and shift with them."""
+    fields, own = _channel_fields(call)
+    coupled = (*fields, *own)
+    for field in coupled:
+        groups = field.view(call.argument("group"), -1)
+        call.labels.couple(groups, groups[:, :1])
+        call.labels.couple(field, coupled[0])
     return [fields, *[() for _ in call.outputs[1:]]]
 
 
 def layer_norm(call: Call) -> Sequence[Fields]:
-    """Freezes what it normalises over, its scale and shift with it."""
-    tensor, *others = (tensor for tensor in call.tensors)
+    """Freeze the labels along the dimensions that are normalized over, and those of the scale and the shift."""
+    tensor, *others = call.tensors
     shape = call.argument("normalized_shape")
     dims = frozenset(range(tensor.ndim - len(shape), tensor.ndim))
     why = f"is normalised over by {call.name}"

@@ -1,4 +1,4 @@
-"""Watches a model run and follows the labels of its parameters through every op that it really calls."""
+"""Traces a forward pass: follows the labels of parameters and buffers through every ATen op that runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from lightning_prune.channels.graph.calls import Call
+from lightning_prune.channels.graph.calls import Call, tensor_leaves
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
@@ -19,40 +18,47 @@ from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, math_attention
 
-_MOST_LABELS = 2**25
-_KINDS = (2, 3)  # queries, keys and values, or keys and values
+_MOST_LABELS = 2**25  # elements in the label fields of one tensor
+_KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, keys and values
 
 
 def last_dim(sizes: Sequence[int]) -> int:
-    """The last of several dimensions: channels within groups."""
+    """Return the last of several dimensions: channels within groups are units."""
     return len(sizes) - 1
 
 
 def head_dim(sizes: Sequence[int]) -> int:
-    """Attention heads: the first, or the second where the first tells queries, keys and values apart."""
+    """Return the dimension of attention heads: the first one.
+
+    It is the second one of at least three if the first one separates queries, keys and values (or keys and
+    values).
+    """
     return int(len(sizes) > 2 and sizes[0] in _KINDS)
 
 
 def split_head_dim(sizes: Sequence[int]) -> int:
-    """The same, where queries, keys and values are told apart first, and heads in a second step."""
+    """Return the dimension of attention heads, or the one that contains them.
+
+    This is for models that separate queries, keys and values in a first reshape, and heads in a second one.
+    """
     return int(sizes[0] in _KINDS)
 
 
 def first_dim(sizes: Sequence[int]) -> int:
-    """The first of several dimensions: whole groups."""
+    """Return the first of several dimensions: whole groups are units."""
     return 0
 
 
 class Trace(TorchDispatchMode):
-    """Follows labels through one pass of a model, or several.
+    """Dispatch mode that follows labels through one or several passes of a model.
 
     Args:
         model: The model.
         split: As for :class:`TraceRecord`.
-        deadline: When to stop.
+        deadline: The time limit, checked at each op whose operands have labels.
 
     Attributes:
-        record: What was found.
+        record: The labels of all tensors and the costs of all ops so far.
     """
 
     def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
@@ -63,13 +69,13 @@ class Trace(TorchDispatchMode):
         self._steps: list[tuple[OpRecord, bool]] = []
 
     def follow(self, model: nn.Module, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
-        """Watches a pass, without gradients, with attention in its plain form; what it gives is frozen.
+        """Trace one pass, without gradients and with unfused attention, and freeze the labels of its results.
 
         Args:
-            model: The one that this trace was made for.
-            run: The pass, given a model. A copy runs it first, to see which ops have a part in what it gives:
-                others freeze nothing.
-            count: Whether its multiply-adds are counted.
+            model: The model that this trace was created for.
+            run: Runs the pass of a model and returns its results. A copy of the model runs it first, to find
+                the ops that its results and its parameters and buffers depend on: the others freeze nothing.
+            count: Whether to count the multiply-adds of this pass.
 
         Raises:
             ValueError: If the model does not run the same ops as its copy.
@@ -84,16 +90,15 @@ class Trace(TorchDispatchMode):
             with self:
                 result = run(model)
         self._check(not self._steps)
-        for leaf in tree_leaves(result):
-            if torch.is_tensor(leaf):
-                for field in self.record.fields(leaf):
-                    self.record.labels.freeze(field, "is the network's output")
+        for output in tensor_leaves(result):
+            for field in self.record.fields(output):
+                self.record.labels.freeze(field, "is the network's output")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the op, then its rule."""
+        """Run the op, then the rule for its labels."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
+        outputs = tensor_leaves(result)
         step, live = self._steps.pop() if self._steps else (None, False)
         self._check(step == op_record(func, outputs))
         record = self.record
@@ -108,19 +113,20 @@ class Trace(TorchDispatchMode):
             if self._deadline is not None:
                 self._deadline.check()
             record.factors = [], frozenset()
-            # what is for nothing runs all the same: sizes have to agree, but no value matters
+            # an op that no result depends on may lose any value, but its operands must still agree in size
             with record.labels.lenient(not live):
-                passed = rule_for(func)(call)
-            for output, fields in zip(call.outputs, passed, strict=True):
+                results = rule_for(call)(call)
+            for output, fields in zip(outputs, results, strict=True):
                 if func._schema.is_mutable and _is_view(output):
-                    self._check_unchanged(output, fields)
-                record.set_fields(output, self._bounded(fields))
+                    _check_unchanged(call, output, fields)
+                record.set_fields(output, _bounded(call, fields))
         if macs and self._counting:
             record.terms.append((macs, *record.factors))
         self._note_uniform(call)
         return result
 
     def _note_uniform(self, call: Call) -> None:
+        """Record outputs with one value everywhere; forget tensors in memory that the op has written to."""
         uniform = self.record.uniform
         if call.func._schema.is_mutable:
             memory = {output.untyped_storage().data_ptr() for output in call.outputs}
@@ -128,43 +134,47 @@ class Trace(TorchDispatchMode):
                 if tensor.untyped_storage().data_ptr() in memory:
                     del uniform[tensor]
         elif call.name in FILLED or (
-            call.tensors and all(map(call.is_uniform, call.tensors)) and keeps_uniform(call.func)
+            call.tensors and all(map(call.is_uniform, call.tensors)) and keeps_uniform(call)
         ):
             uniform.update((output, True) for output in call.outputs)
 
-    def _bounded(self, fields: Fields) -> Fields:
-        """Nothing, frozen, where labels would take more memory than the data."""
-        if sum(field.numel() for field in fields) <= _MOST_LABELS:
-            return fields
-        for field in fields:
-            self.record.labels.freeze(
-                field, "is mixed with so much else that following it takes too much memory"
-            )
-        return ()
-
     @staticmethod
     def _check(same: bool) -> None:
+        """Raise ValueError unless the model runs the same ops as its copy."""
         if not same:
             raise ValueError(
                 "the model takes another way through its code each time: no cut can be tried on it."
             )
 
-    def _check_unchanged(self, part: Tensor, fields: Fields) -> None:
-        """Labels follow the object: those that the whole does not have are frozen."""
-        before = self.record.fields(part)
-        same = len(before) == len(fields) and all(
-            old.shape == new.shape and torch.equal(self.record.labels.find(old), self.record.labels.find(new))
-            for old, new in zip(before, fields, strict=True)
-        )
-        for field in () if same else (*before, *fields):
-            self.record.labels.freeze(field, "is written into a part of another tensor")
+
+def _bounded(call: Call, fields: Fields) -> Fields:
+    """Return the fields; if they would take too much memory, freeze them and return none."""
+    if sum(field.numel() for field in fields) <= _MOST_LABELS:
+        return fields
+    call.freeze(fields, "is mixed with so much else that following it takes too much memory")
+    return ()
+
+
+def _check_unchanged(call: Call, part: Tensor, fields: Fields) -> None:
+    """Freeze the labels of a view that is written to, unless they stay the same.
+
+    Labels belong to tensor objects, so those of the base tensor do not change with a view of it.
+    """
+    before, find = call.fields(part), call.labels.find
+    same = len(before) == len(fields) and all(
+        old.shape == new.shape and torch.equal(find(old), find(new))
+        for old, new in zip(before, fields, strict=True)
+    )
+    if not same:
+        call.freeze((*before, *fields), "is written into a part of another tensor")
 
 
 def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Multiply-adds of an op, as torch counts them."""
+    """Return the multiply-adds of an op: half of the FLOPs that torch counts, 0 for ops it does not count."""
     flops = flop_registry.get(func._overloadpacket)
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
 def _is_view(tensor: Tensor) -> bool:
+    """Return whether a tensor does not fill its storage, as a view of a part of another tensor does not."""
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()

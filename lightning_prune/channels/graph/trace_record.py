@@ -1,4 +1,4 @@
-"""What a trace has found: the labels of all tensors, the roles of labels, and the multiply-adds of each op."""
+"""The results of a trace: the labels of all tensors, the roles of labels, and the multiply-adds of each op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 class Role(Enum):
-    """What a label stands for."""
+    """The part that a labelled element has in the model; a label may have several."""
 
     OUTPUT = "an output of a weight: a contraction has made it"
     INPUT = "an input of a weight: a contraction sums over it"
@@ -28,24 +28,25 @@ class Role(Enum):
 
 
 class TraceRecord:
-    """Labels of the tensors of one model, and what the ops of its passes did to them.
+    """Labels of the tensors of one model, coupled and frozen by the ops of its passes.
 
     Args:
-        model: Each dimension of each of its parameters and floating-point buffers gets labels, the same ones
-            in every trace of the model.
+        model: The model. Each index along each dimension of each of its floating-point parameters and buffers
+            gets a label, the same one in every trace of the model.
         split: Given the sizes of the dimensions that a labelled dimension becomes, returns the number of the
-            one whose places may be cut.
+            one whose indices are units.
 
     Attributes:
         labels: All labels, coupled and frozen by the ops that ran.
-        places: Tensor name to its labels, one tensor for each dimension.
+        places: Name of each parameter and buffer to its labels, one tensor for each dimension.
         names: ``id`` of each parameter and buffer to its name.
-        weights: The tensors that are weights, or made of weights alone, to the names of those weights.
-        uniform: The tensors that were made in the pass with one value everywhere, as by ``zeros``.
-        used: Names of the parameters and buffers that took part in the results.
-        terms: Multiply-adds of each op that was counted, the labels along each dimension that they run over,
-            and the names of the weights.
-        factors: The last two of these, for the op that runs.
+        weights: Tensors that are weights (parameters or buffers), or computed from weights alone, to the names
+            of those weights.
+        uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
+        used: Names of the parameters and buffers that the results depend on.
+        terms: For each op that was counted its multiply-adds, the labels along each dimension that these run
+            over, and the names of the weights among its operands.
+        factors: The last two of these, for the op that is running.
         split_used: Whether ``split`` was called.
     """
 
@@ -65,7 +66,7 @@ class TraceRecord:
         tensors = {
             name: tensor
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
-            if tensor.is_floating_point()  # integers are indices, and go by position
+            if tensor.is_floating_point()  # integer tensors are indices, which cannot be cut
         }
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
         lines = iter(self.labels.new(sum(sizes)).split(sizes))
@@ -96,25 +97,34 @@ class TraceRecord:
         self._fields[tensor] = fields
 
     def split(self, sizes: Sequence[int]) -> int:
-        """Return which of the dimensions that a labelled one becomes may be cut, given their sizes."""
+        """Return the number of the dimension whose indices are units.
+
+        Args:
+            sizes: The sizes of the dimensions that one labelled dimension becomes.
+        """
         self.split_used = True
         return self._split(sizes)
 
     def note(self, role: Role, field: Tensor) -> None:
-        """Note what the labels of a field stand for."""
+        """Record the role of the labels of a field."""
         self._roles[role].append(_flat_copy(field))
 
     def note_macs(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Note the labels along each dimension that the op's multiply-adds run over, and its operands."""
+        """Record what the multiply-adds of the op that is running depend on.
+
+        Args:
+            lines: The labels along each dimension that the multiply-adds run over.
+            tensors: The operands, whose weights are named.
+        """
         names = (self.weights.get(tensor, frozenset[str]()) for tensor in tensors)
         self.factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
 
     def has_role(self, role: Role) -> Tensor:
-        """Return for each label whether it stands for this."""
+        """Return a bool for each label: whether it has this role."""
         return self._among(torch.cat(self._roles[role]))
 
     def coupled_to_role(self, role: Role) -> Tensor:
-        """Return for each label whether it, or one that is coupled with it, stands for this."""
+        """Return a bool for each label: whether it, or one that is coupled with it, has this role."""
         roots = self.labels.find(torch.arange(len(self.labels)))
         return self._among(self.labels.find(torch.cat(self._roles[role])))[roots]
 
@@ -125,5 +135,5 @@ class TraceRecord:
 
 
 def _flat_copy(field: Tensor) -> Tensor:
-    """Return its labels in memory of their own: a view would keep the whole tensor alive."""
+    """Return the labels of a field in memory of their own: a view would keep a whole tensor alive."""
     return field.flatten().clone()
