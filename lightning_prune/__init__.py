@@ -2,26 +2,12 @@
 
 from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStopping
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.channels.compaction import CompactionError, compact
-from lightning_prune.criteria import (
-    FPGM,
-    LAMP,
-    ActivationNorm,
-    ActivationTaylor,
-    APoZ,
-    BatchNormScale,
-    Criterion,
-    Fisher,
-    Gradient,
-    LocalCriterion,
-    Magnitude,
-    Movement,
-    OptimalBrainDamage,
-    Oracle,
-    Random,
-    Taylor,
-    Wanda,
-)
+from lightning_prune.channels.compaction.shrink import CompactionError, compact
+from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
+from lightning_prune.criteria.base import Criterion, LocalCriterion
+from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
+from lightning_prune.criteria.losses import OptimalBrainDamage, Oracle
+from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
 from lightning_prune.export.compacted import load_compact
 from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import load_packed, save_packed
@@ -29,10 +15,15 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.report.sensitivity import Sensitivity, sensitivity
-from lightning_prune.schedules import Cubic, Exponential, Linear, OneShot, Schedule, Steps
-from lightning_prune.selectors import Global, NofM, ParticleFilter, PerLayer, Selector, Threshold
+from lightning_prune.schedules.base import Schedule
+from lightning_prune.schedules.curves import Cubic, Exponential, Linear, OneShot, Steps
+from lightning_prune.selectors.base import Selector
+from lightning_prune.selectors.by_score import Global, NofM, PerLayer, Threshold
+from lightning_prune.selectors.particle_filter import ParticleFilter
 from lightning_prune.statistics.losses import Losses
-from lightning_prune.structures import Blocks, Channels, Heads, Structure, Unstructured
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.channels import Channels, Heads
+from lightning_prune.structures.weights import Blocks, Unstructured
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
 

@@ -13,9 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
-from lightning_prune.channels.compaction import compact
+from lightning_prune.channels.compaction.shrink import compact
 from lightning_prune.core.files import read_file
-from lightning_prune.criteria import Magnitude
+from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.export.compacted import callback_state_in, load_compact, masks_in, plans_in, state_keys_in
 from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import save_packed

@@ -12,18 +12,21 @@ from torch.optim import Optimizer
 
 from lightning_prune.core import schema
 from lightning_prune.core.parts import check_part
-from lightning_prune.criteria import Criterion, Magnitude
-from lightning_prune.schedules import Cubic, Schedule
-from lightning_prune.selectors import Global, Selector
+from lightning_prune.criteria.base import Criterion
+from lightning_prune.criteria.weights import Magnitude
+from lightning_prune.schedules.base import Schedule
+from lightning_prune.schedules.curves import Cubic
 from lightning_prune.selectors.acceptance import accepted_units, check_units
-from lightning_prune.selectors.loss_passes import estimate_seconds
+from lightning_prune.selectors.base import Selector
+from lightning_prune.selectors.by_score import Global
 from lightning_prune.selectors.scoring import Scoring
 from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import STATISTICS
-from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.weights import Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
@@ -73,6 +76,8 @@ class Pruner:
         frozen: Name to reason of what cannot be pruned.
         protected: Names of the groups that would have been emptied, and keep one unit.
         store: The masks, and the methods that enforce them.
+        masks: Bool masks by parameter name, True where a weight is kept; live, not copies.
+        needs: What training must offer.
 
     Raises:
         ValueError: If an argument is wrong, or there is nothing to prune.
@@ -106,7 +111,6 @@ class Pruner:
         if schedule is not None:
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
-        self._model = model
         self._share = selector.resolve(target)
         self._criterion = criterion
         self._selector = selector
@@ -120,8 +124,8 @@ class Pruner:
                 " with DDP."
             )
         found = structure.units(model, example if needs_example else None)
-        needs_inputs = Needs.ACTIVATION in criterion.needs
-        layers = {group.name: layer_inputs(model, group) if needs_inputs else [] for group in found.groups}
+        watches = Needs.ACTIVATION in criterion.needs
+        layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
@@ -130,13 +134,10 @@ class Pruner:
         selector.check(self._share, units)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
         self.store = MaskStore(model, masked, shards)
+        self.masks: Mapping[str, Tensor] = self.store.masks
+        self.needs = criterion.needs | selector.needs
         groups = [(group, layers[group.name]) for group in self.groups]
         self._scoring = Scoring(model, criterion, selector, groups, self.store)
-
-    @property
-    def masks(self) -> Mapping[str, Tensor]:
-        """Bool masks by parameter name, True where a weight is kept; live, not copies."""
-        return self.store.masks
 
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:
@@ -147,11 +148,6 @@ class Pruner:
     def sparsity(self) -> float:
         """Removed share, in [0, 1], of the elements that the structure covers."""
         return self.store.removed / sum(mask.numel() for mask in self.masks.values())
-
-    @property
-    def needs(self) -> Needs:
-        """The observations that criterion and selector need: gradients, activations or the loss."""
-        return self._criterion.needs | self._selector.needs
 
     @property
     def observations(self) -> Observations:
@@ -299,7 +295,7 @@ class Pruner:
         Raises:
             ValueError: If an event would take more forward passes than the criterion allows.
         """
-        return estimate_seconds(self._model, losses, self._criterion, self._selector, self.groups)
+        return self._scoring.estimate_seconds(losses)
 
     def apply_(self) -> None:
         """Set each masked weight to exactly 0, after the optimizer's step."""

@@ -24,7 +24,7 @@ from lightning_prune import (
     Unstructured,
     compact,
 )
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest, remove_to_cost
 from lightning_prune.statistics.sums import Statistics

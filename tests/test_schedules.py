@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import Cubic, Exponential, Linear, OneShot, Schedule, Steps
-from lightning_prune.schedules import Event, Timetable
+from lightning_prune.schedules.base import Event, Timetable
 from lightning_prune.schedules.event_queue import EventQueue
 from lightning_prune.schedules.moments import FitLength, Grid, Moment, TimeUnit
 

@@ -26,7 +26,7 @@ from lightning_prune import (
     Threshold,
 )
 from lightning_prune.statistics.sums import Statistics
-from lightning_prune.structures import Structure
+from lightning_prune.structures.base import Structure
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice
 

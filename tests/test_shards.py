@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from two_plain import PLAIN
 from two_shards import FITS, REFUSED, pruning, run
 
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.export.compacted import masks_in
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.radix import bracket, find_boundary

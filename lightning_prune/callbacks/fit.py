@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.step_hooks import StepHooks
 
 
+@dataclass(eq=False)
 class PruningFit:
     """One run of a Trainer on one module: a fit, a validation or a test.
 
@@ -33,29 +35,20 @@ class PruningFit:
         trainer: The Trainer.
         module: The module that the Trainer runs.
         neighbours: The networks of the Trainer's other pruning callbacks.
-
-    Attributes:
-        module: The module.
     """
 
-    def __init__(
-        self,
-        parts: PruningParts,
-        state: PruningState,
-        trainer: Trainer,
-        module: LightningModule,
-        neighbours: Sequence[PrunedNetwork],
-    ) -> None:
-        self.module = module
-        self._parts = parts
-        self._state = state
-        self._trainer = trainer
-        self._neighbours = neighbours
-        self._step_hooks: StepHooks | None = None
-        self._global_step = 0
-        self._logged: float | None = None
-        self._folder = Path()
-        self._load_hook = LoadHook(module, self._loading)
+    parts: PruningParts
+    state: PruningState
+    trainer: Trainer
+    module: LightningModule
+    neighbours: Sequence[PrunedNetwork]
+    _step_hooks: StepHooks | None = None
+    _global_step: int = 0
+    _logged: float | None = None
+    _folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        self._load_hook = LoadHook(self.module, self._loading)
 
     @property
     def running(self) -> bool:
@@ -70,7 +63,7 @@ class PruningFit:
     @property
     def _stepped(self) -> bool:
         """Whether the present batch ended in an optimizer step, of one optimizer or several."""
-        return self._trainer.global_step > self._global_step
+        return self.trainer.global_step > self._global_step
 
     # --- the run begins
 
@@ -80,35 +73,35 @@ class PruningFit:
         Raises:
             ValueError: If the arguments do not fit the Trainer, the module or the length of the fit.
         """
-        state, trainer = self._state, self._trainer
+        state, trainer = self.state, self.trainer
         if trainer.global_step == 0 or not state.network.bound_to(self.module):
             # a run resumed from a checkpoint without pruning state has trained some steps
             state.events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
-        trainer_queries.check_strategy(trainer.strategy, self._parts.needs_whole)
+        trainer_queries.check_strategy(trainer.strategy, self.parts.needs_whole)
         if state.pending is not None and state.pending["agenda"]["steps"] > trainer.global_step:
             # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
             state.pending = state.pending | state.events.state_dict()
-        trainer_queries.check_launcher(trainer, self._parts.compact)
+        trainer_queries.check_launcher(trainer, self.parts.compact)
         state.events.begin_fit(trainer)
         self._global_step = trainer.global_step
         self._logged = None
         state.example = ExampleInput()
-        if not self._parts.needs_example:
+        if not self.parts.needs_example:
             self._bind()
 
     def _read_batch(self, batch: Any, *, on_copy: bool = False) -> None:
         """Take the example input from a first batch; ``on_copy`` if no training step on the batch follows."""
-        state, parts = self._state, self._parts
+        state, parts = self.state, self.parts
         if parts.compact or parts.needs_example:
-            state.example.find_probe(self._trainer, self.module, batch)
+            state.example.find_probe(self.trainer, self.module, batch)
         if not self.running:
             self._bind()
         if not state.network.sharded:  # a forward pass for a report would need all processes
-            state.example.capture_forward(self._trainer, self.module, batch, on_copy=on_copy)
+            state.example.capture_forward(self.trainer, self.module, batch, on_copy=on_copy)
 
     def _bind(self) -> None:
         """Bind the state to the module, and add the hooks of training steps."""
-        state, parts, trainer = self._state, self._parts, self._trainer
+        state, parts, trainer = self.state, self.parts, self.trainer
         if state.pending is not None:
             state.events.check_state(
                 read_state(state.pending), trainer_queries.training_objects(trainer, self.module)
@@ -125,22 +118,22 @@ class PruningFit:
         self._mask_averages()
 
     def _check_neighbours(self) -> None:
-        network = self._state.network
-        if self._parts.restores_weights and trainer_queries.averages_in_callbacks(self._trainer, self.module):
+        network = self.state.network
+        if self.parts.restores_weights and trainer_queries.averages_in_callbacks(self.trainer, self.module):
             raise ValueError(
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
                 " those that were given up: take one or the other."
             )
-        for other in self._neighbours:
+        for other in self.neighbours:
             shared = sorted(network.covered & other.covered)
             if shared and other.model is network.model:
                 raise ValueError(
                     f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                     " that keep them apart."
                 )
-        if self._neighbours and self._parts.restores_weights:
+        if self.neighbours and self.parts.restores_weights:
             raise ValueError("rewind and guard bring back weights: they are for a single PruningCallback.")
-        if self._neighbours and self._parts.compact:
+        if self.neighbours and self.parts.compact:
             raise ValueError(
                 "compact=True is for a single PruningCallback: with several, call"
                 " compact(model, masks, example) after the fit, with the masks of each in turn."
@@ -148,9 +141,9 @@ class PruningFit:
 
     def _mask_averages(self) -> None:
         """Set masked weights to 0 in weight averages, where they then stay 0."""
-        store = self._state.network.store
+        store = self.state.network.store
         assert store is not None
-        held = [*trainer_queries.averaged_by_callbacks(self._trainer), *averaged_names(self.module).items()]
+        held = [*trainer_queries.averaged_by_callbacks(self.trainer), *averaged_names(self.module).items()]
         for name, average_module in held:
             average = average_of(self.module, average_module)
             if average is None:
@@ -163,80 +156,80 @@ class PruningFit:
 
     def _loading(self, checkpoint: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Return the context manager in which the module takes the shapes of a checkpoint."""
-        state_key = self._parts.state_key
+        state_key = self.parts.state_key
         state = callback_state_in(checkpoint, state_key)
         if state is not None:
             read_state(state)  # before anything changes
-        averages = trainer_queries.averages_in_callbacks(self._trainer, self.module)
-        return self._state.network.loading(self.module, averages, checkpoint, state_key)
+        averages = trainer_queries.averages_in_callbacks(self.trainer, self.module)
+        return self.state.network.loading(self.module, averages, checkpoint, state_key)
 
     # --- epochs and batches
 
     def begin_epoch(self) -> None:
         """Prune if an event is due at the start of this epoch."""
         # the module's own on_train_epoch_end, which may log the metric, runs after that of a callback
-        self.end_epoch(self._trainer.current_epoch - 1)
-        self._state.history.begin_epoch(self._trainer.callback_metrics)
+        self.end_epoch(self.trainer.current_epoch - 1)
+        self.state.history.begin_epoch(self.trainer.callback_metrics)
         if self._step_hooks is not None:
-            self._step_hooks.attach(self._trainer.optimizers)
+            self._step_hooks.attach(self.trainer.optimizers)
             self._advance()
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
         """Read the first batch, prune if an event is due before this one, and observe its step."""
         self._read_batch(batch)
-        if (pruner := self._state.network.pruner) is not None:
-            self._state.events.hold(self._trainer, self.module, pruner, batch)
+        if (pruner := self.state.network.pruner) is not None:
+            self.state.events.hold(self.trainer, self.module, pruner, batch)
         self._advance(batch_idx)
-        cast(StepHooks, self._step_hooks).begin_batch(self._trainer, batch_idx)
+        cast(StepHooks, self._step_hooks).begin_batch(self.trainer, batch_idx)
 
     def _advance(self, batch: int = 0) -> None:
-        network, events = self._state.network, self._state.events
+        network, events = self.state.network, self.state.events
         if network.pruner is None or not events.advance(
-            self._trainer, self.module, network.pruner, self._state.history, batch
+            self.trainer, self.module, network.pruner, self.state.history, batch
         ):
             return
         self._log_event()
         if events.queue.over and not events.queue.stopped and network.sparsity == 0:
-            raise RuntimeError(f"{self._parts.selector!r} removed nothing at the last pruning event.")
+            raise RuntimeError(f"{self.parts.selector!r} removed nothing at the last pruning event.")
         self._mask_averages()
 
     def _log_event(self) -> None:
-        network, steps = self._state.network, self._state.events.queue.steps
+        network, steps = self.state.network, self.state.events.queue.steps
         network.count()
-        self._state.history.prune(self._trainer.current_epoch, steps, network.sparsity)
+        self.state.history.prune(self.trainer.current_epoch, steps, network.sparsity)
         removed = {
             f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size for layer in network.layers
         }
-        for logger in self._trainer.loggers:
+        for logger in self.trainer.loggers:
             logger.log_metrics({"prune/sparsity": network.sparsity} | removed, step=steps)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe gradients before an optimizer's step: unscaled and not clipped."""
-        cast(StepHooks, self._step_hooks).before_step(self._trainer, self.module, optimizer)
+        cast(StepHooks, self._step_hooks).before_step(self.trainer, self.module, optimizer)
 
     def after_backward(self) -> None:
         """Observe gradients under manual optimization, before the user may clip them."""
-        cast(StepHooks, self._step_hooks).after_backward(self._trainer, self.module)
+        cast(StepHooks, self._step_hooks).after_backward(self.trainer, self.module)
 
     def end_batch(self, batch_idx: int) -> None:
         """Count the step, and log the sparsity to the progress bar and for other callbacks."""
         cast(StepHooks, self._step_hooks).end_batch(self.module)
-        self._state.events.queue.steps += self._stepped
-        self._global_step = self._trainer.global_step
-        sparsity = self._state.history.sparsity
+        self.state.events.queue.steps += self._stepped
+        self._global_step = self.trainer.global_step
+        sparsity = self.state.history.sparsity
         if batch_idx == 0 or sparsity != self._logged:
             self.module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
             self._logged = sparsity
 
     def begin_validation(self) -> None:
         """Remember the monitored metric, to tell whether this validation logs it."""
-        self._state.history.begin_validation(self._trainer.callback_metrics)
+        self.state.history.begin_validation(self.trainer.callback_metrics)
 
     def end_validation(self) -> None:
         """Record the monitored metric with the sparsity at which it was measured."""
-        trainer, state = self._trainer, self._state
+        trainer, state = self.trainer, self.state
         if trainer.sanity_checking:
-            state.events.check_logged(trainer)
+            state.events.guard_state.check_logged(trainer.callback_metrics)
         elif trainer.state.fn == TrainerFn.FITTING:
             steps = state.events.queue.steps
             state.history.end_validation(trainer.callback_metrics, trainer.current_epoch, steps)
@@ -245,17 +238,17 @@ class PruningFit:
         """Record a metric logged in training steps, and drop observations of a batch that was skipped."""
         if self._step_hooks is not None:
             self._step_hooks.abandon_batch()
-        self.end_epoch(self._trainer.current_epoch)
+        self.end_epoch(self.trainer.current_epoch)
 
     def end_epoch(self, epoch: int) -> None:
         """Record the monitored metric if it was logged in this epoch, unless a validation recorded it."""
-        self._state.history.end_epoch(self._trainer.callback_metrics, epoch, self._state.events.queue.steps)
+        self.state.history.end_epoch(self.trainer.callback_metrics, epoch, self.state.events.queue.steps)
 
     # --- the run ends
 
     def end_training(self) -> None:
         """End the last round, and write the report unless the network is to be compacted first."""
-        state, trainer = self._state, self._trainer
+        state, trainer = self.state, self.trainer
         network, events = state.network, state.events
         if not self.running or not (state.example.forward_captured or network.sharded):
             # a fit that was resumed after its last step has seen no batch
@@ -273,7 +266,7 @@ class PruningFit:
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if not self._parts.compact:
+        if not self.parts.compact:
             self._write_report()
 
     def end(self) -> None:
@@ -282,7 +275,7 @@ class PruningFit:
         Raises:
             CompactionError: If the outputs would change; the module is unchanged then.
         """
-        state, network, trainer = self._state, self._state.network, self._trainer
+        state, network, trainer = self.state, self.state.network, self.trainer
         resumed = state.pending is not None or network.plan is not None
         if not self.running and resumed and trainer.train_dataloader is not None:
             # the checkpoint was at the end of training, and Lightning has called no training hook
@@ -291,7 +284,7 @@ class PruningFit:
         if not self.running:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
             return
-        if not self._parts.compact:
+        if not self.parts.compact:
             return
         probe = state.example.probe
         if network.pruner is not None and probe is not None and network.sparsity > 0:
@@ -305,20 +298,20 @@ class PruningFit:
         self._write_report()
 
     def _report(self) -> Report:
-        return self._state.report(self._state.example.example(self.module))
+        return self.state.report(self.state.example.example(self.module))
 
     def _write_report(self) -> None:
-        trainer_queries.write_report(self._trainer, self._report(), self._folder, self._parts.name)
+        trainer_queries.write_report(self.trainer, self._report(), self._folder, self.parts.name)
 
     def interrupt(self) -> None:
         """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""
-        if self.running and self._state.network.store is not None:
-            self._state.network.store.apply_()
+        if self.running and self.state.network.store is not None:
+            self.state.network.store.apply_()
         self.release()
 
     def release(self) -> None:
         """Remove all hooks from the module and its optimizers."""
-        self._state.example.release()
+        self.state.example.release()
         self._load_hook.release()
         if self._step_hooks is not None:
             self._step_hooks.release()

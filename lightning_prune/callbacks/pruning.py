@@ -14,11 +14,15 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.fit import PruningFit
 from lightning_prune.callbacks.state import PruningState, read_state
-from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.criteria.base import Criterion
+from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.report.report import Report
-from lightning_prune.schedules import Cubic, Schedule
-from lightning_prune.selectors import Global, Selector
-from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.schedules.base import Schedule
+from lightning_prune.schedules.curves import Cubic
+from lightning_prune.selectors.base import Selector
+from lightning_prune.selectors.by_score import Global
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.weights import Unstructured
 from lightning_prune.training.fit_events import FitEvents
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.parts import PruningParts

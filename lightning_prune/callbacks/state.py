@@ -82,7 +82,9 @@ class PruningState:
     @property
     def settled(self) -> bool:
         """Whether no event is left and, with a guard, the metric of the present round is good enough."""
-        return not self.events_left and (self.network.plan is not None or self.events.good(self.history))
+        if self.events_left:
+            return False
+        return self.network.plan is not None or self.events.guard_state.is_good(self.history.measured)
 
     def report(self, example: Any) -> Report:
         """Return the report of the network as it stands.
@@ -94,7 +96,7 @@ class PruningState:
             self.network.report(example),
             monitor=self.history.monitor,
             history=tuple(self.history.entries),
-            decisions=self.events.decisions,
+            decisions=tuple(self.events.guard_state.decisions),
         )
 
     def bind(self, model: nn.Module, make: Callable[[], Pruner], settings: Mapping[str, str]) -> None:

@@ -88,7 +88,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def concrete_subclasses(base: type[Part]) -> set[type[Part]]:
     """Return all subclasses of ``base``, direct and indirect, that are not abstract.
 
-    >>> from lightning_prune.schedules import Schedule
+    >>> from lightning_prune.schedules.base import Schedule
     >>> sorted(cls.__name__ for cls in concrete_subclasses(Schedule))[:3]
     ['Cubic', 'Exponential', 'Linear']
     """

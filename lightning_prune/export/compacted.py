@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.compaction import PLAN, Plan, replay_, shapes_after
+from lightning_prune.channels.compaction.plan import PLAN, Plan, shapes_after
+from lightning_prune.channels.compaction.replay import replay_
 from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights

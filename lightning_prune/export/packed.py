@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.compaction import PLAN, Plan, shapes_after
+from lightning_prune.channels.compaction.plan import PLAN, Plan, shapes_after
 from lightning_prune.core import schema
 from lightning_prune.core.files import atomic_write, read_file
 from lightning_prune.export.compacted import load_weights_

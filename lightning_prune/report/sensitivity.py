@@ -14,13 +14,15 @@ from torch import nn
 
 from lightning_prune.core.parts import check_part, is_number
 from lightning_prune.core.progress import progress_bar
-from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.criteria.base import Criterion
+from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.report.plots import draw_sensitivity
 from lightning_prune.report.tables import format_table
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest
 from lightning_prune.statistics.sums import Statistics
-from lightning_prune.structures import Structure, Unstructured
+from lightning_prune.structures.base import Structure
+from lightning_prune.structures.weights import Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MaskStore
 from lightning_prune.units.shards import check_unsharded

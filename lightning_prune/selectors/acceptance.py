@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
 from lightning_prune.statistics.input_hooks import LayerInput
 from lightning_prune.statistics.observer import Needs

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.radix import true_indices
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup

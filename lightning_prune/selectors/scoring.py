@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.loss_passes import check_passes
 from lightning_prune.statistics.input_hooks import LayerInput
 from lightning_prune.statistics.losses import Losses, LossEvaluator
 from lightning_prune.statistics.observations import Observations
@@ -21,6 +22,7 @@ from lightning_prune.units.masks import MaskStore
 from lightning_prune.units.shards import to_local
 
 
+@dataclass(eq=False)
 class Scoring:
     """Scores the unit groups of a model by a criterion.
 
@@ -28,27 +30,22 @@ class Scoring:
         model: The model that the groups belong to.
         criterion: Scores the units.
         selector: Chooses the units to remove; named in errors.
-        groups: Each unit group with the layers that read its units and whose inputs the criterion observes.
+        layers: Each unit group with the layers that read its units and whose inputs the criterion observes.
         store: The masks, which define the units that are kept.
 
     Attributes:
         observations: The criterion's observations since the last event.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        criterion: Criterion,
-        selector: Selector,
-        groups: Sequence[tuple[UnitGroup, Sequence[LayerInput]]],
-        store: MaskStore,
-    ) -> None:
-        self._model = model
-        self._criterion = criterion
-        self._selector = selector
-        self._groups = [group for group, _ in groups]
-        self._store = store
-        self.observations = Observations(criterion, groups, store.shards)
+    model: nn.Module
+    criterion: Criterion
+    selector: Selector
+    layers: Sequence[tuple[UnitGroup, Sequence[LayerInput]]]
+    store: MaskStore
+
+    def __post_init__(self) -> None:
+        self._groups = [group for group, _ in self.layers]
+        self.observations = Observations(self.criterion, self.layers, self.store.shards)
 
     def kept(self) -> dict[str, Tensor]:
         """Return the kept units: group name to one bool a unit; for single weights the mask itself, no copy."""
@@ -56,17 +53,17 @@ class Scoring:
 
     def _kept(self, group: UnitGroup) -> Tensor:
         part = group.slices[0]
-        return part.kept(self._store.masks[part.name])
+        return part.kept(self.store.masks[part.name])
 
     def left_dense(self) -> dict[str, str]:
         """Return the groups of which no unit is removed and that cannot be scored now: name to reason."""
         unseen = self.observations.unseen
         whole = (group for group in self._groups if group.name in unseen and self._is_whole(group))
-        return {group.name: f"{self._criterion!r} has seen no step of it" for group in whole}
+        return {group.name: f"{self.criterion!r} has seen no step of it" for group in whole}
 
     def _is_whole(self, group: UnitGroup) -> bool:
         removed = torch.tensor(int(to_local(self._kept(group)).logical_not().any()))
-        return int(self._store.shards.add_up(removed)) == 0
+        return int(self.store.shards.add_up(removed)) == 0
 
     def evaluator(self, losses: Losses | None, needs: Needs) -> LossEvaluator | None:
         """Return the evaluator of the loss, or ``None`` if it is not needed or there are no losses.
@@ -80,8 +77,30 @@ class Scoring:
         """
         if losses is None or Needs.LOSS not in needs:
             return None
-        check_passes(self._criterion, self._groups)
-        return LossEvaluator(self._model, losses)
+        self._check_passes()
+        return LossEvaluator(self.model, losses)
+
+    def _check_passes(self, time_taken: str = "") -> None:
+        criterion, passes = self.criterion, self.criterion.passes(self._groups)
+        if passes > criterion.max_passes:
+            raise ValueError(
+                f"{criterion!r} would take {passes:,} passes of a batch through the network in one"
+                f" event{time_taken}: raise max_passes={criterion.max_passes!r}, leave layers out with"
+                " include and exclude, or take another criterion."
+            )
+
+    def estimate_seconds(self, losses: Losses) -> float:
+        """Return how many seconds an event is likely to spend on loss evaluations, measured on the first batch.
+
+        Raises:
+            ValueError: If the criterion would take more passes through the network than it allows.
+        """
+        evaluator = LossEvaluator(self.model, Losses(losses.loss, losses.batches[:1]))
+        evaluator.loss(1)  # the first pass takes longer
+        one_pass = _seconds(lambda: self.criterion.rehearse(self._groups, evaluator))
+        asked = self.criterion.passes(self._groups) * one_pass
+        self._check_passes(f", about {asked / 60:.3g} minutes here")
+        return asked + self.selector.passes(self._groups) * _seconds(lambda: evaluator.loss(1))
 
     def candidates(self, evaluator: LossEvaluator | None) -> list[Candidates]:
         """Return the groups that can be scored now; the others do not take part in this event.
@@ -92,21 +111,28 @@ class Scoring:
         if evaluator is not None:
             self.observations.measure(self.kept(), evaluator)
         dtype = reduce(torch.promote_types, (group.dtype for group in self._groups))
-        statistics, shards = self.observations.statistics, self._store.shards
+        statistics, shards = self.observations.statistics, self.store.shards
         found = [
             Candidates(
-                group, to_local(self._kept(group)), self._criterion, statistics[group.name], dtype, shards
+                group, to_local(self._kept(group)), self.criterion, statistics[group.name], dtype, shards
             )
             for group in self._groups
             if self.observations.seen(group)
         ]
         if not found:
-            raise self.nothing_seen(self._criterion.needs)
+            raise self.nothing_seen(self.criterion.needs)
         return found
 
     def nothing_seen(self, needs: Needs) -> RuntimeError:
         """Return the error to raise at an event before the first observation."""
         return RuntimeError(
-            f"{self._criterion!r} with {self._selector!r} has seen no finite {needs.unseen} before the first"
+            f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.unseen} before the first"
             " pruning step."
         )
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    """Return how long a call takes, until its result has been computed."""
+    begun = time.perf_counter()
+    float(call())  # waits for an accelerator
+    return time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""The structure of channels, filters and neurons, together with the slices of other layers coupled to them."""
+"""The structures that are coupled across layers: channels, and attention heads."""
 
 from __future__ import annotations
 
@@ -36,3 +36,30 @@ class Channels(Coupled):
     def takes(self, group: UnitGroup) -> bool:
         """Return True: all groups are pruned, those of attention heads included."""
         return True
+
+
+@dataclass(frozen=True, repr=False)
+class Heads(Coupled):
+    """Attention heads: queries, keys, values, in fused or separate projections, and the weights that read them.
+
+    They are found in a trace of the forward pass, as :class:`Channels` finds its units: a head is an index of a
+    batch dimension in a product of two activations. Attention in a module of your own can be cut if the module
+    keeps the number of heads, or the width of all heads, in attributes, which are adjusted; if ``forward``
+    contains the number itself, the heads are frozen, and the report gives the reason. Michel, Levy and Neubig,
+    Are Sixteen Heads Really Better than One?, NeurIPS 2019.
+
+    Args:
+        include: Glob pattern, or patterns, over parameter and module names. With it, only heads that are made
+            by a matching parameter or module are pruned.
+        exclude: The same, for heads that are not pruned.
+        round_to: The number of heads that a layer keeps is a multiple of this, unless it keeps all.
+        minimum: How many heads each layer keeps at least: a number or, below 1, a share.
+        max_seconds: Time limit to find the heads and to try each cut, in seconds.
+
+    Raises:
+        ValueError: If a pattern is no string, or a number is out of range.
+    """
+
+    def takes(self, group: UnitGroup) -> bool:
+        """Return whether the units of the group are attention heads."""
+        return group.heads

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.channels.compaction import analyse
+from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.probes import as_probe

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.channels.compaction import macs_by_weight
+from lightning_prune.channels.compaction.tracing import macs_by_weight
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import as_probe

@@ -13,7 +13,7 @@ from lightning_prune.core.parts import describe
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
-from lightning_prune.schedules import Timetable
+from lightning_prune.schedules.base import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
 from lightning_prune.schedules.moments import TimeUnit
 from lightning_prune.statistics.observer import Needs
@@ -41,6 +41,7 @@ class FitEvents:
 
     Attributes:
         queue: The events, and which of them have happened.
+        guard_state: The dense metric, the last good network, and the guard's decisions.
         undone: Whether the last round of this fit was undone when it ended.
     """
 
@@ -56,7 +57,7 @@ class FitEvents:
         self._reset()
 
     def _reset(self) -> None:
-        self._guard_state = GuardState(self._guard, self._warn)
+        self.guard_state = GuardState(self._guard, self._warn)
         self._rewind_state = RewindState(self._rewind)
         self._batches = CalibrationBatches(self._batch_count)
 
@@ -119,10 +120,6 @@ class FitEvents:
         if not self.queue.over:
             self._rewind_state.check(module)
 
-    def check_logged(self, trainer: Trainer) -> None:
-        """Raise ValueError if the sanity check's validation logged metrics, but not the guard's."""
-        self._guard_state.check_logged(trainer.callback_metrics)
-
     # --- events
 
     def advance(
@@ -148,7 +145,7 @@ class FitEvents:
             return False
         epoch = trainer.current_epoch
         training = trainer_queries.training_objects(trainer, module)
-        if self._guard_state.reached < 1:  # a fit made longer once all is removed rewinds no more
+        if self.guard_state.reached < 1:  # a fit made longer once all is removed rewinds no more
             self._rewind_state.take(training, self.queue, epoch, batch)
         event = self.queue.due(epoch)
         if event is None:
@@ -159,17 +156,17 @@ class FitEvents:
             self._warn(trainer, f"A pruning event waits: {self._method} has seen no finite step yet.{hint}")
             return False
         unseen = pruner.observations.unseen
-        fraction = self._guard_state.allowed(event.fraction, trainer, training, pruner, history)
+        fraction = self.guard_state.allowed(event.fraction, trainer, training, pruner, history)
         if fraction is None:
             self._call_off()
         else:
             pruner.prune(fraction, *training.optimizers, losses=losses)
             self.queue.handle(epoch, event, fraction)
             # events of a longer fit may ask for less
-            self._guard_state.reached = max(self._guard_state.reached, fraction)
+            self.guard_state.reached = max(self.guard_state.reached, fraction)
             if fraction > 0:
                 self._rewind_state.go_back(training, pruner)
-                if self._guard_state.reached == 1:  # a guard may have left something for a longer fit
+                if self.guard_state.reached == 1:  # a guard may have left something for a longer fit
                     self._rewind_state.snapshot = None
                 self._warn_of_unseen(trainer, unseen)
         if self.queue.over:
@@ -189,7 +186,7 @@ class FitEvents:
 
     def _call_off(self) -> None:
         """Cancel the events that are left: the guard has restored the last good network."""
-        self.queue.call_off(self._guard_state.reached)
+        self.queue.call_off(self.guard_state.reached)
         self._rewind_state.snapshot = None
 
     def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
@@ -205,31 +202,22 @@ class FitEvents:
         Returns:
             Whether the guard restored an earlier network.
         """
-        self.undone = self._guard_state.finish(
+        self.undone = self.guard_state.finish(
             trainer, trainer_queries.training_objects(trainer, module), pruner, history
         )
         if self.undone:
             self._call_off()
         if self.queue.over:
-            self._guard_state.end()
+            self.guard_state.end()
         return self.undone
 
-    def good(self, history: History) -> bool:
-        """Return whether the present round is good; True without a guard, or before the first round."""
-        return self._guard_state.is_good(history.measured)
-
     # --- state
-
-    @property
-    def decisions(self) -> tuple[str, ...]:
-        """The guard's decisions, in words, in order."""
-        return tuple(self._guard_state.decisions)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values."""
         return {
             "agenda": self.queue.state_dict(),
-            "judge": self._guard_state.state_dict(),
+            "judge": self.guard_state.state_dict(),
             "snapshot": self._rewind_state.snapshot,
             **self._batches.state_dict(),
         }
@@ -238,7 +226,7 @@ class FitEvents:
         """Load a saved state of the whole callback, whose entries for events ``FIT_EVENTS`` reads."""
         self.queue.load_state_dict(state["agenda"])
         self._batches.load_state_dict(state)
-        self._guard_state.load_state_dict(state["judge"], state["monitor"])
+        self.guard_state.load_state_dict(state["judge"], state["monitor"])
         if state["settings"].get("guard") != describe(self._guard):
             self.queue.resume(anew=False)  # if events were cancelled, it was by another guard
         self._rewind_state.snapshot = self._rewind_state.usable(state)
@@ -251,9 +239,9 @@ class FitEvents:
                 happened.
         """
         self.queue.resume(anew=anew)
-        self._guard_state.reached = 0.0
+        self.guard_state.reached = 0.0
 
     def check_state(self, state: Mapping[str, Any], training: TrainingObjects) -> None:
         """Raise ValueError if the weights and optimizer states in a saved state are not of this training."""
         self._rewind_state.check_state(state, training, f"{PRUNING_STATE}, snapshot")
-        self._guard_state.check_state(state["judge"], training, f"{PRUNING_STATE}, judge.good")
+        self.guard_state.check_state(state["judge"], training, f"{PRUNING_STATE}, judge.good")

@@ -25,7 +25,6 @@ _GOOD = schema.record(
         "reached": schema.fraction,
     }
 )
-_UNSEEN: dict[str, Any] = {"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None}
 GUARD_STATE = schema.record(
     {
         "reached": schema.fraction,
@@ -34,7 +33,7 @@ GUARD_STATE = schema.record(
         "bad": schema.integer(),
         "good": schema.optional(_GOOD),
     },
-    before=_UNSEEN,
+    before={"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None},
 )
 _LOST = (
     ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.core.parts import check_flag, check_part, describe
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria.base import Criterion
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
-from lightning_prune.schedules import Schedule
-from lightning_prune.selectors import Selector
-from lightning_prune.structures import Structure
+from lightning_prune.schedules.base import Schedule
+from lightning_prune.selectors.base import Selector
+from lightning_prune.structures.base import Structure
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
 
@@ -93,9 +93,9 @@ class PruningParts:
 
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""
-        parts = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
-        settings = {name: describe(getattr(self, name)) for name in parts}
-        return {"target": repr(self.selector.resolve(self.target)), **settings}
+        names = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
+        target = {"target": repr(self.selector.resolve(self.target))}
+        return target | {name: describe(getattr(self, name)) for name in names}
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """Return the report of a model as if it were pruned to the target; the model does not change.
@@ -110,10 +110,11 @@ class PruningParts:
         if example is None:
             example = getattr(model, "example_input_array", None)
         pruner = self.new_pruner(model, example)
-        if self.criterion.needs | self.selector.needs:
-            report = measure(model, pruner.masks, example)
-            layers = tuple(replace(layer, kept=None) for layer in report.layers)
-            return replace(report, layers=layers, macs_kept=None, frozen=pruner.frozen)
-        pruner.select(1.0)
+        unknown = self.criterion.needs | self.selector.needs
+        if not unknown:
+            pruner.select(1.0)
         report = measure(model, pruner.masks, example)
+        if unknown:
+            layers = tuple(replace(layer, kept=None) for layer in report.layers)
+            report = replace(report, layers=layers, macs_kept=None)
         return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))

@@ -14,7 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.compaction import PLAN, Plan, compact_, expand_, replay_
+from lightning_prune.channels.compaction.plan import PLAN, Plan
+from lightning_prune.channels.compaction.replay import expand_, replay_
+from lightning_prune.channels.compaction.shrink import compact_
 from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model

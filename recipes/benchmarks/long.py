@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import ActivationTaylor, Channels, Cubic, NofM, PruningCallback, Taylor
-from lightning_prune.schedules import Schedule
+from lightning_prune.schedules.base import Schedule
 
 _WARM = 1000  # steps before memory and time are compared
 

@@ -21,7 +21,7 @@ from shared import Table, arguments, save
 from torch import Tensor, nn
 
 from lightning_prune import Channels, PerLayer, Pruner
-from lightning_prune.channels.compaction import compact_
+from lightning_prune.channels.compaction.shrink import compact_
 from lightning_prune.core.probes import as_probe
 from lightning_prune.report.cost import parameters
 
