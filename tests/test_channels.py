@@ -715,3 +715,16 @@ def test_nothing_masked_gives_a_copy() -> None:
 def test_a_mask_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"masks\['x'\] of shape \(3,\) fits no parameter"):
         compact(plain(), {"x": torch.ones(3, dtype=torch.bool)}, IMAGES)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_an_accelerator_the_same_channels_may_go() -> None:
+    model = residual()
+    here, there = (
+        Pruner(
+            copy.deepcopy(model).to(device), 0.5, structure=Channels(), schedule=None, example=IMAGES.to(device)
+        )
+        for device in ("cpu", "cuda")
+    )
+    assert [group.name for group in there.groups] == [group.name for group in here.groups]
+    assert there.frozen == here.frozen

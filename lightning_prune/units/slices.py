@@ -178,7 +178,7 @@ class AxisSlice(Slice):
         """
         if self.index is None:
             return units
-        return torch.cat([units, units.new_ones(1)])[self.index]
+        return torch.cat([units, units.new_ones(1)])[self.index.to(units.device)]
 
     def spread(self, units: Tensor) -> Tensor:
         """Return for each element the value at its index along ``dim``, as :meth:`places` gives it."""
