@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit import Lit, fit, seeded
+from quick import render_nothing, time_latency_quickly
 from torch.optim import SGD
 
 import lightning_prune
-from lightning_prune import Channels, Global, PruningCallback
+from lightning_prune import Channels, Criterion, Global, PruningCallback
 
 
 class Configured(Lit):
@@ -39,12 +40,11 @@ class Keep(Callback):
         self.statistics = self.statistics or copy.deepcopy(self.pruning.state_dict()["pruner"]["statistics"])
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+def run(folder: Path, name: str, criterion: Criterion) -> None:
+    """Train under one strategy, and leave weights, statistics and a checkpoint in a folder."""
+    folder.mkdir(exist_ok=True)
     strategy = ModelParallelStrategy() if name == "ModelParallelStrategy" else name
     model = seeded(Configured)
-    criterion = getattr(lightning_prune, sys.argv[3])()
     callback = PruningCallback(
         0.5,
         criterion=criterion,
@@ -57,3 +57,11 @@ if __name__ == "__main__":
     torch.save(dict(model.named_parameters()), folder / f"rank{trainer.global_rank}.pt")
     torch.save(keep.statistics, folder / f"statistics{trainer.global_rank}.pt")
     trainer.save_checkpoint(folder / "small.ckpt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    time_latency_quickly()
+    render_nothing()
+    for criterion in sys.argv[3:]:
+        run(Path(sys.argv[1]) / criterion, sys.argv[2], getattr(lightning_prune, criterion)())

@@ -513,7 +513,7 @@ def test_a_new_process_gives_the_same_outputs(tmp_path: Path) -> None:
         "model = load_compact(sys.argv[1], Lit()).eval()\n"
         "torch.save(model(next(iter(digits()))[0]).detach(), sys.argv[1] + '.out')\n"
     )
-    folder = str(Path(__file__).parent)
+    folder = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", script, path, folder], check=True)
     assert torch.equal(torch.load(f"{path}.out"), expected)
 
@@ -594,27 +594,38 @@ def test_sgd_without_momentum_has_nothing_to_cut(tmp_path: Path) -> None:
 # --- statistics of norms
 
 
-def two_ranks(folder: Path, strategy: str, criterion: str = "Taylor") -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, str(script), str(folder), strategy, criterion]
+CRITERIA = ["Taylor", "ActivationNorm", "Oracle", "OptimalBrainDamage"]
+
+
+def two_ranks(folder: Path, strategy: str, *criteria: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "two_ranks.py"
+    command = [sys.executable, str(script), str(folder), strategy, *criteria]
     return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("criterion", ["Taylor", "ActivationNorm", "Oracle", "OptimalBrainDamage"])
-def test_two_processes_compact_alike(tmp_path: Path, criterion: str) -> None:
-    run = two_ranks(tmp_path, "ddp", criterion)
+@pytest.fixture(scope="module")
+def compacted_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave, in a folder for each criterion."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run = two_ranks(folder, "ddp", *CRITERIA)
     assert run.returncode == 0, run.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return folder
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_two_processes_compact_alike(compacted_by_two: Path, criterion: str) -> None:
+    folder = compacted_by_two / criterion
+    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert ranks[0].keys() == ranks[1].keys()
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
-    first, second = (torch.load(tmp_path / f"statistics{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = (torch.load(folder / f"statistics{rank}.pt", weights_only=True) for rank in (0, 1))
     # observations: steps, or images of both; what asks for the loss has seen nothing before the event
     examples = {"Taylor": 1, "ActivationNorm": 2 * 64}.get(criterion, 0)
     for name, statistics in first.items():
         assert int(statistics["count"]) == int(second[name]["count"]) == examples
         torch.testing.assert_close(statistics["sums"], second[name]["sums"], rtol=0, atol=0)
         assert torch.equal(statistics["features"], second[name]["features"])
-    smaller = load_compact(tmp_path / "small.ckpt", Lit())
+    smaller = load_compact(folder / "small.ckpt", Lit())
     assert {name: value.shape for name, value in smaller.named_parameters()} == {
         name: value.shape for name, value in ranks[0].items()
     }
@@ -631,13 +642,13 @@ def test_two_processes_compact_alike(tmp_path: Path, criterion: str) -> None:
     ],
 )
 def test_strategies_under_which_it_cannot_work_are_refused(tmp_path: Path, strategy: str, why: str) -> None:
-    run = two_ranks(tmp_path, strategy)
+    run = two_ranks(tmp_path, strategy, "Taylor")
     assert run.returncode == 1
     assert why in run.stderr
 
 
 def test_a_fit_whose_processes_do_not_come_back_says_what_is_lost(tmp_path: Path) -> None:
-    run = two_ranks(tmp_path, "ddp_spawn")
+    run = two_ranks(tmp_path, "ddp_spawn", "Taylor")
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("the PruningCallback here will have neither masks nor a report") == 1
 

@@ -119,6 +119,7 @@ class Data(LightningDataModule):
         return digits(examples=100)
 
 
+@pytest.mark.renders
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
 @pytest.mark.parametrize("structure", ["Unstructured", "Channels"])
 def test_the_command_line_validates_a_checkpoint(

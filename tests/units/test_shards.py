@@ -62,7 +62,7 @@ def alone(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(folder: Path, alone: dict[str, Any]) -> Found:
     """What two processes find, by rank."""
-    script = Path(__file__).with_name("two_shards.py")
+    script = Path(__file__).parents[1] / "two_shards.py"
     both = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder), str(rank)],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_channels import ALL, IMAGES, flat, head, plain, residual
+from networks_by_coupling import ALL, IMAGES, flat, head, plain, residual
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
