@@ -186,7 +186,7 @@ class Pruner:
             scale: Factor by which the loss, and so its gradients, are scaled.
         """
         hooks = self.observations.input_hooks()
-        with nullcontext() if hooks is None else hooks.look(batch, lambda: scale):
+        with nullcontext() if hooks is None else hooks.observe_batch(batch, lambda: scale):
             yield
         if hooks is not None:
             hooks.end_step()
@@ -275,7 +275,7 @@ class Pruner:
         def costs(budget: str) -> float:
             if budget == "loss":
                 assert evaluator is not None
-                evaluator.put(self.groups, kept)
+                evaluator.set_kept(self.groups, kept)
                 return float(evaluator.loss(self._selector.held))
             return self._budgets[budget].cost(kept) / self._budgets[budget].total
 
@@ -286,7 +286,7 @@ class Pruner:
                     self.masks[part.name].logical_and_(part.spread(each.kept))
         self.protected |= {each.group.name for each in candidates if each.protected}
 
-    def rehearse(self, losses: Losses) -> float:
+    def estimate_seconds(self, losses: Losses) -> float:
         """Evaluate the loss on one batch, before pruning depends on it.
 
         Returns:

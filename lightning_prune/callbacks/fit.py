@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.load_hook import LoadHook
 from lightning_prune.callbacks.state import PruningState, read_state
-from lightning_prune.core.averages import average_of, averaged_names
+from lightning_prune.core.averages import average_of, averaged_modules
 from lightning_prune.export.compacted import callback_state_in
 from lightning_prune.report.report import Report
 from lightning_prune.training import trainer_queries
@@ -143,7 +143,7 @@ class PruningFit:
         """Set masked weights to 0 in weight averages, where they then stay 0."""
         store = self.state.network.store
         assert store is not None
-        held = [*trainer_queries.averaged_by_callbacks(self.trainer), *averaged_names(self.module).items()]
+        held = [*trainer_queries.averaged_by_callbacks(self.trainer), *averaged_modules(self.module).items()]
         for name, average_module in held:
             average = average_of(self.module, average_module)
             if average is None:
@@ -178,7 +178,7 @@ class PruningFit:
         """Read the first batch, prune if an event is due before this one, and observe its step."""
         self._read_batch(batch)
         if (pruner := self.state.network.pruner) is not None:
-            self.state.events.hold(self.trainer, self.module, pruner, batch)
+            self.state.events.add_batch(self.trainer, self.module, pruner, batch)
         self._advance(batch_idx)
         cast(StepHooks, self._step_hooks).begin_batch(self.trainer, batch_idx)
 
@@ -189,14 +189,14 @@ class PruningFit:
         ):
             return
         self._log_event()
-        if events.queue.over and not events.queue.stopped and network.sparsity == 0:
+        if events.queue.finished and not events.queue.stopped and network.sparsity == 0:
             raise RuntimeError(f"{self.parts.selector!r} removed nothing at the last pruning event.")
         self._mask_averages()
 
     def _log_event(self) -> None:
         network, steps = self.state.network, self.state.events.queue.steps
         network.count()
-        self.state.history.prune(self.trainer.current_epoch, steps, network.sparsity)
+        self.state.history.record_event(self.trainer.current_epoch, steps, network.sparsity)
         removed = {
             f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size for layer in network.layers
         }
@@ -261,7 +261,7 @@ class PruningFit:
         pruner = network.pruner
         if pruner is not None and events.finish(trainer, self.module, pruner, state.history):
             self._log_event()
-        if pruner is not None and not events.queue.over:
+        if pruner is not None and not events.queue.finished:
             stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)

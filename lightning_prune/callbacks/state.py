@@ -77,7 +77,7 @@ class PruningState:
     @property
     def events_left(self) -> bool:
         """Whether a pruning event is left in this fit; False once the network is compacted."""
-        return self.network.plan is None and not self.events.queue.over
+        return self.network.plan is None and not self.events.queue.finished
 
     @property
     def settled(self) -> bool:

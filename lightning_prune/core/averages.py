@@ -25,7 +25,7 @@ class Average:
     names: Mapping[str, str]
 
 
-def averaged_names(model: nn.Module) -> dict[str, nn.Module]:
+def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the averaged module of each ``AveragedModel`` inside a model, by its name in the model."""
     return {
         f"{name}.module": module.module
@@ -36,7 +36,7 @@ def averaged_names(model: nn.Module) -> dict[str, nn.Module]:
 
 def averages_within(model: nn.Module) -> dict[str, Average]:
     """Return, by name, the averages inside a model that are of this model or of one of its parts."""
-    found = {name: average_of(model, module) for name, module in averaged_names(model).items()}
+    found = {name: average_of(model, module) for name, module in averaged_modules(model).items()}
     return {name: average for name, average in found.items() if average is not None}
 
 
@@ -55,7 +55,7 @@ def average_of(model: nn.Module, module: nn.Module) -> Average | None:
         The average; ``None`` if no candidate matches, or more than one does.
     """
     shapes = _shapes(module)
-    inner = {id(each) for average in averaged_names(model).values() for each in average.modules()}
+    inner = {id(each) for average in averaged_modules(model).values() for each in average.modules()}
     parts = [part for part in model.modules() if id(part) not in inner and _shapes(part) == shapes]
     if len(parts) > 1:  # such as a frozen teacher of the same architecture
         parts = [part for part in parts if any(each.requires_grad for each in part.parameters())]

@@ -22,10 +22,10 @@ class Probe(ABC):
     """Runs a model once, always on the same data.
 
     Attributes:
-        others: Further probes that the model must also run without an error; their outputs are not compared.
+        further_passes: Probes that the model must also run without an error; their outputs are not compared.
     """
 
-    others: Sequence[Probe] = ()
+    further_passes: Sequence[Probe] = ()
 
     @abstractmethod
     def __call__(self, model: nn.Module) -> Any:
@@ -42,7 +42,7 @@ class ForwardProbe(Probe):
     Args:
         example: A tensor, a tuple of positional arguments of ``forward``, or a mapping of keyword arguments.
         keywords: Further keyword arguments.
-        others: Further probes that the model must also run without an error.
+        further_passes: Further probes that the model must also run without an error.
 
     Attributes:
         arguments: The positional arguments of ``forward``.
@@ -50,9 +50,9 @@ class ForwardProbe(Probe):
     """
 
     def __init__(
-        self, example: Any, keywords: Mapping[str, Any] | None = None, others: Sequence[Probe] = ()
+        self, example: Any, keywords: Mapping[str, Any] | None = None, further_passes: Sequence[Probe] = ()
     ) -> None:
-        self.others = tuple(others)
+        self.further_passes = tuple(further_passes)
         self.keywords = dict(keywords or {})
         if isinstance(example, Mapping):
             self.arguments: tuple[Any, ...] = ()
@@ -66,15 +66,15 @@ class ForwardProbe(Probe):
 
     def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
         """Return this probe, and its further probes, with the arguments cast or moved."""
-        probe = self.with_others(*(other.to(target) for other in self.others))
-        probe.arguments = transfer(self.arguments, target)
-        probe.keywords = transfer(self.keywords, target)
+        probe = self.with_further_passes(*(other.to(target) for other in self.further_passes))
+        probe.arguments = cast_or_move(self.arguments, target)
+        probe.keywords = cast_or_move(self.keywords, target)
         return probe
 
-    def with_others(self, *others: Probe) -> ForwardProbe:
+    def with_further_passes(self, *passes: Probe) -> ForwardProbe:
         """Return this probe with other further probes."""
         probe = copy.copy(self)
-        probe.others = others
+        probe.further_passes = passes
         return probe
 
 
@@ -103,7 +103,7 @@ def as_probe(example: Any) -> Probe:
     return example if isinstance(example, Probe) else ForwardProbe(example)
 
 
-def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
+def cast_or_move(data: Any, target: torch.dtype | torch.device) -> Any:
     """Cast the floating-point tensors of a pytree to a dtype, or move all its tensors to a device."""
 
     def transferred(leaf: Any) -> Any:
@@ -116,7 +116,7 @@ def transfer(data: Any, target: torch.dtype | torch.device) -> Any:
 def to_model(example: Any, model: nn.Module) -> Any:
     """Move an example to the device of a model's first parameter; cast floating-point tensors to its dtype."""
     parameter = next(model.parameters())
-    return transfer(transfer(example, parameter.device), parameter.dtype)
+    return cast_or_move(cast_or_move(example, parameter.device), parameter.dtype)
 
 
 @contextmanager

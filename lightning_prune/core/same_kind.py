@@ -54,7 +54,7 @@ def _same_kinds(present: Sequence[Any]) -> schema.Reader[Any]:
     items = schema.sequence(schema.anything)
     # items may be None, because LBFGS fills a list of None during training
     return lambda value: tuple(
-        schema.within(f"[{place}]", schema.optional(same_kind_as(now)), each)
+        schema.read_at(f"[{place}]", schema.optional(same_kind_as(now)), each)
         for place, (each, now) in enumerate(zip(items(value), present, strict=False))
     )
 
@@ -62,7 +62,7 @@ def _same_kinds(present: Sequence[Any]) -> schema.Reader[Any]:
 def _same_kinds_by_key(present: Mapping[Any, Any]) -> schema.Reader[Any]:
     items = schema.mapping(schema.anything, key=schema.anything)
     return lambda value: {
-        name: schema.within(f"[{name!r}]", same_kind_as(present.get(name)), each)
+        name: schema.read_at(f"[{name!r}]", same_kind_as(present.get(name)), each)
         for name, each in items(value).items()
     }
 

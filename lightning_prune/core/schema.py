@@ -59,7 +59,7 @@ def read(state: object, reader: Reader[_Result], what: str) -> _Result:
         raise ValueError(f"{what}: {error}.") from None
 
 
-def within(place: str, reader: Reader[_Result], value: object) -> _Result:
+def read_at(place: str, reader: Reader[_Result], value: object) -> _Result:
     """Apply a reader to an entry of a larger value; errors get ``place``, the path of the entry, in front."""
     try:
         return reader(value)
@@ -154,7 +154,7 @@ def optional(reader: Reader[_Result]) -> Reader[_Result | None]:
 def sequence(reader: Reader[_Result]) -> Reader[tuple[_Result, ...]]:
     """Return a reader for lists and tuples of any length, which gives a tuple."""
     items = instance_of((list, tuple), "a list")
-    return lambda value: tuple(within(f"[{place}]", reader, each) for place, each in enumerate(items(value)))
+    return lambda value: tuple(read_at(f"[{place}]", reader, each) for place, each in enumerate(items(value)))
 
 
 def fixed_list(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
@@ -163,7 +163,7 @@ def fixed_list(*readers: Reader[Any]) -> Reader[tuple[Any, ...]]:
         sequence(anything), lambda value: len(value) == len(readers), f"a list of {len(readers)}"
     )
     return lambda value: tuple(
-        within(f"[{place}]", reader, each)
+        read_at(f"[{place}]", reader, each)
         for place, (reader, each) in enumerate(zip(readers, cells(value), strict=True))
     )
 
@@ -172,7 +172,7 @@ def mapping(reader: Reader[_Result], key: Reader[Any] = string) -> Reader[dict[A
     """Return a reader for dicts whose values, and whose keys, are alike."""
     entries = instance_of(Mapping, "a dict")
     return lambda value: {
-        within("'s key", key, name): within(f"[{name!r}]", reader, each)
+        read_at("'s key", key, name): read_at(f"[{name!r}]", reader, each)
         for name, each in entries(value).items()
     }
 
@@ -199,7 +199,7 @@ def record(
         for name in entries:
             if name not in complete:
                 raise SchemaError(f"has no entry {name!r}")
-        return {name: within(f".{name}", each, complete[name]) for name, each in entries.items()}
+        return {name: read_at(f".{name}", each, complete[name]) for name, each in entries.items()}
 
     return reader
 

@@ -33,17 +33,17 @@ class Criterion(Observer, Part, ABC):
         """Return how many passes of a batch through the network one event takes to evaluate losses."""
         return 0
 
-    def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
+    def rehearse(self, groups: Sequence[UnitGroup], evaluator: LossEvaluator) -> Tensor:
         """Run one pass of those that ``passes`` counts, to check that it works and to measure its duration.
 
         Args:
             groups: All groups.
-            trial: A copy of the network.
+            evaluator: A copy of the network.
 
         Returns:
             A 0-d tensor that depends on the result of the pass.
         """
-        return trial.loss(1)
+        return evaluator.loss(1)
 
     def refuses(self, group: UnitGroup) -> str | None:
         """Return why the criterion cannot score a group, or ``None`` if it can."""

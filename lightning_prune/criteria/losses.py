@@ -58,7 +58,7 @@ class LossCriterion(Criterion):
 
     @abstractmethod
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], evaluator: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Return the scores: group name to a dictionary with one entry, "score"."""
 
@@ -86,11 +86,11 @@ class Oracle(LossCriterion):
         return max(1, min(self.batches, self.max_passes // units))
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], evaluator: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Return the absolute change of the loss without each unit, one unit at a time."""
         batches = self._batches(sum(group.size for group in groups))
-        dense = trial.loss(batches)
+        dense = evaluator.loss(batches)
         if not dense.isfinite():
             raise RuntimeError(
                 f"{self!r} has nothing to compare with: the loss on held batches is {float(dense)}."
@@ -99,8 +99,8 @@ class Oracle(LossCriterion):
         for group in groups:
             present = kept[group.name]
             places = present.nonzero()
-            bar = progress_bar(places, f"{self!r}: {group.name}", trial.progress)
-            losses = trial.losses(group, (_without(present, place) for place in bar), batches)
+            bar = progress_bar(places, f"{self!r}: {group.name}", evaluator.progress)
+            losses = evaluator.losses(group, (_without(present, place) for place in bar), batches)
             scores = torch.zeros(group.shape, dtype=group.dtype, device=present.device)
             # a unit without which the loss is not finite matters most
             changes = (losses - dense).abs().nan_to_num(nan=_WORST, posinf=_WORST).clamp_max(_WORST)
@@ -149,29 +149,29 @@ class OptimalBrainDamage(LossCriterion):
         elements = sum(sizes.values())
         return self.batches * {"exact": elements, "hutchinson": self.probes, "fisher": 1}[self.estimator]
 
-    def rehearse(self, groups: Sequence[UnitGroup], trial: LossEvaluator) -> Tensor:
+    def rehearse(self, groups: Sequence[UnitGroup], evaluator: LossEvaluator) -> Tensor:
         """Run a forward and a backward pass, and a second backward pass unless the estimator is "fisher"."""
-        weights = list(trial.copies(part for group in groups for part in group.slices).values())
-        (loss,) = trial.differentiable(1)
+        weights = list(evaluator.parameters_of(part for group in groups for part in group.slices).values())
+        (loss,) = evaluator.differentiable(1)
         grads = _gradients(loss, weights, create_graph=self.estimator != "fisher")
         if self.estimator != "fisher":
             grads = _gradients(cast(Tensor, sum(grad.sum() for grad in grads)), weights)
         return grads[0].sum()
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], evaluator: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Return half of the curvature times the squared weights, summed over each unit."""
-        weights = trial.copies(part for group in groups for part in group.slices)
+        weights = evaluator.parameters_of(part for group in groups for part in group.slices)
         chosen = list(weights.values())
         totals = {name: _widened(torch.zeros_like(weight)) for name, weight in weights.items()}
-        batches = min(self.batches, trial.batches)
+        batches = min(self.batches, evaluator.batches)
         estimate, draws = _ESTIMATORS[self.estimator], torch.Generator().manual_seed(self.seed)
-        for loss in progress_bar(trial.differentiable(batches), repr(self), trial.progress, batches):
+        for loss in progress_bar(evaluator.differentiable(batches), repr(self), evaluator.progress, batches):
             signs = ([_signs(weight, draws) for weight in chosen] for _ in range(self.probes))
-            for total, found in zip(totals.values(), estimate(loss, chosen, signs, trial), strict=True):
+            for total, found in zip(totals.values(), estimate(loss, chosen, signs, evaluator), strict=True):
                 total.add_(found)
-        curvature = {name: trial.mean(total, batches) for name, total in totals.items()}
+        curvature = {name: evaluator.mean(total, batches) for name, total in totals.items()}
         scores = {}
         for group in groups:
             curvatures = [curvature[part.name] for part in group.slices]
@@ -180,7 +180,7 @@ class OptimalBrainDamage(LossCriterion):
 
 
 def _exact(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], evaluator: LossEvaluator
 ) -> list[Tensor]:
     """Return the diagonal of the Hessian for each weight tensor, row by row of the Hessian."""
     diagonals = []
@@ -193,7 +193,7 @@ def _exact(
 
 
 def _hutchinson(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], evaluator: LossEvaluator
 ) -> list[Tensor]:
     """Return the mean over ``signs`` of v times the Hessian-vector product with v."""
     grads = _gradients(loss, weights, create_graph=True)
@@ -206,10 +206,10 @@ def _hutchinson(
 
 
 def _fisher(
-    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], trial: LossEvaluator
+    loss: Tensor, weights: Sequence[Tensor], signs: Iterable[Sequence[Tensor]], evaluator: LossEvaluator
 ) -> list[Tensor]:
     """Return the squared gradients of the loss over the batch in all processes."""
-    return [trial.joint(_widened(grad)).square() for grad in _gradients(loss, weights)]
+    return [evaluator.mean_over_ranks(_widened(grad)).square() for grad in _gradients(loss, weights)]
 
 
 _Estimator: TypeAlias = Callable[

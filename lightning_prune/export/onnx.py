@@ -21,7 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 from lightning_prune.core.files import atomic_write
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import ForwardProbe, evaluation_mode
-from lightning_prune.report.cost import batch_size, dense_bytes, of_size
+from lightning_prune.report.cost import batch_size, dense_bytes, resize_batch
 from lightning_prune.units.shards import check_unsharded
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -123,7 +123,7 @@ class _Call:
 
     def arguments(self, size: int) -> inspect.BoundArguments:
         """Return the arguments of ``forward`` for a batch of this size."""
-        positional, keywords = of_size(self._example, size)
+        positional, keywords = resize_batch(self._example, size)
         return inspect.signature(self.model.forward).bind(*positional, **keywords)
 
     def inputs(self, size: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from lightning_prune.channels.compaction.plan import PLAN, Plan, shapes_after
 from lightning_prune.core import schema
 from lightning_prune.core.files import atomic_write, read_file
 from lightning_prune.export.compacted import load_weights_
-from lightning_prune.report.cost import packing_saves
+from lightning_prune.report.cost import packing_savings
 from lightning_prune.units.masks import BITS, masked_parameters, pack, unpack
 from lightning_prune.units.shards import check_unsharded
 
@@ -68,7 +68,7 @@ def save_packed(
             raise ValueError(
                 f"masks[{name!r}] removes weights that are not 0: apply the masks to the model first."
             )
-        if packing_saves(parameter, int(mask.count_nonzero())) > 0:
+        if packing_savings(parameter, int(mask.count_nonzero())) > 0:
             masked[id(parameter)] = _entry(parameter, mask)
     # keep_vars keeps the identity of parameters, by which tied ones are recognized
     values = model.state_dict(keep_vars=True)

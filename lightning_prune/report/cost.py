@@ -111,7 +111,7 @@ def batch_size(example: Any) -> int:
     return next((len(leaf) for leaf in tree_leaves(example) if torch.is_tensor(leaf) and leaf.ndim), 1)
 
 
-def of_size(example: Any, size: int) -> Any:
+def resize_batch(example: Any, size: int) -> Any:
     """Return an example with its batch repeated or cut to a size; tensors with another first dimension stay."""
     before = batch_size(example)
 
@@ -144,9 +144,9 @@ def packed_bytes(model: nn.Module, kept: Mapping[str, int]) -> int:
         kept: Name of each masked parameter to its number of kept weights.
     """
     named = dict(model.named_parameters())
-    return dense_bytes(model) - sum(max(0, packing_saves(named[name], left)) for name, left in kept.items())
+    return dense_bytes(model) - sum(max(0, packing_savings(named[name], left)) for name, left in kept.items())
 
 
-def packing_saves(parameter: Tensor, kept: int) -> int:
+def packing_savings(parameter: Tensor, kept: int) -> int:
     """Return how many bytes fewer one bit per weight and the kept values take; negative if they take more."""
     return (parameter.numel() - kept) * parameter.element_size() - -(-parameter.numel() // 8)

@@ -65,7 +65,7 @@ class History:
             self.entries = [entry for entry in self.entries if entry.metric is None]
         self.begin_epoch({})
 
-    def prune(self, epoch: int, step: int, sparsity: float) -> None:
+    def record_event(self, epoch: int, step: int, sparsity: float) -> None:
         """Record a pruning event, with the sparsity after it."""
         self.entries.append(HistoryEntry(epoch, step, sparsity))
 

@@ -15,15 +15,15 @@ from lightning_prune.report.cost import (
     dense_bytes,
     latency,
     macs,
-    of_size,
     packed_bytes,
     parameters,
+    resize_batch,
 )
 from lightning_prune.report.report import Layer, Report
 from lightning_prune.units.masks import masked_parameters
 from lightning_prune.units.shards import Shards, shards_of, to_local
 
-_BATCHES = (1, 64)
+_SIZES = (1, 64)
 
 
 def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Any = None) -> Report:
@@ -44,10 +44,10 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     masks = masks or {}
     masked_parameters(model, masks)
     shards = shards_of(model)
-    return measure_layers(model, layers_of(masks, shards), None if shards.sharded else example)
+    return measure_layers(model, count_kept(masks, shards), None if shards.sharded else example)
 
 
-def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
+def count_kept(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
     """Return the numbers of kept weights and of kept rows of each masked parameter.
 
     Args:
@@ -63,11 +63,11 @@ def layers_of(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
 
 
 def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = None) -> Report:
-    """Return a report of a model whose masks have been counted by :func:`layers_of`.
+    """Return a report of a model whose masks have been counted by :func:`count_kept`.
 
     Args:
         model: The model.
-        layers: The result of :func:`layers_of`.
+        layers: The result of :func:`count_kept`.
         example: As for :func:`measure`.
     """
     total = kept = None
@@ -118,7 +118,7 @@ def measure_compacted(
 
 def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
     """Return the costs of models, with latencies measured in alternation, for several batch sizes."""
-    seconds = {} if example is None else {size: latency(models, of_size(example, size)) for size in _BATCHES}
+    seconds = {} if example is None else {size: latency(models, resize_batch(example, size)) for size in _SIZES}
     return [
         Cost(
             parameters(model),
@@ -136,7 +136,7 @@ def _macs_of_one(model: nn.Module, example: Any) -> dict[str, int]:
     if size == 1:
         return found
     try:  # a larger batch, because indices in the example may be out of range in a smaller one
-        twice = macs(model, of_size(example, 2 * size))
+        twice = macs(model, resize_batch(example, 2 * size))
     except Exception:  # a user's forward may raise anything
         return found
     return {name: count // size for name, count in found.items()} if twice[""] == 2 * found[""] else found

@@ -127,7 +127,7 @@ def sensitivity(
         raise ValueError(f"ratios={ratios!r} must be at least one.")
     units = structure.units(model, example)
     units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
-    units = units.accepted(criterion.refuses, repr(criterion))
+    units = units.without_refused(criterion.refuses, repr(criterion))
     dense = float(evaluate(model))
     values = {}
     for group in progress_bar(units.groups, "pruning one layer at a time", progress):

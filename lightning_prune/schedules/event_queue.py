@@ -64,7 +64,7 @@ class EventQueue:
         """Return the current position of the fit, in the unit of the timetable."""
         return self._now(epoch)[self.timetable.unit.value]
 
-    def handle(self, epoch: int, event: Event, share: float) -> None:
+    def mark_handled(self, epoch: int, event: Event, share: float) -> None:
         """Record that an event was handled, and with it all events before it.
 
         Args:
@@ -77,7 +77,7 @@ class EventQueue:
         self._asked = max(self._asked, event.fraction * self._target)
         self._given = max(self._given, share * self._target)
 
-    def call_off(self, share: float) -> None:
+    def cancel(self, share: float) -> None:
         """Cancel the remaining events.
 
         Args:
@@ -96,7 +96,7 @@ class EventQueue:
         self._asked = 0.0 if anew else min(self._asked, self._given)
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether no event remains."""
         events = self.timetable.events
         return self.stopped or not events or self._happened(events[-1])

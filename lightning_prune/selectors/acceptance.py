@@ -40,7 +40,7 @@ def accepted_units(
             return f"{criterion!r} needs an ungrouped layer that is called on the units"
         return why
 
-    return found.accepted(refuses, f"{criterion!r} with {selector!r}")
+    return found.without_refused(refuses, f"{criterion!r} with {selector!r}")
 
 
 def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector) -> str | None:

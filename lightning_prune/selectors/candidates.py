@@ -123,7 +123,7 @@ class Candidates:
 
     def _top(self, ends: Tensor) -> float:
         """Return the highest score over all processes, or raise in all of them if a score is not finite."""
-        negated_low, high = cast(list[float], self.shards.highest(ends).tolist())
+        negated_low, high = cast(list[float], self.shards.maximum(ends).tolist())
         if not high < math.inf or (negated_low == math.inf and not self.removed):
             raise ValueError(
                 f"{self._criterion!r} must give finite scores; in {self.group.name!r} they run from"
@@ -206,7 +206,7 @@ class Candidates:
         if count > 1:  # only for channels, which one process holds
             order = scores.flatten().argsort(descending=True, stable=True)[:count]
             best[torch.unravel_index(order, best.shape)] = True
-        elif self.shards.leads(scores.max() if scores.numel() else self._below):
+        elif self.shards.has_first_maximum(scores.max() if scores.numel() else self._below):
             best[torch.unravel_index(scores.argmax(), best.shape)] = True  # the earliest of equal scores
         return best
 

@@ -57,8 +57,8 @@ class Scoring:
 
     def left_dense(self) -> dict[str, str]:
         """Return the groups of which no unit is removed and that cannot be scored now: name to reason."""
-        unseen = self.observations.unseen
-        whole = (group for group in self._groups if group.name in unseen and self._is_whole(group))
+        unobserved = self.observations.unobserved
+        whole = (group for group in self._groups if group.name in unobserved and self._is_whole(group))
         return {group.name: f"{self.criterion!r} has seen no step of it" for group in whole}
 
     def _is_whole(self, group: UnitGroup) -> bool:
@@ -117,7 +117,7 @@ class Scoring:
                 group, to_local(self._kept(group)), self.criterion, statistics[group.name], dtype, shards
             )
             for group in self._groups
-            if self.observations.seen(group)
+            if self.observations.observed(group)
         ]
         if not found:
             raise self.nothing_seen(self.criterion.needs)
@@ -126,7 +126,7 @@ class Scoring:
     def nothing_seen(self, needs: Needs) -> RuntimeError:
         """Return the error to raise at an event before the first observation."""
         return RuntimeError(
-            f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.unseen} before the first"
+            f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing} before the first"
             " pruning step."
         )
 

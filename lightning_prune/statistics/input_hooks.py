@@ -71,7 +71,7 @@ class InputHooks:
         self._pending = False  # whether a step was observed and has not ended, the same in all processes
 
     @contextmanager
-    def look(self, batch: int, scale: Callable[[], float]) -> Iterator[None]:
+    def observe_batch(self, batch: int, scale: Callable[[], float]) -> Iterator[None]:
         """Observe one forward and backward pass in a ``with`` block; an error drops the step.
 
         Args:
@@ -86,7 +86,7 @@ class InputHooks:
             yield
         except BaseException:
             self._unhook()
-            self.forget()
+            self.drop()
             raise
         self._unhook()
 
@@ -132,7 +132,7 @@ class InputHooks:
         found = torch.cat([each.features.to(device) for each in seen])
         features = add_up(found + (0 if taken() else torch.nan))
         counts = add_up(torch.stack([each.count.to(device) for each in seen]))
-        self.forget()
+        self.drop()
         valid = bool(features.isfinite().all())  # a sum of all processes: inf or nan in one of them is in all
         self._left_out.add_(not valid and bool(counts.any()))
         if valid:
@@ -141,7 +141,7 @@ class InputHooks:
                 statistics.features.add_(part.to(statistics.features.device))
                 statistics.count.add_(count.to(statistics.count.device))
 
-    def forget(self) -> None:
+    def drop(self) -> None:
         """Drop the observations since the last step."""
         self._seen = self._zeros()
         self._pending = bool(self._handles)

@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import math_attention, transfer
+from lightning_prune.core.probes import cast_or_move, math_attention
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice
 
@@ -67,7 +67,7 @@ class LossEvaluator:
         self._losses = losses
         self._copy_model()
         self._device = next(iter(self._parameters.values())).device
-        self._batches = [transfer(batch, self._device) for batch in losses.batches]
+        self._batches = [cast_or_move(batch, self._device) for batch in losses.batches]
         self._together = _TOGETHER if _largest_numel(self._batches[0]) <= _SMALL else 1
         self.batches = len(self._batches)
         self.progress = losses.progress
@@ -82,7 +82,7 @@ class LossEvaluator:
             if buffer is not None
         ]
 
-    def copies(self, parts: Iterable[Slice]) -> dict[str, Tensor]:
+    def parameters_of(self, parts: Iterable[Slice]) -> dict[str, Tensor]:
         """Return the copy's parameters that the slices are of, by name, and make them require gradients."""
         return {part.name: self._parameters[part.name].requires_grad_() for part in parts}
 
@@ -92,7 +92,7 @@ class LossEvaluator:
             for batch in self._batches[:batches]:
                 yield self._losses.loss(self._network, batch)
 
-    def joint(self, value: Tensor) -> Tensor:
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Return the mean over all processes of a value that each has computed on its part of a batch."""
         return self.mean(value, 1)
 
@@ -108,7 +108,7 @@ class LossEvaluator:
         return mean
 
     @torch.no_grad()
-    def put(self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor]) -> None:
+    def set_kept(self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor]) -> None:
         """Set groups of the copy to the weights of the model, with removed units set to 0.
 
         Args:
@@ -155,9 +155,9 @@ class LossEvaluator:
             self._copy_model()  # the attempt may have changed the copy
         totals = []
         for units in kept:
-            self.put([group], {group.name: units})
+            self.set_kept([group], {group.name: units})
             totals.append(self._total(self._network, batches))
-        self.put([group], {group.name: torch.ones_like(kept[0])})
+        self.set_kept([group], {group.name: torch.ones_like(kept[0])})
         return totals
 
     def _at_once(self, group: UnitGroup, kept: Tensor, batches: int) -> Tensor:

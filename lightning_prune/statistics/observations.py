@@ -51,24 +51,24 @@ class Observations:
         """Number of observations that were left out, because a value was inf or nan."""
         return int(self._skipped)
 
-    def seen(self, group: UnitGroup) -> bool:
+    def observed(self, group: UnitGroup) -> bool:
         """Return whether a group can be scored: the criterion needs no observation of it, or has one."""
         return not self._criterion.needs or int(self.statistics[group.name].count) > 0
 
     @property
     def ready(self) -> bool:
         """Whether some group can be scored; a criterion of losses only needs batches to evaluate them on."""
-        return Needs.LOSS in self._criterion.needs or any(self.seen(group) for group in self._groups)
+        return Needs.LOSS in self._criterion.needs or any(self.observed(group) for group in self._groups)
 
     @property
-    def unseen(self) -> dict[str, bool]:
+    def unobserved(self) -> dict[str, bool]:
         """Name of each group without an observation, to whether any of its weights is trained."""
         if Needs.LOSS in self._criterion.needs:
             return {}
         return {
             group.name: any(part.weight.requires_grad for part in group.slices)
             for group in self._groups
-            if not self.seen(group)
+            if not self.observed(group)
         }
 
     def input_hooks(self) -> InputHooks | None:
@@ -109,14 +109,14 @@ class Observations:
         return self._shards.add_up(torch.stack(wrong).sum() if wrong else torch.zeros_like(self._skipped)) == 0
 
     @torch.no_grad()
-    def measure(self, kept: Mapping[str, Tensor], trial: LossEvaluator) -> None:
+    def measure(self, kept: Mapping[str, Tensor], evaluator: LossEvaluator) -> None:
         """Let the criterion evaluate losses, if it does, and replace the sums by its results.
 
         Args:
             kept: Group name to a bool mask of its units, True where a unit is kept.
-            trial: Evaluates the loss on a copy of the network, with its current weights.
+            evaluator: Evaluates the loss on a copy of the network, with its current weights.
         """
-        for name, sums in self._criterion.measure(self._groups, kept, trial).items():
+        for name, sums in self._criterion.measure(self._groups, kept, evaluator).items():
             statistics = self.statistics[name]
             statistics.reset_()
             statistics.add_(sums, torch.tensor(True))

@@ -21,7 +21,7 @@ class Needs(Flag):
     LOSS = auto()
 
     @property
-    def unseen(self) -> str:
+    def missing(self) -> str:
         """The missing data, and how to provide it in a user's own training loop, for an error message."""
         if Needs.LOSS in self:
             return "loss: give step() or prune() `losses=Losses(loss, batches)`"
@@ -100,7 +100,7 @@ class Observer:
         return {}
 
     def measure(
-        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], trial: LossEvaluator
+        self, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], evaluator: LossEvaluator
     ) -> dict[str, dict[str, Tensor]]:
         """Evaluate losses at a pruning event.
 
@@ -108,7 +108,7 @@ class Observer:
             groups: All groups.
             kept: Group name to a bool mask of its units, True where a unit is kept. Results for removed units
                 are ignored.
-            trial: Evaluates the loss on a copy of the model, with its current weights.
+            evaluator: Evaluates the loss on a copy of the model, with its current weights.
 
         Returns:
             Group name to one tensor of the units' shape for each name in ``sums``; empty by default.

@@ -33,7 +33,7 @@ class Channels(Coupled):
         ValueError: If a pattern is no string, or a number is out of range.
     """
 
-    def takes(self, group: UnitGroup) -> bool:
+    def includes(self, group: UnitGroup) -> bool:
         """Return True: all groups are pruned, those of attention heads included."""
         return True
 
@@ -60,6 +60,6 @@ class Heads(Coupled):
         ValueError: If a pattern is no string, or a number is out of range.
     """
 
-    def takes(self, group: UnitGroup) -> bool:
+    def includes(self, group: UnitGroup) -> bool:
         """Return whether the units of the group are attention heads."""
         return group.heads

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.channels.compaction.analysis import analyse
-from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
@@ -55,7 +55,7 @@ class Coupled(Structure):
             raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
     @abstractmethod
-    def takes(self, group: UnitGroup) -> bool:
+    def includes(self, group: UnitGroup) -> bool:
         """Return whether this structure prunes groups of this kind."""
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
@@ -72,7 +72,7 @@ class Coupled(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = analyse(model, as_probe(example), self.max_seconds)
-        averages = tuple(averaged_names(model))
+        averages = tuple(averaged_modules(model))
         left_out = {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
         averaged = [
             group for group in found.groups if all(matches(part.name, averages) for part in group.slices)
@@ -90,4 +90,4 @@ class Coupled(Structure):
     def _wants(self, group: UnitGroup) -> bool:
         names = [part.name for part in group.slices]
         included = self.include is None or any(matches(name, self.include) for name in names)
-        return self.takes(group) and included and not any(matches(name, self.exclude) for name in names)
+        return self.includes(group) and included and not any(matches(name, self.exclude) for name in names)

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.channels.compaction.tracing import macs_by_weight
-from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
@@ -46,7 +46,7 @@ class Weights(Structure):
         set_patterns(self, "include", "exclude")
 
     @abstractmethod
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
+    def slice_of(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Return the slice that divides a tensor into units.
 
         Args:
@@ -67,7 +67,7 @@ class Weights(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         groups, frozen = [], _computed_weights(model)
-        averages = tuple(averaged_names(model))
+        averages = tuple(averaged_modules(model))
         for name, parameter in model.named_parameters():
             if not self._wants(parameter, uses[name]):
                 continue
@@ -79,7 +79,8 @@ class Weights(Structure):
             if why is not None:
                 frozen[name] = why
             else:
-                groups.append(UnitGroup(name, (self.share(name, parameter, input_dim),), input_dim=input_dim))
+                part = self.slice_of(name, parameter, input_dim)
+                groups.append(UnitGroup(name, (part,), input_dim=input_dim))
         if not groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
@@ -119,7 +120,7 @@ class Unstructured(Weights):
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
 
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
+    def slice_of(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Return a slice in which each element is a unit."""
         return ElementSlice(name, weight)
 
@@ -150,7 +151,7 @@ class Blocks(Weights):
         super().__post_init__()
         check_counts(rows=self.rows, cols=self.cols)
 
-    def share(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
+    def slice_of(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Return a slice in which each block is a unit."""
         return BlockSlice(name, weight, *self._block(input_dim))
 

@@ -39,7 +39,7 @@ class CalibrationBatches:
         self._estimated = False
         self._unchecked = 0  # batches loaded from a checkpoint that this module was not tried on yet
 
-    def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
+    def add_batch(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
         """Keep a copy of a batch, unless there are enough; try the loss once a fit, as soon as there is one.
 
         A batch without a loss is skipped, if it is not the first.
@@ -65,7 +65,7 @@ class CalibrationBatches:
                 )
         if not self._estimated and (losses := self.losses(trainer)) is not None:
             self._estimated = True
-            seconds = pruner.rehearse(losses)
+            seconds = pruner.estimate_seconds(losses)
             rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")
 
     def _check_loaded(self, trainer: Trainer, module: LightningModule) -> None:

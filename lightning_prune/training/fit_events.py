@@ -117,7 +117,7 @@ class FitEvents:
 
     def check(self, module: LightningModule) -> None:
         """Raise ValueError if this model cannot be rewound, and an event is left."""
-        if not self.queue.over:
+        if not self.queue.finished:
             self._rewind_state.check(module)
 
     # --- events
@@ -141,7 +141,7 @@ class FitEvents:
             ValueError: If the point to rewind to is past, or the guard's metric was never measured.
             RuntimeError: If the processes do not hold the same masks afterwards.
         """
-        if self.queue.over:
+        if self.queue.finished:
             return False
         epoch = trainer.current_epoch
         training = trainer_queries.training_objects(trainer, module)
@@ -155,28 +155,28 @@ class FitEvents:
             hint = "" if module.automatic_optimization else " By hand, steps are those of self.optimizers()."
             self._warn(trainer, f"A pruning event waits: {self._method} has seen no finite step yet.{hint}")
             return False
-        unseen = pruner.observations.unseen
+        unobserved = pruner.observations.unobserved
         fraction = self.guard_state.allowed(event.fraction, trainer, training, pruner, history)
         if fraction is None:
             self._call_off()
         else:
             pruner.prune(fraction, *training.optimizers, losses=losses)
-            self.queue.handle(epoch, event, fraction)
+            self.queue.mark_handled(epoch, event, fraction)
             # events of a longer fit may ask for less
             self.guard_state.reached = max(self.guard_state.reached, fraction)
             if fraction > 0:
                 self._rewind_state.go_back(training, pruner)
                 if self.guard_state.reached == 1:  # a guard may have left something for a longer fit
                     self._rewind_state.snapshot = None
-                self._warn_of_unseen(trainer, unseen)
-        if self.queue.over:
+                self._warn_of_unobserved(trainer, unobserved)
+        if self.queue.finished:
             self._batches.clear()
         trainer_queries.check_same_masks(trainer, pruner.store)
         return True
 
-    def _warn_of_unseen(self, trainer: Trainer, unseen: Mapping[str, bool]) -> None:
+    def _warn_of_unobserved(self, trainer: Trainer, unobserved: Mapping[str, bool]) -> None:
         # frozen groups may still be unfrozen before the last event
-        left = [name for name, trains in unseen.items() if trains or self.queue.over]
+        left = [name for name, trains in unobserved.items() if trains or self.queue.finished]
         if left:
             self._warn(
                 trainer,
@@ -186,13 +186,13 @@ class FitEvents:
 
     def _call_off(self) -> None:
         """Cancel the events that are left: the guard has restored the last good network."""
-        self.queue.call_off(self.guard_state.reached)
+        self.queue.cancel(self.guard_state.reached)
         self._rewind_state.snapshot = None
 
-    def hold(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
+    def add_batch(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
         """Keep a calibration batch, if a part evaluates the loss and an event is left."""
-        if not self.queue.over:
-            self._batches.hold(trainer, module, pruner, batch)
+        if not self.queue.finished:
+            self._batches.add_batch(trainer, module, pruner, batch)
 
     # --- the fit ends
 
@@ -207,7 +207,7 @@ class FitEvents:
         )
         if self.undone:
             self._call_off()
-        if self.queue.over:
+        if self.queue.finished:
             self.guard_state.end()
         return self.undone
 

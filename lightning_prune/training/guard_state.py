@@ -195,7 +195,7 @@ class GuardState:
         snapshots.restore_weights_(training.model, good["weights"])
         for optimizer, memory in zip(training.optimizers, good["optimizers"], strict=True):
             snapshots.restore_optimizer_(optimizer, memory)
-        pruner.store.go_back_(good["masks"])
+        pruner.store.restore_(good["masks"])
         pruner.protected = set(good["protected"])
         self.reached = good["reached"]
         self.end()
@@ -229,7 +229,7 @@ class GuardState:
         """Raise ValueError if the last good network in a saved state is not of this training."""
         if self._guard is not None and (good := state["good"]) is not None:
             snapshots.check_snapshot(good, training, what)
-            MaskStore(training.model, ()).unpacked(good["masks"])
+            MaskStore(training.model, ()).unpack_state(good["masks"])
 
 
 def _names(metrics: Mapping[str, Any]) -> str:

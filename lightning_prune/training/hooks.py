@@ -74,7 +74,7 @@ class GradientCopies:
         self._sets = list(sets)
         self._copies: dict[str, Tensor] = {}
 
-    def hold(self, grads: Mapping[str, Tensor]) -> None:
+    def store(self, grads: Mapping[str, Tensor]) -> None:
         """Copy gradients by parameter name; a copy replaces an earlier one, with less accumulated in it."""
         for name, grad in grads.items():
             if name in self._copies:
@@ -82,7 +82,7 @@ class GradientCopies:
             else:
                 self._copies[name] = grad.clone()
 
-    def take(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def pop(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return and drop the copies there are of these parameters and of the others in their sets."""
         stepping = set(names)
         taken = [name for group in self._sets if group & stepping for name in group & self._copies.keys()]

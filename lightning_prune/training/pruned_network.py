@@ -23,7 +23,7 @@ from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
 from lightning_prune.export import compacted
 from lightning_prune.pruner import PRUNED, Pruner
-from lightning_prune.report.measurement import layers_of, measure_compacted, measure_layers
+from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
@@ -136,7 +136,7 @@ class PrunedNetwork:
     def count(self) -> None:
         """Update ``layers`` from the masks. All processes must call it, so that a report needs only one."""
         assert self.store is not None
-        self.layers = layers_of(self.store.masks, self.store.shards)
+        self.layers = count_kept(self.store.masks, self.store.shards)
 
     @property
     def sparsity(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.parts import Part, check_flag, check_seed
 from lightning_prune.schedules.moments import Moment
 from lightning_prune.training.snapshots import (
@@ -84,7 +84,7 @@ class Rewind(Part):
         """
         if not self.random:
             return
-        if averages := averaged_names(model):
+        if averages := averaged_modules(model):
             raise ValueError(
                 f"to={self.to!r} draws weights anew, of which {' and '.join(averages)} would still average"
                 " earlier ones: take one or the other."

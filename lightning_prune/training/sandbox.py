@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, Probe, evaluation_mode, to_model, transfer
+from lightning_prune.core.probes import ForwardProbe, Probe, cast_or_move, evaluation_mode, to_model
 from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.hooks import ExampleCapture
 from lightning_prune.training.stub_trainer import BackwardError, use_stubs_
@@ -82,7 +82,7 @@ class TrainingStepProbe(Probe):
 
     def to(self, target: torch.dtype | torch.device) -> TrainingStepProbe:
         """Return a probe of the same batch, in another type or on another device."""
-        return TrainingStepProbe(self._trainer, transfer(self._batch, target))
+        return TrainingStepProbe(self._trainer, cast_or_move(self._batch, target))
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def find_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
         if failure is None:
             if example is not None:
                 forward = _example_probe(trainer, module, example)
-            return step if forward is None else forward.with_others(step)
+            return step if forward is None else forward.with_further_passes(step)
     if example is None:
         raise ValueError(
             f"{type(module).__name__}.training_step does not run outside the loop ({failure!r}): give the"

@@ -212,9 +212,9 @@ def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: st
     schedules = [each.state_dict() for each in training.schedules]
 
     def reader(value: Mapping[str, Any]) -> None:
-        schema.within(".weights", same_kind_as(_tensors(training.model)), value["weights"])
-        schema.within(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
-        schema.within(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
+        schema.read_at(".weights", same_kind_as(_tensors(training.model)), value["weights"])
+        schema.read_at(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
+        schema.read_at(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
 
     schema.read(saved, reader, what)
 
@@ -225,7 +225,7 @@ def _each(reader: Callable[[Any], schema.Reader[Any]], present: Sequence[Any]) -
         schema.sequence(schema.anything), lambda found: len(found) == len(present), f"{len(present)} of them"
     )
     return lambda value: [
-        schema.within(f"[{place}]", reader(now), each)
+        schema.read_at(f"[{place}]", reader(now), each)
         for place, (each, now) in enumerate(zip(as_many(value), present, strict=True))
     ]
 

@@ -46,10 +46,10 @@ class StepHooks:
 
     def begin_batch(self, trainer: Trainer, batch: int) -> None:
         """Observe activations until the batch ends, if the criterion needs them and samples this batch."""
-        if self._inputs is not None and not self._queue.over:
+        if self._inputs is not None and not self._queue.finished:
             # gradients of activations are those of this process's loss; training uses the mean over processes
             self._observing.enter_context(
-                self._inputs.look(batch, lambda: loss_scale(trainer) * trainer.world_size)
+                self._inputs.observe_batch(batch, lambda: loss_scale(trainer) * trainer.world_size)
             )
 
     def after_backward(self, trainer: Trainer, module: LightningModule) -> None:
@@ -59,7 +59,7 @@ class StepHooks:
             return
         parameters = list(module.parameters())
         if self._observer(Needs.GRADIENT) is not None:
-            self._copies.hold(unscaled_gradients(self._store, parameters, loss_scale(trainer)))
+            self._copies.store(unscaled_gradients(self._store, parameters, loss_scale(trainer)))
         self._store.apply_to_grads_(parameters)
 
     def before_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
@@ -73,13 +73,13 @@ class StepHooks:
                 pruner.observe(unscaled_gradients(self._store, parameters, scale))
             else:
                 stepping = [parameter for parameter in parameters if parameter.grad is not None]
-                pruner.observe(self._copies.take(self._store.named(stepping)))
+                pruner.observe(self._copies.pop(self._store.named(stepping)))
         if self._inputs is not None:
             if first:
                 add_up = partial(trainer.strategy.reduce, reduce_op="sum")
                 self._inputs.end_step(partial(will_step, trainer), add_up)
             else:
-                self._inputs.forget()  # a closure has run the batch once more
+                self._inputs.drop()  # a closure has run the batch once more
         if (pruner := self._observer(Needs.NOTHING)) is not None:
             pruner.penalize_(parameters, scale)
         self._store.apply_to_grads_(parameters)
@@ -103,7 +103,7 @@ class StepHooks:
 
     def _observer(self, need: Needs) -> Pruner | None:
         """Return the pruner if an event is left and it needs observations of this kind, otherwise ``None``."""
-        pruner = None if self._queue.over else self._pruner
+        pruner = None if self._queue.finished else self._pruner
         return pruner if pruner is not None and need in pruner.needs else None
 
 

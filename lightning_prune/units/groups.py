@@ -163,7 +163,7 @@ class Units:
     frozen: dict[str, str]
     budgets: Mapping[str, Budget] = field(default_factory=dict)
 
-    def accepted(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
+    def without_refused(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
         """Return the same units, with the groups frozen that a part cannot handle.
 
         Args:

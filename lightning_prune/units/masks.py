@@ -148,14 +148,14 @@ class MaskStore:
         Raises:
             ValueError: If a mask belongs to no parameter, or to one of another shape; nothing has changed then.
         """
-        for name, mask in self.unpacked(state).items():
+        for name, mask in self.unpack_state(state).items():
             if name not in self._masks:
                 if unpack(state[name]["bits"], tuple(state[name]["shape"])).all():
                     continue
                 self._masks[name] = self._fresh(name)
             to_local(self._masks[name]).copy_(mask)
 
-    def go_back_(self, state: Mapping[str, Any]) -> None:
+    def restore_(self, state: Mapping[str, Any]) -> None:
         """Set the masks to saved ones, and those of parameters that the state has no mask for to all True.
 
         Raises:
@@ -165,7 +165,7 @@ class MaskStore:
         for name in self._masks.keys() - state.keys():
             to_local(self._masks[name]).fill_(True)
 
-    def unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def unpack_state(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return saved masks without setting them.
 
         Returns:

@@ -38,7 +38,7 @@ class Shards(ABC):
         """Return the elementwise sum over all processes."""
 
     @abstractmethod
-    def highest(self, numbers: Tensor) -> Tensor:
+    def maximum(self, numbers: Tensor) -> Tensor:
         """Return the elementwise maximum over all processes; nan counts as inf."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Shards(ABC):
         """Return the elementwise sum over the processes that hold earlier rows."""
         return self._table(numbers)[: self.rank].sum(0)
 
-    def leads(self, number: Tensor) -> bool:
+    def has_first_maximum(self, number: Tensor) -> bool:
         """Return whether this process has the highest number, and no process with earlier rows has the same."""
         return int(self._table(number).argmax()) == self.rank
 
@@ -91,7 +91,7 @@ class Unsharded(Shards):
         """Return the numbers unchanged."""
         return numbers
 
-    def highest(self, numbers: Tensor) -> Tensor:
+    def maximum(self, numbers: Tensor) -> Tensor:
         """Return the numbers unchanged."""
         return numbers
 
@@ -128,7 +128,7 @@ class RowSharded(Shards):
         """Return the sum, by an all-reduce."""
         return self._reduced(numbers, dist.ReduceOp.SUM)
 
-    def highest(self, numbers: Tensor) -> Tensor:
+    def maximum(self, numbers: Tensor) -> Tensor:
         """Return the maximum, by an all-reduce."""
         known = numbers.where(~numbers.isnan(), torch.inf) if numbers.is_floating_point() else numbers
         return self._reduced(known, dist.ReduceOp.MAX)

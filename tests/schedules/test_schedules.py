@@ -191,7 +191,7 @@ def queue(*events: Event) -> EventQueue:
 
 def handle(own: EventQueue, epoch: int, event: Event) -> None:
     """All that it asked for was given."""
-    own.handle(epoch, event, event.fraction)
+    own.mark_handled(epoch, event, event.fraction)
 
 
 def test_the_latest_event_that_passed_is_due_once() -> None:
@@ -206,10 +206,10 @@ def test_the_latest_event_that_passed_is_due_once() -> None:
     assert own.due(5) is second
     handle(own, 5, second)
     assert own.due(5) is None
-    assert not own.over
+    assert not own.finished
     handle(own, 6, third)
     assert own.due(100) is None
-    assert own.over
+    assert own.finished
 
 
 def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
@@ -218,13 +218,13 @@ def test_in_a_fit_of_another_length_what_is_lacking_is_due() -> None:
     own.timetable = Timetable(TimeUnit.EPOCH, (Event(1, 0.25), Event(2, 0.5), Event(3, 1.0)))  # shorter
     assert own.due(4) == Event(3, 1.0)
     handle(own, 4, Event(3, 1.0))
-    assert own.over
+    assert own.finished
     own.timetable = Timetable(TimeUnit.EPOCH, (Event(4, 0.25), Event(8, 0.5), Event(12, 1.0)))  # longer
     assert own.due(7) is None
     assert own.due(8) == Event(8, 0.5)
     handle(own, 8, Event(8, 0.5))
     own.timetable = Timetable(TimeUnit.EPOCH, (Event(2, 0.5), Event(4, 1.0)))  # nothing more than was asked for
-    assert own.over
+    assert own.finished
 
 
 def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
@@ -233,17 +233,17 @@ def test_the_last_event_comes_once_more_if_other_units_are_to_go() -> None:
     own.resume(anew=True)
     assert own.due(3) is None  # others are to come
     handle(own, 6, EVENTS[2])
-    assert own.over
+    assert own.finished
     own.resume(anew=True)
-    assert not own.over
+    assert not own.finished
     assert own.due(7) is EVENTS[2]
 
 
 def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
     own = queue(*EVENTS)
     handle(own, 6, EVENTS[2])
-    own.call_off(0.25)
-    assert own.over
+    own.cancel(0.25)
+    assert own.finished
     assert own.due(7) is None
     own.resume(anew=False)
     assert own.due(7) is EVENTS[2]
@@ -251,8 +251,8 @@ def test_what_was_called_off_comes_once_more_if_that_is_taken_back() -> None:
 
 def test_what_was_not_given_is_lacking_if_that_is_taken_back() -> None:
     own = queue(*EVENTS)
-    own.handle(6, EVENTS[2], 0.75)
-    assert own.over
+    own.mark_handled(6, EVENTS[2], 0.75)
+    assert own.finished
     own.resume(anew=False)
     assert own.due(7) is EVENTS[2]
 
@@ -264,7 +264,7 @@ def test_the_last_event_comes_once_more_for_a_higher_target(target: float, lacki
     again = EventQueue(target)
     again.timetable = own.timetable
     again.load_state_dict(own.state_dict())
-    assert again.over != lacking
+    assert again.finished != lacking
     assert (again.due(7) is EVENTS[2]) == lacking
 
 

@@ -249,7 +249,7 @@ def test_passes_are_limited_by_looking_at_fewer_batches() -> None:
 def test_too_many_passes_are_refused_and_timed(criterion: Criterion, passes: str) -> None:
     pruner = Pruner(network(), 0.5, criterion=criterion, schedule=None)
     with pytest.raises(ValueError, match=rf"would take {passes} passes .* about .* minutes.*max_passes="):
-        pruner.rehearse(losses())
+        pruner.estimate_seconds(losses())
     with pytest.raises(ValueError, match=f"would take {passes} passes"):
         pruner.prune(1.0, losses=losses())
     assert all(mask.all() for mask in pruner.masks.values())

@@ -103,7 +103,7 @@ class Threads(Shards):
     def add_up(self, numbers: Tensor) -> Tensor:
         return torch.stack(self._all(numbers)).sum(0)
 
-    def highest(self, numbers: Tensor) -> Tensor:
+    def maximum(self, numbers: Tensor) -> Tensor:
         return torch.stack(self._all(numbers)).max(0).values
 
     def gather(self, rows: Tensor, shape: torch.Size) -> Tensor:

@@ -55,7 +55,7 @@ class CutTrial:
 
     def _run(self, model: nn.Module) -> Any:
         with evaluation_mode(model):
-            for other in self._probe.others:
+            for other in self._probe.further_passes:
                 other(model)
             return self._probe(model)
 

@@ -44,7 +44,7 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
     """
     trace, _ = trace_model(model, probe, last_dim)
     amounts = {"": 0}
-    for amount, _, names in trace.terms:
+    for amount, _, names in trace.op_costs:
         name = next(iter(names)) if len(names) == 1 else ""
         amounts[name] = amounts.get(name, 0) + amount
     return amounts
@@ -60,7 +60,7 @@ def trace_model(
 
     Args:
         model: Is not changed.
-        probe: Runs the model; its ``others`` are traced as well.
+        probe: Runs the model; its ``further_passes`` are traced as well.
         split: As for :class:`TraceRecord`.
         deadline: When to stop; ``None`` for no limit.
 
@@ -72,12 +72,12 @@ def trace_model(
     trace = Trace(copied, split, deadline)
     reason = "took no part in the forward pass"
     with evaluation_mode(copied):
-        for each in (probe, *probe.others):
+        for each in (probe, *probe.further_passes):
             trace.follow(copied, each, count=each is probe)
         if not trace.record.used.issuperset(name for name, _ in copied.named_parameters()):
             _train_except_norms(copied)
             try:
-                for each in (probe, *probe.others):
+                for each in (probe, *probe.further_passes):
                     trace.follow(copied, each)
             except Exception as error:  # a user's forward may raise anything
                 reason += f", which fails in training mode with {error!r}"

@@ -69,13 +69,13 @@ class Call:
         for field in fields:
             self.labels.freeze(field, why)
 
-    def without(self, fields: Fields, dims: frozenset[int], why: str) -> Fields:
+    def freeze_along(self, fields: Fields, dims: frozenset[int], why: str) -> Fields:
         """Freeze the fields that vary along one of these dimensions, and return the others."""
         varying, constant = partition(fields, dims)
         self.freeze(varying, why)
         return constant
 
-    def disjoint(self, fields: Fields) -> Fields:
+    def freeze_overlapping(self, fields: Fields) -> Fields:
         """Freeze all but one of the fields that share a dimension, as heads and the channels within heads do.
 
         Returns:

@@ -49,13 +49,13 @@ def budgets(
         return max((owner[label][2] for label in labels.tolist() if label in owner), default=0)
 
     params = [
-        Term(parameter.numel(), tuple(map(axis, main.places.get(name, ()))))
+        Term(parameter.numel(), tuple(map(axis, main.axis_labels.get(name, ()))))
         for name, parameter in model.named_parameters()
     ]
 
     # heads and the channels within heads share a dimension, so each is taken from the trace that found it
     macs = []
-    for same_op in zip(*(trace.terms for trace in traces), strict=True):
+    for same_op in zip(*(trace.op_costs for trace in traces), strict=True):
         factors = [
             labels
             for number, (_, lines, _) in enumerate(same_op)
@@ -72,7 +72,7 @@ def _owners(trace: TraceRecord, groups: Sequence[tuple[UnitGroup, int]]) -> Mapp
     for group, number in groups:
         for part in axis_slices((*group.masked, *group.buffers)):
             assert part.index is not None
-            labels = trace.places[part.name][part.dim].tolist()
+            labels = trace.axis_labels[part.name][part.dim].tolist()
             for label, unit in zip(labels, part.index.tolist(), strict=True):
                 if unit >= 0:
                     owner[label] = (group.name, unit, number)

@@ -50,12 +50,12 @@ def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[i
     operands = []
     for tensor in tensors:
         fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        operands.append(call.without(fields, indexed, f"is addressed by position ({call.name})"))
+        operands.append(call.freeze_along(fields, indexed, f"is addressed by position ({call.name})"))
     for tensor, own in zip(tensors, operands, strict=True):
         if not call.is_uniform(tensor):
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
             for fields in operands:
-                call.without(fields, unlabelled, NOT_CUT)
+                call.freeze_along(fields, unlabelled, NOT_CUT)
     return merge_fields(call.labels, (field for fields in operands for field in fields))
 
 
@@ -80,7 +80,7 @@ def weight_norm(call: Call) -> Sequence[Fields]:
     dims = frozenset([call.argument("dim") % direction.ndim])
     if not call.of_weights(direction):
         dims = frozenset(range(direction.ndim))
-    call.without(call.fields(direction), dims, f"is normalised by {call.name}, and 0 has no direction")
+    call.freeze_along(call.fields(direction), dims, f"is normalised by {call.name}, and 0 has no direction")
     return [pointwise(call)[0], ()]
 
 
@@ -93,7 +93,7 @@ def along_last_dims(count: int) -> Rule:
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
         dims = frozenset(range(tensor.ndim - count, tensor.ndim))
-        fields = call.without(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
+        fields = call.freeze_along(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
         return [fields for _ in call.outputs]
 
     return rule
@@ -107,7 +107,7 @@ def reduce(call: Call) -> Sequence[Fields]:
     tensor = call.tensors[0]
     if not call.of_weights(tensor):
         why = f"is mixed along its dimension by {call.name}"
-        call.without(call.fields(tensor), _reduced_dims(call), why)
+        call.freeze_along(call.fields(tensor), _reduced_dims(call), why)
     return sum_rule(call)
 
 
@@ -153,9 +153,10 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
     for operand, dim in zip(operands, dims, strict=True):
         along, across = partition(call.fields(operand), [dim])
         others = frozenset(range(operand.ndim)) - batch - {dim}
-        along = call.disjoint(along)
-        passed.append(call.disjoint(across))
-        summed.append(call.without(along, others, "does not vary along one dimension alone where it is read"))
+        along = call.freeze_overlapping(along)
+        passed.append(call.freeze_overlapping(across))
+        why = "does not vary along one dimension alone where it is read"
+        summed.append(call.freeze_along(along, others, why))
         for field in passed[-1]:
             call.record.note(Role.OUTPUT, field)
         for field in summed[-1] if call.of_weights(operand) else ():
@@ -192,7 +193,7 @@ def matmul(call: Call) -> Sequence[Fields]:
     for tensor in added:
         more = tuple(align_rank(field, rank) for field in call.fields(tensor))
         if not more and not call.is_uniform(tensor):
-            call.without(fields, _wide_dims(tensor, rank), NOT_CUT)
+            call.freeze_along(fields, _wide_dims(tensor, rank), NOT_CUT)
         fields = merge_fields(call.labels, (*fields, *more))
     return [fields]
 
@@ -216,13 +217,13 @@ def convolution(call: Call) -> Sequence[Fields]:
     inward, outward = (0, 1) if transposed else (1, 0)
     labels = call.labels
     positions = frozenset(range(2, image.ndim))
-    fields = call.without(call.fields(image), positions, "varies along positions where it is convolved")
+    fields = call.freeze_along(call.fields(image), positions, "varies along positions where it is convolved")
     along, passed = partition(fields, [1])
-    along = call.without(along, frozenset({0}), "varies along the batch")
+    along = call.freeze_along(along, frozenset({0}), "varies along the batch")
     sides = []
     for dim in (inward, outward):
         fields, _ = partition(call.fields(weight), [dim])
-        fields = call.without(fields, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
+        fields = call.freeze_along(fields, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
         sides.append([field.flatten() for field in fields])
     for field in sides[0]:
         call.record.note(Role.INPUT, field)

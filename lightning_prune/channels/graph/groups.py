@@ -34,7 +34,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     made = {
         (name, dim)
         for name, dim in _axes_with_role(trace, Role.OUTPUT)
-        if name in parameters and len(trace.places[name]) > 1
+        if name in parameters and len(trace.axis_labels[name]) > 1
     }
     units, frozen = _units(trace, made)
     alike: dict[tuple[_AxisKey, ...], list[_Unit]] = defaultdict(list)
@@ -45,7 +45,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     groups = []
     attended = trace.coupled_to_role(Role.HEAD)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
-    scales = {(name, dim) for name, dim in _axes_with_role(trace, Role.SCALE) if len(trace.places[name]) == 1}
+    scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
     for axes, members in alike.items():
         outputs = [axis for axis in axes if axis in made]
         first = outputs[0][0]
@@ -63,7 +63,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
                 slices=tuple(slices[axis] for axis in (*outputs, *single)),
                 followers=tuple(slices[axis] for axis in others if axis not in single),
                 buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
-                heads=bool(attended[trace.places[name][dim][index]]),
+                heads=bool(attended[trace.axis_labels[name][dim][index]]),
             )
         )
     return Units(unique_names(groups), frozen)
@@ -74,7 +74,7 @@ def _axes_with_role(trace: TraceRecord, role: Role) -> set[_AxisKey]:
     flags = trace.has_role(role)
     return {
         (name, dim)
-        for name, axes in trace.places.items()
+        for name, axes in trace.axis_labels.items()
         for dim, labels in enumerate(axes)
         if flags[labels].any()
     }
@@ -94,7 +94,7 @@ def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[list[_Unit], dict[s
     reasons = trace.labels.reasons()
     members: dict[int, _Unit] = defaultdict(list)
     frozen: dict[str, str] = {}
-    for name, axes in trace.places.items():
+    for name, axes in trace.axis_labels.items():
         for dim, labels in enumerate(axes):
             for index, root in enumerate(trace.labels.find(labels).tolist()):
                 if root not in reasons:

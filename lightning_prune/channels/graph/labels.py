@@ -81,7 +81,7 @@ class Labels:
             self._frozen.append((labels, why))
 
     @contextmanager
-    def lenient(self, yes: bool) -> Iterator[None]:
+    def without_freezing(self, yes: bool) -> Iterator[None]:
         """Return a context in which ``freeze`` does nothing if ``yes``, and works as usual otherwise."""
         before, self._lenient = self._lenient, yes
         try:

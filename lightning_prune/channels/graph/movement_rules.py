@@ -135,7 +135,7 @@ def split(call: Call) -> Sequence[Fields]:
     tensor = call.tensors[0]
     dim = call.argument("dim") % tensor.ndim
     if len({output.shape for output in call.outputs}) > 1:
-        call.without(call.fields(tensor), frozenset({dim}), "is split into parts of different sizes")
+        call.freeze_along(call.fields(tensor), frozenset({dim}), "is split into parts of different sizes")
     first, *others = results = move(call)
     for result in others:
         if len(result) == len(first) and call.outputs[0].shape == call.outputs[-1].shape:
@@ -154,7 +154,7 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
         addressed = frozenset(dim % tensor.ndim for dim in dims(call))
-        call.without(call.fields(tensor), addressed, f"is addressed by position ({call.name})")
+        call.freeze_along(call.fields(tensor), addressed, f"is addressed by position ({call.name})")
         return move(call)
 
     return rule
@@ -169,7 +169,7 @@ def cut_out(call: Call) -> Sequence[Fields]:
     dim = call.argument("dim") % tensor.ndim
     whole, length, start = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("start") or 0
     if call.argument("step") != 1 or not length or whole % length or start % length:
-        call.without(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
+        call.freeze_along(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
     else:
         for field in call.fields(tensor):
             if dim in varying_dims(field):
@@ -194,7 +194,7 @@ def pad(call: Call) -> Sequence[Fields]:
 def embedding(call: Call) -> Sequence[Fields]:
     """Freeze the labels of the rows, which are addressed by index, and return those of the columns."""
     weight, indices = call.args[:2]
-    fields = call.without(call.fields(weight), frozenset({0}), "is addressed by position (embedding)")
+    fields = call.freeze_along(call.fields(weight), frozenset({0}), "is addressed by position (embedding)")
     return [tuple(align_rank(field.view(-1), indices.ndim + 1) for field in fields)]
 
 

@@ -18,7 +18,7 @@ def _channel_fields(call: Call) -> tuple[Fields, Fields]:
     """
     image, *others = call.tensors
     dims = frozenset(range(image.ndim)) - {1}
-    fields = call.without(call.fields(image), dims, "varies along what is normalised over")
+    fields = call.freeze_along(call.fields(image), dims, "varies along what is normalised over")
     shape = [1, -1] + [1] * (image.ndim - 2)
     own = tuple(field.view(shape) for tensor in others for field in call.fields(tensor))
     if not fields:
@@ -57,4 +57,4 @@ def layer_norm(call: Call) -> Sequence[Fields]:
     why = f"is normalised over by {call.name}"
     for other in others:
         call.freeze(call.fields(other), why)
-    return [call.without(call.fields(tensor), dims, why), *[() for _ in call.outputs[1:]]]
+    return [call.freeze_along(call.fields(tensor), dims, why), *[() for _ in call.outputs[1:]]]

@@ -112,16 +112,16 @@ class Trace(TorchDispatchMode):
         if macs or any(record.fields(tensor) for tensor in call.tensors):
             if self._deadline is not None:
                 self._deadline.check()
-            record.factors = [], frozenset()
+            record.op_factors = [], frozenset()
             # an op that no result depends on may lose any value, but its operands must still agree in size
-            with record.labels.lenient(not live):
+            with record.labels.without_freezing(not live):
                 results = rule_for(call)(call)
             for output, fields in zip(outputs, results, strict=True):
                 if func._schema.is_mutable and _is_view(output):
                     _check_unchanged(call, output, fields)
                 record.set_fields(output, _bounded(call, fields))
         if macs and self._counting:
-            record.terms.append((macs, *record.factors))
+            record.op_costs.append((macs, *record.op_factors))
         self._note_uniform(call)
         return result
 

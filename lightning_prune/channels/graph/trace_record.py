@@ -52,13 +52,13 @@ class TraceRecord:
 
     def __init__(self, model: nn.Module, split: Split) -> None:
         self.labels = Labels()
-        self.places: dict[str, tuple[Tensor, ...]] = {}
+        self.axis_labels: dict[str, tuple[Tensor, ...]] = {}
         self.names: dict[int, str] = {}
         self.weights: Any = WeakTensorKeyDictionary()
         self.uniform: Any = WeakTensorKeyDictionary()
         self.used: set[str] = set()
-        self.terms: list[tuple[int, list[Tensor], frozenset[str]]] = []
-        self.factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
+        self.op_costs: list[tuple[int, list[Tensor], frozenset[str]]] = []
+        self.op_factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
         self.split_used = False
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
@@ -71,19 +71,19 @@ class TraceRecord:
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
         lines = iter(self.labels.new(sum(sizes)).split(sizes))
         for name, tensor in tensors.items():
-            self.places[name] = tuple(next(lines) for _ in tensor.shape)
+            self.axis_labels[name] = tuple(next(lines) for _ in tensor.shape)
             self.names[id(tensor)] = name
             self.weights[tensor] = frozenset([name])
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
-                for dim, line in enumerate(self.places[name])
+                for dim, line in enumerate(self.axis_labels[name])
                 if tensor.shape[dim] > 1
             )
         for prefix, module in model.named_modules():
             if isinstance(module, _RECURRENT):
                 why = f"is part of {prefix or 'the model'}, and {type(module).__name__} layers are not cut"
                 for leaf, _ in module.named_parameters(prefix):
-                    for line in self.places.get(leaf, ()):
+                    for line in self.axis_labels.get(leaf, ()):
                         self.note(Role.OUTPUT, line)
                         self.labels.freeze(line, why)
 
@@ -117,7 +117,7 @@ class TraceRecord:
             tensors: The operands, whose weights are named.
         """
         names = (self.weights.get(tensor, frozenset[str]()) for tensor in tensors)
-        self.factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
+        self.op_factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
 
     def has_role(self, role: Role) -> Tensor:
         """Return a bool for each label: whether it has this role."""
