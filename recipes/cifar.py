@@ -1,4 +1,4 @@
-"""Prunes a small image classifier: `python recipes/cifar.py fit --config recipes/digits.yaml`."""
+"""Trains and prunes a small image classifier: `python recipes/cifar.py fit --config recipes/digits.yaml`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_prune.cli import PruningCLI
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     PruningCLI(Classifier, Images, subclass_mode_data=True)
 
 

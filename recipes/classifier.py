@@ -1,4 +1,4 @@
-"""The recipes' LightningModule: an image classifier with SGD and a one-cycle learning rate."""
+"""The LightningModule of the recipes: an image classifier with SGD and a one-cycle learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class Classifier(LightningModule):
-    """Trains a network on ten classes of 32x32 images.
+    """An image classifier with ten classes, for images of 32x32 pixels.
 
     Args:
-        network: Which one.
-        lr: The peak of the one-cycle learning rate.
-        momentum: Nesterov momentum.
-        weight_decay: Of all parameters.
-        init_from: A checkpoint to start from: the network's state_dict, or a checkpoint of this class.
+        network: Name of the network.
+        lr: Peak of the one-cycle learning-rate schedule.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: Weight decay of SGD, applied to all parameters.
+        init_from: Path of a file with the initial weights: the state dict of the network, or a checkpoint of
+            this class. Random weights by default.
     """
 
     def __init__(
@@ -42,31 +43,31 @@ class Classifier(LightningModule):
             self.net.load_state_dict(_weights(init_from))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: Tensor = self.net(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy."""
+        """Log the accuracy on the validation images as ``val_acc``."""
         images, labels = batch
         self.val_acc(self(images), labels)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy."""
+        """Log the accuracy on the test images as ``test_acc``."""
         images, labels = batch
         self.test_acc(self(images), labels)
         self.log("test_acc", self.test_acc)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD under one cycle that is as long as the fit."""
+        """Return SGD with a one-cycle learning-rate schedule over all steps of the fit."""
         optimizer = torch.optim.SGD(
             self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True
         )

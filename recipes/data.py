@@ -1,4 +1,4 @@
-"""Data modules of small images: split into training, validation and test once, held in memory as bytes."""
+"""Data modules of small images: training, validation and test images in memory as uint8 tensors, split once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images as one uint8 tensor N x 3 x 32 x 32 with their labels; a batch is one indexing."""
+    """Labelled images as one uint8 tensor N x 3 x 32 x 32; a whole batch is read by one indexing operation."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -31,18 +31,18 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return self[torch.tensor(indices)]
 
     def subset(self, indices: Tensor) -> TensorImages:
-        """Some of the images."""
+        """Return the images at some indices, with their labels."""
         return TensorImages(*self[indices])
 
 
 class Images(LightningDataModule, ABC):
-    """Images of ten classes. Validation images are split off the training images; the test set is apart.
+    """Images of ten classes; validation images are split off the training images, test images are separate.
 
     Args:
-        batch_size: Images a batch.
-        val_size: Training images held out for validation.
-        augment: Whether training images are shifted by up to 4 pixels and mirrored.
-        train_size: Use only so many of the training images that remain; all by default.
+        batch_size: Number of images in a batch.
+        val_size: Number of training images that are held out for validation.
+        augment: Whether training images are randomly shifted by up to 4 pixels and mirrored.
+        train_size: Number of training images to use of those that are not held out; all by default.
     """
 
     mean: tuple[float, float, float]
@@ -57,10 +57,14 @@ class Images(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, train: bool) -> TensorImages:
-        """All training images, or all test images."""
+        """Return all training images, validation images included, or all test images."""
 
     def setup(self, stage: str) -> None:
-        """Reads what the stage needs; the test images at the end only."""
+        """Read the images of a stage. The test images are read in stage "test" only.
+
+        Raises:
+            ValueError: If ``val_size`` leaves no training or no validation image.
+        """
         if stage == "test":
             self.test = self.load(train=False)
         elif not hasattr(self, "train"):
@@ -72,23 +76,23 @@ class Images(LightningDataModule, ABC):
             self.val = images.subset(order[-self.val_size :])
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled."""
+        """Return the training images in batches, shuffled."""
         return self._loader(self.train, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return the validation images in batches, in a fixed order."""
         return self._loader(self.val)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return the test images in batches, in a fixed order."""
         return self._loader(self.test)
 
     def _loader(self, images: TensorImages, shuffle: bool = False) -> DataLoader[tuple[Tensor, Tensor]]:
-        # Indexing bytes costs less than a worker process would.
+        # no worker processes: indexing a uint8 tensor takes less time than they would
         return DataLoader(images, self.batch_size, shuffle=shuffle, collate_fn=_as_it_is)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalises, and augments in training, a whole batch at a time on its device."""
+        """Normalize a whole batch on its device, and augment it in training."""
         images, labels = batch
         mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
         images = (images / 255 - mean) / std
@@ -98,7 +102,12 @@ class Images(LightningDataModule, ABC):
 
 
 def shift_and_mirror(images: Tensor, by: int = 4) -> Tensor:
-    """Shifts each image by up to ``by`` pixels with zeros moving in, and mirrors every second by chance."""
+    """Return images N x C x H x W, each randomly shifted and, with probability 1/2, mirrored horizontally.
+
+    Args:
+        images: The images.
+        by: Largest shift in pixels, per direction; the pixels that become free are 0.
+    """
     count, _, height, width = images.shape
     device = images.device
     padded = F.pad(images, (by,) * 4)
@@ -107,19 +116,20 @@ def shift_and_mirror(images: Tensor, by: int = 4) -> Tensor:
     columns = left + torch.arange(width, device=device)
     columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns, columns.flip(1))
     batch = torch.arange(count, device=device)
-    # indices apart from each other put the channels last
+    # index tensors on both sides of a slice: their dimensions come first, so that channels are the last one
     cut = padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return cut.permute(0, 3, 1, 2)
 
 
 class Digits(Images):
-    """scikit-learn's 1,797 handwritten digits, scanned at 8x8 and brought to 3x32x32. No download.
+    """The 1,797 handwritten digits of scikit-learn, of 8x8 pixels, enlarged to 3x32x32. Needs no download.
 
     Args:
-        batch_size: Images a batch.
-        val_size: Training images held out for validation.
-        augment: Whether training images are shifted and mirrored; mirrored digits are other digits.
-        train_size: Use only so many training images.
+        batch_size: Number of images in a batch.
+        val_size: Number of training images that are held out for validation.
+        augment: Whether training images are randomly shifted and mirrored. Off by default, since a mirrored
+            digit is another digit.
+        train_size: Number of training images to use of those that are not held out; all by default.
     """
 
     mean = (0.305, 0.305, 0.305)
@@ -131,7 +141,7 @@ class Digits(Images):
         super().__init__(batch_size, val_size, augment, train_size)
 
     def load(self, train: bool) -> TensorImages:
-        """The last 300 are the test images."""
+        """Return the first 1,497 images for training, or the last 300 for testing."""
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
@@ -142,14 +152,14 @@ class Digits(Images):
 
 
 class Colours(Images, ABC):
-    """Colour images of 32x32 with the statistics of CIFAR-10.
+    """Colour images of 32x32 pixels, normalized with the channel means and deviations of CIFAR-10.
 
     Args:
         root: Folder of the data.
-        batch_size: Images a batch.
-        val_size: Training images held out for validation.
-        augment: Whether training images are shifted and mirrored.
-        train_size: Use only so many training images.
+        batch_size: Number of images in a batch.
+        val_size: Number of training images that are held out for validation.
+        augment: Whether training images are randomly shifted by up to 4 pixels and mirrored.
+        train_size: Number of training images to use of those that are not held out; all by default.
     """
 
     mean = (0.4914, 0.4822, 0.4465)
@@ -168,13 +178,13 @@ class Colours(Images, ABC):
 
 
 class CIFAR10(Colours):
-    """CIFAR-10 as published, downloaded by torchvision into ``root`` where it is not there yet."""
+    """CIFAR-10 as published; torchvision downloads it into ``root`` if it is not there yet."""
 
     def prepare_data(self) -> None:
-        """Downloads.
+        """Download the data, unless they are in ``root``.
 
         Raises:
-            RuntimeError: If that fails; the message names the data that need no network.
+            RuntimeError: If the download fails; the message names the data modules that need no network.
         """
         try:
             datasets.CIFAR10(self.root, download=True)
@@ -186,19 +196,19 @@ class CIFAR10(Colours):
             ) from error
 
     def load(self, train: bool) -> TensorImages:
-        """As torchvision reads them."""
+        """Return the training or test images that torchvision reads."""
         raw = datasets.CIFAR10(self.root, train=train)
         return TensorImages(torch.from_numpy(raw.data).permute(0, 3, 1, 2), torch.tensor(raw.targets))
 
 
 class ImageFolder(Colours):
-    """Images of 32x32 under ``root/train/CLASS`` and ``root/test/CLASS``."""
+    """Image files of 32x32 pixels in the folders ``root/train/CLASS`` and ``root/test/CLASS``."""
 
     def load(self, train: bool) -> TensorImages:
-        """All images of one half, in torchvision's order.
+        """Return the training or test images, in the order of ``torchvision.datasets.ImageFolder``.
 
         Raises:
-            FileNotFoundError: If the folder is not there.
+            FileNotFoundError: If the folder does not exist.
         """
         folder = datasets.ImageFolder(str(Path(self.root) / ("train" if train else "test")))
         images = torch.stack([pil_to_tensor(image) for image, _ in folder])

@@ -1,4 +1,4 @@
-"""Networks in their CIFAR shapes: 3x32x32 in, ten classes out."""
+"""Networks in their CIFAR variants, for images of 3x32x32, and the mapping of their names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torchvision.models.resnet import BasicBlock
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images, He et al. 2016: three stages of widths 16, 32, 64, with 1x1 projections.
+    """ResNet for 32x32 images, He et al. 2016: 3 stages of widths 16, 32, 64, with 1x1 projection shortcuts.
 
     Args:
-        blocks: Basic blocks a stage; the depth is ``6 * blocks + 2``.
+        blocks: Number of basic blocks per stage; the depth is ``6 * blocks + 2``.
         classes: Number of outputs.
     """
 
@@ -32,7 +32,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
@@ -49,17 +49,17 @@ def _stage(inputs: int, width: int, blocks: int) -> nn.Sequential:
 
 
 def resnet20(classes: int) -> nn.Module:
-    """0.27 M parameters, 41 M multiply-adds."""
+    """Return ResNet-20: 0.27 M parameters, 41 M multiply-adds."""
     return CifarResNet(3, classes)
 
 
 def resnet56(classes: int) -> nn.Module:
-    """0.86 M parameters, 126 M multiply-adds."""
+    """Return ResNet-56: 0.86 M parameters, 126 M multiply-adds."""
     return CifarResNet(9, classes)
 
 
 def vgg16_bn(classes: int) -> nn.Module:
-    """VGG-16 with batch norm and one linear layer: 14.7 M parameters, 314 M multiply-adds."""
+    """Return VGG-16 with batch norm and one linear layer: 14.7 M parameters, 314 M multiply-adds."""
     features = imagenet_vgg16_bn().features
     return nn.Sequential(
         OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
@@ -67,7 +67,7 @@ def vgg16_bn(classes: int) -> nn.Module:
 
 
 def cifar_cnn(classes: int) -> nn.Module:
-    """Three convolutions and two linear layers: 0.36 M parameters, 10 M multiply-adds."""
+    """Return a network of three convolutions and two linear layers: 0.36 M parameters, 10 M multiply-adds."""
     layers: list[nn.Module] = []
     for inputs, width in ((3, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]

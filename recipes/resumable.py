@@ -1,7 +1,8 @@
-"""What Lightning leaves out of a checkpoint: where the loader was, and the random state.
+"""Resuming within an epoch: a data loader that saves its position, and a callback that saves the random state.
 
-With both, a fit that is stopped anywhere and resumed is bit for bit the fit that was not stopped. For several
-processes, or workers that draw numbers, there is ``torchdata.stateful_dataloader.StatefulDataLoader``.
+Lightning's own checkpoints contain neither. With both, a fit that is stopped at any step and resumed equals the
+uninterrupted fit bit for bit. With several processes, or with workers that draw random numbers, use
+``torchdata.stateful_dataloader.StatefulDataLoader`` instead.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class Shuffled(Sampler[int]):
-    """An order for each epoch, that depends on its number and a seed alone.
+    """Samples each epoch in a random order that depends on the number of the epoch and a seed alone.
 
     Args:
-        size: How many examples there are.
-        seed: Of all orders.
+        size: Number of examples.
+        seed: Seed of the orders; the number of the epoch is added to it.
 
     Attributes:
-        first: Examples to leave out, once.
+        first: Number of examples that the next iteration skips; the iteration resets it to 0.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -34,7 +35,7 @@ class Shuffled(Sampler[int]):
         self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it before each epoch."""
+        """Set the number of the epoch; Lightning calls this method before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -48,19 +49,20 @@ class Shuffled(Sampler[int]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A shuffling loader that goes on with the batch at which a fit was stopped.
+    """A shuffling data loader that continues a resumed fit with the next batch of the interrupted epoch.
 
     Args:
         dataset: The examples.
-        batch_size: How many are a batch.
-        seed: Of their order.
-        **options: Of ``DataLoader``.
+        batch_size: Number of examples in a batch.
+        seed: Seed of the random order.
+        **options: Further arguments of ``DataLoader``.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int = 1, seed: int = 0, **options: Any) -> None:
         self._order = Shuffled(len(dataset), seed)  # type: ignore[arg-type]
         self._done = 0
-        own = torch.Generator().manual_seed(seed)  # an iterator draws a number, of all processes' otherwise
+        # each iterator draws a seed for its workers; without this generator, from the global random state
+        own = torch.Generator().manual_seed(seed)
         super().__init__(dataset, batch_size, sampler=self._order, generator=own, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -70,23 +72,29 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch are done."""
+        """Return the number of batches of the current epoch that are done; 0 at the end of an epoch."""
         return {"done": self._done % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on there."""
+        """Let the next iteration start after the batches that were done."""
         self._done = state["done"]
         self._order.first = state["done"] * (self.batch_size or 1)
 
 
 class RandomState(Callback):
-    """Saves the state of all generators in a checkpoint, and restores it."""
+    """Saves the state of the global random number generators in a checkpoint, and restores it.
+
+    It covers Python, NumPy and PyTorch, on the CPU and on all CUDA devices.
+    """
 
     def __init__(self) -> None:
         self._state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; those loaded, where a fit had nothing left to do."""
+        """Return the state of the generators as tensors and plain values.
+
+        A state that was loaded but not restored, because the fit had no steps left, is returned as it is.
+        """
         if self._state is not None:
             return self._state
         numpy = np.random.get_state(legacy=False)
@@ -98,11 +106,15 @@ class RandomState(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it until loaders, which draw numbers too, are there."""
+        """Keep the state until training starts, since setting up the data loaders draws random numbers, too."""
         self._state = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores what was loaded."""
+        """Restore the state that was loaded, if there is one.
+
+        Raises:
+            ValueError: If a state was loaded and there are several processes.
+        """
         if self._state is None:
             return
         if trainer.world_size > 1:

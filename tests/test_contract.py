@@ -479,10 +479,22 @@ def test_timetables_end_at_one_inside_the_fit(part: type[Schedule], horizon: Fit
 
 
 def combinations() -> list[Any]:
-    """Every structure, selector and criterion; schedules, which know nothing of them, take turns."""
-    triples = itertools.product(shipped(Structure), shipped(Selector), shipped(Criterion))
-    quadruples = [(*triple, when) for triple, when in zip(triples, itertools.cycle(shipped(Schedule)))]
-    return [pytest.param(*each, id="-".join(part.__name__ for part in each)) for each in quadruples]
+    """Every structure, selector and criterion; schedules, which know nothing of them, take turns.
+
+    A criterion meets the next schedule with each pair of structure and selector, so that it meets all of them.
+    """
+    schedules, criteria = shipped(Schedule), shipped(Criterion)
+    found = []
+    for pair, chosen in enumerate(itertools.product(shipped(Structure), shipped(Selector))):
+        for place, criterion in enumerate(criteria):
+            four = (*chosen, criterion, schedules[(pair + place) % len(schedules)])
+            found.append(pytest.param(*four, id="-".join(part.__name__ for part in four)))
+    return found
+
+
+def test_every_criterion_meets_every_schedule() -> None:
+    met = {each.values[2:] for each in combinations()}
+    assert met == set(itertools.product(shipped(Criterion), shipped(Schedule)))
 
 
 @pytest.mark.parametrize(("structure", "selector", "criterion", "schedule"), combinations())
@@ -491,7 +503,8 @@ def test_any_combination_prunes_or_is_refused_at_once(
 ) -> None:
     model, known = analysed(structure)
     target, choice = TARGETS.get(selector, 0.5), built(selector)[-1]
-    how = {"structure": known, "selector": choice, "criterion": criterion(), "schedule": schedule()}
+    scored, when = built(criterion)[-1], built(schedule)[-1]
+    how = {"structure": known, "selector": choice, "criterion": scored, "schedule": when}
     for part, _ in REFUSED & {(selector, structure), (criterion, structure)}:
         with pytest.raises(ValueError, match=f"{part.__name__}.* needs"):
             Pruner(model, target, **how)

@@ -1,10 +1,11 @@
-"""Accuracy before, right after and long after pruning, for several criteria at one budget.
+"""Accuracy before pruning, right after it and after retraining, for several criteria at one budget.
 
     python recipes/benchmarks/accuracy.py --criteria Gradient Magnitude Random --out FILE.json -- \
         --config recipes/differential.yaml --data ImageFolder --data.root DIR --model.init_from PATH
 
-What follows ``--`` goes to the recipe's command line, once for each criterion. All arms have the same
-start, data, seed and number of epochs. Validation accuracy guides; the test set is read once, at the end.
+The arguments after ``--`` are passed to the recipe's command line, once for each criterion. All arms have the
+same initial weights, data, seed and number of epochs. Accuracy during the fit is that on the validation images;
+the test set is evaluated once, at the end.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ from lightning_prune.cli import PruningCLI
 
 
 class Onlooker(Callback):
-    """Validates before the first batch, and right after each pruning event, without a trace."""
+    """Evaluates the model before the first batch and right after each pruning event, without changing the fit.
+
+    Args:
+        pruning: The callback that prunes.
+
+    Attributes:
+        seen: Sparsity of the masked weights and accuracy on the validation images, in the order of evaluation.
+    """
 
     def __init__(self, pruning: PruningCallback) -> None:
         self.pruning = pruning
         self.seen: list[tuple[float, float]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Notes sparsity and accuracy when the sparsity is new."""
+        """Append sparsity and accuracy to ``seen`` if the sparsity has changed."""
         masks = self.pruning.masks.values()
         removed = sum(int((~mask).sum()) for mask in masks)
         sparsity = removed / sum(mask.numel() for mask in masks)
@@ -53,7 +61,12 @@ class Onlooker(Callback):
 
 
 def run(criterion: str, recipe: list[str]) -> dict[str, Any]:
-    """One arm."""
+    """Train, prune and test with one criterion, and return the results.
+
+    Args:
+        criterion: Name of the criterion.
+        recipe: Arguments of the recipe's command line.
+    """
     cli = PruningCLI(
         Classifier,
         Images,
@@ -85,7 +98,7 @@ def run(criterion: str, recipe: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs every arm, prints a table and writes JSON."""
+    """Run all arms, print a table and write JSON."""
     parser = arguments(__doc__, "accuracy.json")
     parser.add_argument("--criteria", nargs="+", default=["Gradient", "Magnitude", "Random"])
     options, recipe = parser.parse_known_args()

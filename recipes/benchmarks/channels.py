@@ -1,13 +1,14 @@
-"""Accuracy of a ResNet-20 with fewer multiply-adds, side by side with Torch-Pruning.
+"""Accuracy of a ResNet-20 with fewer multiply-adds, pruned by lightning_prune and by Torch-Pruning.
 
     pip install torch-pruning
     python recipes/benchmarks/channels.py --init-from resnet20.pt --root DIR --out FILE.json
 
-All arms have the same start, data, seeds, optimizer and number of epochs. Torch-Pruning cuts before the first
-epoch, until the multiply-adds are down to the target; its gradients are those of ten batches. Ours masks by
-statistics of ordinary training steps, in steps 10 to 60 or in one shot in step 10, or 0 where no gradients are
-needed, and cuts at the end. Multiply-adds are counted on the network that is left. Accuracy is that of the
-last epoch; the test set is read once, at the end.
+All arms have the same initial weights, data, seeds, optimizer and number of epochs. Torch-Pruning removes
+channels before the first epoch, until the multiply-adds have reached the target; it takes gradients on ten
+batches. lightning_prune ("ours") masks channels by statistics of ordinary training steps: in steps 10 to 60, or
+in one shot in step 10, or in step 0 if the criterion needs no gradients. It removes the masked channels at the
+end. Multiply-adds are counted on the pruned network. Accuracy is that of the last epoch; the test set is
+evaluated once, at the end.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from lightning_prune.report.cost import macs, parameters
 Arm = Callable[[Classifier, Images, float], list[Callback]]
 
 
-# in steps: of a short fit, all shares would fall on one epoch's start
+# Moments are given in steps: as shares of a short fit, all of them would round to the start of one epoch.
 GRADUAL = Cubic(start="10st", end="60st", every="10st")
 
 
@@ -62,7 +63,13 @@ def ours(
     normalize: Literal["mean", "cost"] | None = None,
     schedule: Schedule = GRADUAL,
 ) -> Arm:
-    """Masks while it trains, cuts at the end."""
+    """Return an arm of lightning_prune, which masks channels in training and removes them at the end.
+
+    Args:
+        criterion: The criterion.
+        normalize: The normalization of the scores of ``Global``.
+        schedule: The schedule of pruning events.
+    """
 
     def arm(model: Classifier, data: Images, speedup: float) -> list[Callback]:
         pruning = PruningCallback(
@@ -79,7 +86,12 @@ def ours(
 
 
 def theirs(importance: str, whole: bool = True) -> Arm:
-    """Torch-Pruning in one shot."""
+    """Return an arm of Torch-Pruning, which removes channels before training.
+
+    Args:
+        importance: Name of the class of ``torch_pruning.importance`` that scores the channels.
+        whole: Whether channels of the whole network compete; otherwise each layer loses the same share.
+    """
 
     def arm(model: Classifier, data: Images, speedup: float) -> list[Callback]:
         import torch_pruning
@@ -101,8 +113,8 @@ def theirs(importance: str, whole: bool = True) -> Arm:
         while macs(net, EXAMPLE)[""] > goal:
             pruner.step()
         net.zero_grad()
-        net.train()  # it leaves evaluation mode on, in which BatchNorm would learn nothing
-        # channels last, strided 1x1 convolutions of less than 8 channels crash: oneDNN issue 6035
+        net.train()  # Torch-Pruning leaves evaluation mode on, in which batch norm statistics are not updated
+        # strided 1x1 convolutions with less than 8 channels crash in channels-last format: oneDNN issue 6035
         net.to(memory_format=torch.contiguous_format)
         net.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
         return []
@@ -111,7 +123,7 @@ def theirs(importance: str, whole: bool = True) -> Arm:
 
 
 def dense(model: Classifier, data: Images, speedup: float) -> list[Callback]:
-    """Nothing is cut, whatever the target."""
+    """Return no callback: the arm that is not pruned, whatever the target."""
     return []
 
 
@@ -133,7 +145,15 @@ ARMS: dict[str, Arm] = {
 
 
 def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Namespace) -> dict[str, Any]:
-    """One arm, once."""
+    """Prune, train and test one arm with one seed, and return the results.
+
+    Args:
+        name: Name of the arm.
+        speedup: Multiply-adds of the dense network divided by those of the pruned network, as a target.
+        seed: Seed of the run.
+        data: The images.
+        options: The command line.
+    """
     seed_everything(seed, verbose=False)
     model = Classifier(lr=options.lr, init_from=options.init_from)
     dense = macs(model.net, EXAMPLE)[""], parameters(model.net)
@@ -157,7 +177,7 @@ def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Na
 
 
 def cells(rows: list[dict[str, Any]]) -> list[str]:
-    """One arm's runs, a seed each."""
+    """Return the table row of one arm: means over seeds, and the standard deviation of the test accuracy."""
 
     def mean(key: str) -> float:
         return statistics.fmean(row[key] for row in rows)
@@ -169,7 +189,7 @@ def cells(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Prints a row for each arm as it comes, and writes JSON."""
+    """Print a row for each arm as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "channels.json")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0, 4.0])

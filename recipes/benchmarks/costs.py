@@ -1,9 +1,9 @@
-"""How what a channel costs should enter: its score over the cost, or less a multiple of the cost.
+"""Two ways to include the cost of a channel in its score: division by it, or subtraction of a multiple of it.
 
     python recipes/benchmarks/costs.py --init-from resnet20.pt --root DIR --out FILE.json
 
-As in readers.py, a trained ResNet-20 is pruned at once, by Taylor scores, until a share of its multiply-adds is
-gone; validation accuracy without any retraining.
+As in readers.py, a trained ResNet-20 is pruned in one shot by Taylor scores, until a share of its multiply-adds
+is removed. The figures are accuracies on the validation images, without any retraining.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SELECTORS = [
 
 
 def main() -> None:
-    """Prints a row for each selector as it comes, and writes JSON."""
+    """Print a row for each selector as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "costs.json")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.3, 0.5])
     add_data(parser, trained=True)

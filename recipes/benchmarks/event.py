@@ -1,10 +1,11 @@
-"""Time and peak memory of one global pruning event, against torch.nn.utils.prune and as weights grow.
+"""Time and peak memory of a global pruning event, compared with torch.nn.utils.prune; its time by network size.
 
     python recipes/benchmarks/event.py --out FILE.json
 
-Both arms remove 80 % of the weights by magnitude over the whole network, in turn, in one process; times are
-medians, the ratio is that of the medians. Peak memory is that of a process of its own for each arm and size, in
-which what is freed is given back at once, less what was resident before the event (Linux only).
+Both arms remove the 80 % of the weights with the least magnitude in the whole network. For the times they take
+turns in one process; times are medians, and the ratio is that of the medians. For the peak memory each arm and
+size runs in a new process, in which freed memory is returned to the system at once; the memory that is resident
+before the event is subtracted (Linux only).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GROWTH = (1, 4, 16, 64, 250, 500)
 
 
 def network(millions: int) -> nn.Module:
-    """ResNet-18 for 11 M weights, otherwise square linear layers of 4 M at the most."""
+    """Return ResNet-18 for 11 M weights, otherwise square linear layers of about 4 M weights each."""
     if millions == 11:
         model: nn.Module = resnet18()
         return model
@@ -37,13 +38,13 @@ def network(millions: int) -> nn.Module:
 
 
 def ours(model: nn.Module) -> Callable[[], None]:
-    """Score, select and mask; built anew for each event, since masks only grow."""
+    """Return a function that scores, selects and masks, for one event only, since masks only grow."""
     pruner = Pruner(model, AMOUNT)
     return lambda: pruner.prune(1.0)
 
 
 def incumbent(model: nn.Module) -> Callable[[], None]:
-    """What Lightning's ModelPruning calls."""
+    """Return a function that prunes as Lightning's ModelPruning does."""
     layers = [(module, "weight") for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return lambda: prune.global_unstructured(layers, prune.L1Unstructured, amount=AMOUNT)
 
@@ -52,7 +53,12 @@ ARMS = {"ours": ours, "global_unstructured": incumbent}
 
 
 def seconds(arm: str, millions: int) -> float:
-    """One event on a fresh network."""
+    """Return the seconds of one event on a new network.
+
+    Args:
+        arm: Name of the arm.
+        millions: Size of the network, in millions of weights.
+    """
     event = ARMS[arm](network(millions))
     begun = time.perf_counter()
     event()
@@ -60,7 +66,7 @@ def seconds(arm: str, millions: int) -> float:
 
 
 def added(arm: str, millions: int) -> float:
-    """Bytes a weight that an event adds at its peak, masks that it leaves included."""
+    """Return the bytes per weight that an event adds at its peak, the masks that it leaves included."""
     return apart(_peak, arm, millions)
 
 
@@ -69,7 +75,7 @@ def _peak(arm: str, millions: int) -> float:
     give_back_freed()
     model = network(millions)
     size = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
-    ARMS[arm](network(1))()  # what libraries allocate once
+    ARMS[arm](network(1))()  # allocate what libraries allocate once
     before = resident()
     forget_peak()
     event = ARMS[arm](model)
@@ -78,21 +84,21 @@ def _peak(arm: str, millions: int) -> float:
 
 
 def compare(millions: int, rounds: int) -> dict[str, float]:
-    """Both arms in turn."""
+    """Return the median seconds of both arms, their ratio, and the bytes per weight of each arm."""
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(rounds + 1):
         for arm, taken in times.items():
             taken.append(seconds(arm, millions))
     row = {"millions": float(millions)}
     for arm, taken in times.items():
-        row[f"{arm} s"] = statistics.median(taken[1:])  # the first round warms up
+        row[f"{arm} s"] = statistics.median(taken[1:])  # the first round is a warm-up
         row[f"{arm} bytes a weight"] = added(arm, millions)
     row["ratio"] = row["global_unstructured s"] / row["ours s"]
     return row
 
 
 def main() -> None:
-    """Prints both tables and writes JSON."""
+    """Print both tables and write JSON."""
     parser = arguments(__doc__, "event.json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[11, 120])

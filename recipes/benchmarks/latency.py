@@ -1,11 +1,11 @@
-"""Multiply-adds that are wanted, that are left, and the time that they save.
+"""Latency of networks whose channels are pruned to a target in multiply-adds, and how exactly it is met.
 
     python recipes/benchmarks/latency.py --out FILE.json
 
-Channels go by magnitude, as a share of their layer's mean, until the budget is met; weights are random, widths
-multiples of 8 unless told otherwise. Multiply-adds are counted by torch on the compacted network. Latency is
-the median over rounds in which the dense and the compacted network take turns, channels last. Networks for
-small images see 32x32 pixels, the others 224x224.
+Channels are removed in the order of their magnitude, divided by the mean of their group, until the target is
+met. Weights are random. Widths are multiples of 8 by default (``--round-to``). Multiply-adds are counted by
+torch on the compacted network. Latency is the median over rounds in which the dense and the compacted network
+take turns, in channels-last format. Networks for small images run on 32x32 pixels, the others on 224x224.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SELECTOR = Global(budget="macs", normalize="mean")
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """A network, and how many pixels wide its images are."""
+    """Return a network in evaluation mode, and the width of its images in pixels."""
     torch.manual_seed(0)
     small = name in NETWORKS
     model = NETWORKS[name](classes=10) if small else torchvision.models.get_model(name, weights=None)
@@ -33,7 +33,19 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def measure(name: str, target: float, batches: list[int], seconds: float, round_to: int) -> dict[str, Any]:
-    """One row."""
+    """Prune one network and return its results.
+
+    Args:
+        name: Name of the network.
+        target: Share of the multiply-adds to remove.
+        batches: Batch sizes to measure the latency of.
+        seconds: Duration of the measurement for each batch size.
+        round_to: Widths are rounded to multiples of this.
+
+    Returns:
+        Among others "macs", "parameters" and, for each batch size, "latency" in seconds; each is a pair of
+        numbers, of the dense and of the compacted network.
+    """
     model, pixels = build(name)
     image = torch.randn(1, 3, pixels, pixels)
     structure = Channels(round_to=round_to)
@@ -56,7 +68,7 @@ def measure(name: str, target: float, batches: list[int], seconds: float, round_
 
 
 def main() -> None:
-    """Prints a row for each network and target as it comes, and writes JSON."""
+    """Print a row for each network and target as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "latency.json")
     networks = ["vgg16_bn", "resnet20", "resnet56", "mobilenet_v2", "densenet121", "vit_b_16"]
     parser.add_argument("--networks", nargs="+", default=networks)

@@ -1,8 +1,9 @@
-"""A long fit with many pruning events: live tensors, resident memory and step times on the way.
+"""Number of live tensors, resident memory and step times over a long fit with many pruning events.
 
     python recipes/benchmarks/long.py --steps 10000 --every 50
 
-A small network of convolutions on digits. Each look comes in the middle between two events.
+The model is a small convolutional network on handwritten digits. Each measurement is made halfway between two
+events.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_prune import ActivationTaylor, Channels, Cubic, NofM, PruningCallback, Taylor
 from lightning_prune.schedules.base import Schedule
 
-_WARM = 1000  # steps before memory and time are compared
+_WARM = 1000  # number of first steps that the comparison of memory and time leaves out
 
 
 class Net(LightningModule):
-    """Two convolutions and a classifier."""
+    """Two convolutions and a linear classifier, for images of 1x8x8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,25 +49,25 @@ class Net(LightningModule):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         images, labels = batch
         return F.cross_entropy(self.net(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, which keeps two numbers a weight."""
+        """Return Adam, whose state has two numbers for each weight."""
         return torch.optim.Adam(self.parameters(), 1e-3)
 
 
 class Looks(Callback):
-    """Looks at the process now and then.
+    """Measures the memory and the step times of the process at regular steps.
 
     Args:
-        every: How many steps lie between.
+        every: Number of steps from one measurement to the next.
 
     Attributes:
         tensors: Step to number of live tensors.
-        bytes: Step to resident memory.
-        seconds: Step to median time of the steps since the last look.
+        bytes: Step to resident memory in bytes.
+        seconds: Step to median seconds of the steps since the last measurement.
     """
 
     def __init__(self, every: int) -> None:
@@ -80,13 +81,13 @@ class Looks(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step is over."""
+        """Note the time of a step, and measure if it is the middle between two multiples of ``every``."""
         self._times.append(time.perf_counter() - self._since)
         step = trainer.global_step
         if step % self._every == self._every // 2:
             gc.collect()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # some libraries' objects do not like to be looked at
+                warnings.simplefilter("ignore")  # isinstance makes some libraries' objects warn
                 self.tensors[step] = sum(isinstance(each, Tensor) for each in gc.get_objects())
             self.bytes[step] = resident()
             self.seconds[step] = statistics.median(self._times)
@@ -105,14 +106,18 @@ WAYS: dict[str, Callable[[Schedule], PruningCallback | None]] = {
 
 
 def trend(looks: dict[int, int]) -> tuple[float, float]:
-    """Growth a step by least squares, and its standard error."""
+    """Return the growth in bytes per step, by least squares, and its standard error.
+
+    Args:
+        looks: Step to bytes.
+    """
     steps, values = (np.array(each, float) for each in zip(*looks.items(), strict=True))
     (slope, _), covariance = np.polyfit(steps, values, 1, cov=True)
     return float(slope), float(covariance[0, 0] ** 0.5)
 
 
 def main() -> None:
-    """Trains, and prints a table."""
+    """Train once for each way of pruning, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=50, help="steps from one event to the next")

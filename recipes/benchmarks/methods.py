@@ -1,12 +1,13 @@
-"""Every method, from one dense ResNet-20 to one size, after one epoch of retraining.
+"""Accuracy of all methods, each of which prunes one dense ResNet-20 to one size and retrains it for one epoch.
 
     python recipes/benchmarks/methods.py channels --init-from resnet20.pt --root DIR --out FILE.json
     python recipes/benchmarks/methods.py weights --init-from resnet20.pt --root DIR --out FILE.json
 
-Channels go until half of the multiply-adds are gone, single weights until 90 % of them are. All arms have the
-same start, data, seed and optimizer, and prune at once before step 10, on what the steps before have shown, but
-for those that say otherwise. Accuracy is on the validation images, right after pruning and at the end; the test
-set is read once. Seconds are those of the fit with two looks at the validation images.
+Channels are removed until half of the multiply-adds are removed, or single weights until 90 % of them are. All
+arms have the same initial weights, data, seed and optimizer. Unless its name says otherwise, an arm prunes in
+one shot before step 10, by the statistics of the steps before. Accuracy is that on the validation images, right
+after pruning and at the end; the test set is evaluated once. Seconds are those of the fit, two evaluations on
+the validation images included.
 """
 
 from __future__ import annotations
@@ -57,14 +58,25 @@ GRADUAL = Cubic(start="10st", end="60st", every="10st")
 def channels(
     criterion: Criterion, normalize: Literal["l2", "mean", "max", "cost"] | None = None, **how: Any
 ) -> dict[str, Any]:
-    """Half of the multiply-adds."""
+    """Return settings of PruningCallback that remove channels with half of the multiply-adds.
+
+    Args:
+        criterion: The criterion.
+        normalize: The normalization of the scores of ``Global``.
+        how: Settings that replace or extend these.
+    """
     selector = Global(budget="macs", normalize=normalize)
     settings = {"target": 0.5, "criterion": criterion, "structure": Channels(), "selector": selector}
     return settings | {"schedule": AT_ONCE, "compact": True} | how
 
 
 def weights(criterion: Criterion, **how: Any) -> dict[str, Any]:
-    """90 % of the weights."""
+    """Return settings of PruningCallback that remove 90 % of the weights.
+
+    Args:
+        criterion: The criterion.
+        how: Settings that replace or extend these.
+    """
     return {"target": 0.9, "criterion": criterion, "schedule": AT_ONCE} | how
 
 
@@ -122,7 +134,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> dict[str, Any]:
-    """One arm."""
+    """Train, prune and test with the settings of one arm, and return the results."""
     seed_everything(0, verbose=False)
     model = Classifier(lr=options.lr, init_from=options.init_from)
     pruning = PruningCallback(**settings)
@@ -142,7 +154,7 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
 
 
 def main() -> None:
-    """Prints a row for each arm as it comes, and writes JSON."""
+    """Print a row for each arm as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "methods.json")
     parser.add_argument("kind", choices=list(ARMS))
     parser.add_argument("--arms", nargs="+", help="some of them; all by default")

@@ -2,12 +2,13 @@
 
     python recipes/benchmarks/ranking.py --init-from resnet20.pt --root DIR --out FILE.json --plot FILE.png
 
-The study of Molchanov et al. 2016 on a ResNet-20. The oracle zeroes each channel, one after the other, on
-training images held for it, and notes the size of the loss's change; its first half of them against the second
-tells how far any criterion could agree. Statistics come from forward and backward passes over other training
-images, in training mode, without a step of the optimizer; criteria that ask for the loss look at the first of
-these. Correlations are within each group of channels (their mean over groups), and over the whole network: of
-scores as they are, and of each group's scores divided by their l2 norm.
+The study of Molchanov et al. 2016 (arXiv 1611.06440), on a ResNet-20. The oracle sets each channel to zero, one
+at a time, and takes the absolute change of the loss on training images that are reserved for it. Its scores on
+the first half of these images are also correlated with those on the second half, which shows how much agreement
+any criterion can reach. Criteria gather statistics in forward and backward passes over other training images,
+in training mode, without a step of the optimizer; criteria that evaluate the loss use the first of these
+images. Correlations are computed within each group of channels (the mean over groups is shown), and over the
+whole network: of the scores as they are, and of the scores divided by the l2 norm of their group's scores.
 """
 
 from __future__ import annotations
@@ -67,7 +68,16 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def scores_of(criterion: Criterion, weights: str, batches: list[Batch]) -> tuple[Scores, float]:
-    """A criterion's scores of each group, and the seconds that they took."""
+    """Compute a criterion's scores of the channels of a network.
+
+    Args:
+        criterion: The criterion.
+        weights: File of the network's weights.
+        batches: Training batches for the criterion's statistics, or for the losses that it evaluates.
+
+    Returns:
+        The scores, and the seconds that statistics and scores took.
+    """
     net = network(weights)
     pruner = Pruner(net, 0.5, criterion=criterion, structure=Channels(), schedule=None, example=EXAMPLE)
     begun = time.perf_counter()
@@ -85,18 +95,30 @@ def scores_of(criterion: Criterion, weights: str, batches: list[Batch]) -> tuple
 
 
 def divided(scores: Scores) -> Scores:
-    """Each group's scores over their l2 norm."""
+    """Return the scores of each group, divided by their l2 norm."""
     return {name: each / each.norm() for name, each in scores.items()}
 
 
 def correlation(found: Scores, oracle: Scores) -> float:
-    """Over all channels of these groups."""
+    """Return Spearman's correlation over all channels of the oracle's groups together."""
     one, other = (torch.cat([scores[name].double() for name in oracle]) for scores in (found, oracle))
     return float(spearman_corrcoef(one, other))
 
 
 def row(name: str, found: Scores, oracle: Scores, seconds: float) -> dict[str, Any]:
-    """A criterion's agreement with the oracle."""
+    """Return a criterion's correlations with the oracle.
+
+    Args:
+        name: Name of the criterion.
+        found: The criterion's scores.
+        oracle: The oracle's scores.
+        seconds: Seconds that the criterion's scores took.
+
+    Returns:
+        "groups": group name to the correlation within the group; "within": the mean of these; "raw": the
+        correlation over the whole network; "l2": the same with the criterion's scores divided by the l2 norm of
+        their group; "criterion" and "seconds": the arguments.
+    """
     groups = {group: correlation(found, {group: oracle[group]}) for group in oracle}
     return {
         "criterion": name,
@@ -109,7 +131,7 @@ def row(name: str, found: Scores, oracle: Scores, seconds: float) -> dict[str, A
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars, a criterion a line."""
+    """Save a bar chart of the correlations, with three bars for each criterion."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
@@ -131,7 +153,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Prints a row for each criterion as it comes, writes JSON and, if wanted, a plot."""
+    """Print a row for each criterion as soon as it is done, write JSON and, with ``--plot``, a plot."""
     parser = arguments(__doc__, "ranking.json")
     add_data(parser, trained=True)
     parser.add_argument("--held", type=int, default=10, help="batches for the oracle")
@@ -160,13 +182,13 @@ def main() -> None:
 
 
 def cells(found: dict[str, Any]) -> list[str]:
-    """Return one row."""
+    """Return the table row of one criterion."""
     figures = [f"{found[key]:.2f}" for key in ("within", "raw", "l2")]
     return [found["criterion"], *figures, f"{found['seconds']:.1f}"]
 
 
 def show_groups(rows: list[dict[str, Any]]) -> None:
-    """A row for each criterion, a column for each group."""
+    """Print a table of the correlations within groups, with a row per criterion and a column per group."""
     print()
     table = Table("criterion", *rows[0]["groups"])
     for found in rows:

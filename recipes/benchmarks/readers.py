@@ -1,10 +1,10 @@
-"""Whether a channel's score should count the weights that read it, too.
+"""Accuracy of pruning with and without the weights of the layers that read a channel in the channel's score.
 
     python recipes/benchmarks/readers.py --init-from resnet20.pt --root DIR --out FILE.json
 
-A trained ResNet-20 is pruned at once, with gradients of 20 batches, until a share of its multiply-adds is gone.
-Accuracy is that on the validation images without any retraining, once statistics of BatchNorm are taken anew on
-the same batches. The test set is not read.
+A trained ResNet-20 is pruned in one shot, with gradients of 20 batches, until a share of its multiply-adds is
+removed. Accuracy is that on the validation images, without any retraining, after the batch norm statistics are
+recomputed on the same batches. The test set is not used.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ ARMS: dict[str, tuple[Criterion, Global]] = {
 
 @dataclass(frozen=True, repr=False)
 class WithReaders(Channels):
-    """Channels whose scores count what reads them."""
+    """Channels whose scores include the weights of the layers that read them."""
 
     def units(self, model: torch.nn.Module, example: Any = None) -> Units:
-        """The same groups."""
+        """Return the groups of ``Channels``, in which the weights of the reading layers are scored, too."""
         found = super().units(model, example)
         groups = []
         for group in found.groups:
@@ -68,7 +68,17 @@ def accuracy(
     batches: list[Batch],
     weights: str,
 ) -> float:
-    """Of one pruned network."""
+    """Return the accuracy of one network on the validation images after pruning, without retraining.
+
+    Args:
+        criterion: The criterion.
+        selector: The selector.
+        structure: The structure, which determines the weights that are scored.
+        target: Share of the multiply-adds to remove.
+        data: The images.
+        batches: Training batches for gradients and batch norm statistics.
+        weights: File of the network's weights.
+    """
     net = network(weights)
     pruner = Pruner(
         net,
@@ -96,14 +106,14 @@ def accuracy(
 
 
 def data_and_batches(options: argparse.Namespace) -> tuple[Images, list[Batch]]:
-    """Return all images, and the training batches that gradients are taken on."""
+    """Return the data module, and 20 training batches for gradients and batch norm statistics."""
     torch.manual_seed(0)
     data = images(options)
     return data, training_batches(data, 20)
 
 
 def main() -> None:
-    """Prints a row for each criterion and structure as it comes, and writes JSON."""
+    """Print a row for each criterion and structure as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "readers.json")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
     add_data(parser, trained=True)

@@ -1,4 +1,4 @@
-"""Resident memory of a process, on Linux, and processes to measure it in."""
+"""Measures the resident memory of a process on Linux, and runs functions in new processes to do so."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
 
 
 def give_back_freed() -> None:
-    """From now on what is freed is given back at once, but for small pieces: glibc keeps it otherwise."""
+    """Let glibc return freed blocks of 64 KiB or more to the system at once, instead of keeping them."""
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**16)
 
 
 def apart(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """What a function gives in a process of its own; an error where that process is killed."""
+    """Return the result of a function that runs in a new process.
+
+    Raises:
+        BrokenProcessPool: If that process is killed.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def resident() -> int:
-    """Bytes now."""
+    """Return the resident memory of this process in bytes."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """The most bytes since :func:`forget_peak`, or since the process began."""
+    """Return the peak of the resident memory in bytes since :func:`forget_peak`, or since the process began."""
     return _status("VmHWM")
 
 
 def forget_peak() -> None:
-    """Begins anew."""
+    """Reset the peak to the present resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

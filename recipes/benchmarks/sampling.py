@@ -1,10 +1,11 @@
-"""Is every tenth batch enough for activations? Spearman's correlation with scores of all batches.
+"""Spearman's correlation of activation scores from every 3rd, 10th or 30th batch with those from all batches.
 
     python recipes/benchmarks/sampling.py --init-from resnet20.pt --root DIR --batches 90
 
-Scores of channels of a trained ResNet-20, from every k-th of so many training batches of 128 images, against
-those from all of them: within each group of channels (the mean over groups), and over the whole network. Passes
-are in training mode, without a step of the optimizer, so that a batch that is not looked at need not run.
+The question is whether every tenth batch, the default, is enough. Channels of a trained ResNet-20 are scored
+from every k-th of ``--batches`` training batches of 128 images, and from all of them. Correlations are computed
+within each group of channels (the mean over groups is shown), and over the whole network. Passes are in
+training mode, without a step of the optimizer, so that batches that are not observed need not run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EVERY = (3, 10, 30)
 
 
 def main() -> None:
-    """Prints a row for each criterion."""
+    """Print a row for each criterion."""
     parser = arguments(__doc__)
     add_data(parser, trained=True)
     parser.add_argument("--batches", type=int, default=90, help="training batches between two events")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: command-line arguments, data, the trained network, tables and JSON files."""
+"""Helpers of all benchmarks: command-line arguments, data, the trained network, tables and JSON files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def arguments(doc: str, out: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose help begins with the first line of a module's docstring.
 
     Args:
-        doc: The docstring.
-        out: Name of the JSON file that is written unless ``--out`` names another; ``None`` without ``--out``.
+        doc: The docstring of the module.
+        out: Default of ``--out``, the path of the JSON file; ``None`` for a parser without ``--out``.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     if out is not None:
@@ -37,7 +37,7 @@ def arguments(doc: str, out: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_data(parser: argparse.ArgumentParser, *, trained: bool = False) -> None:
-    """Add ``--init-from`` and ``--root``, which :func:`images` and :func:`network` read.
+    """Add ``--init-from``, the weights for :func:`network`, and ``--root``, the folder for :func:`images`.
 
     Args:
         parser: The parser.
@@ -63,7 +63,7 @@ def images(options: argparse.Namespace) -> Images:
 
 
 def training_batches(data: Images, count: int) -> list[Batch]:
-    """Return the first training batches, normalised and not augmented."""
+    """Return the first ``count`` training batches, normalized and not augmented."""
     data.prepare_data()
     data.setup("fit")
     return [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), count)]
@@ -87,10 +87,10 @@ def loss_of(net: nn.Module, batch: Batch) -> Tensor:
 def fit_and_test(
     model: Classifier, data: Images, epochs: int, callbacks: list[Callback]
 ) -> tuple[float, float, float]:
-    """Train and test.
+    """Train a model, and test it once.
 
     Returns:
-        Accuracy of the last epoch on the validation images, accuracy on the test images, seconds of the fit.
+        Accuracy on the validation images after the last epoch, accuracy on the test images, seconds of the fit.
     """
     warnings.filterwarnings("ignore", module="lightning")
     trainer = Trainer(
@@ -110,10 +110,10 @@ def fit_and_test(
 
 
 class Table:
-    """A Markdown table that is printed row by row, so that a long run shows what it has.
+    """A Markdown table that is printed row by row, so that a long run shows each result at once.
 
     Args:
-        columns: Their heads.
+        columns: Headings of the columns.
     """
 
     def __init__(self, *columns: str) -> None:
@@ -126,7 +126,7 @@ class Table:
 
 
 def percent(*shares: float) -> list[str]:
-    """Return shares in per cent, with two decimals."""
+    """Return each share as text in per cent, with two decimals."""
     return [f"{100 * share:.2f}" for share in shares]
 
 

@@ -1,12 +1,14 @@
-"""What pruning adds to a training step: dense, ModelPruning's reparametrisation, ours with each criterion.
+"""Time of a training step without pruning, with Lightning's ModelPruning, and with lightning_prune.
 
     python recipes/benchmarks/step.py --batch-size 64 --out FILE.json
 
-ResNet-18 with a CIFAR stem, 90 % of the weights masked, gradient statistics gathered in every step. The arms
-take turns step by step, in one process, so that a machine that slows down slows all of them down. Two figures,
-medians over rounds: an arm's step divided by the dense step of the same round; and its step divided by the same
-step without the time spent in pruning calls, which noise between steps does not reach. Criteria of activations
-look in every step here; hooks are part of the pass, so that the first figure alone tells what a look takes.
+The model is a ResNet-18 with a CIFAR stem and 90 % of its weights masked. The arms are the dense network,
+ModelPruning's reparametrization, and each criterion of lightning_prune. Gradient statistics are gathered in
+every step. The arms take turns step by step, in one process, so that a machine that slows down slows all arms
+down. There are two figures, both medians over rounds: the time of an arm's step divided by that of the dense
+step of the same round; and the time of the step divided by the time of the same step without its pruning calls,
+which noise between steps does not affect. Criteria that need activations observe every step here. Their hooks
+run within the forward and backward passes, so only the first figure contains the time of these observations.
 """
 
 from __future__ import annotations
@@ -40,17 +42,17 @@ from lightning_prune import (
 
 AMOUNT = 0.9
 CRITERIA = (Magnitude(), Random(), Gradient(), Taylor(), Movement(), Fisher())
-# a step in which activations are looked at; by default every tenth is one
+# These observe the activations of every step here, and of every tenth step by default.
 LOOKING = (ActivationTaylor(every=1), ActivationNorm(every=1), APoZ(every=1), Wanda(every=1))
 
 
 class Arm:
-    """A network with its optimizer, and what pruning does around the step.
+    """A network with its optimizer and the pruning calls of a training step.
 
     Args:
-        device: Where it trains.
-        criterion: Ours; ``None`` for an arm without Pruner.
-        reparametrise: Whether weights are computed from masks in every forward pass, as ModelPruning does.
+        device: Device of the network.
+        criterion: Criterion of the Pruner; ``None`` for an arm without a Pruner.
+        reparametrise: Whether masked weights are computed in every forward pass, as ModelPruning does.
     """
 
     def __init__(self, device: str, criterion: Criterion | None = None, reparametrise: bool = False) -> None:
@@ -75,7 +77,7 @@ class Arm:
         self._pruning = 0.0
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-        """Seconds of one training step with all that pruning does in it, and without that."""
+        """Run one training step, and return its seconds with and without the pruning calls."""
         pruner, begun, self._pruning = self.pruner, _now(images), 0.0
         self.optimizer.zero_grad()
         with nullcontext() if pruner is None else pruner.watch():
@@ -102,7 +104,7 @@ def _now(images: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Prints a table and writes JSON."""
+    """Print a table and write JSON."""
     parser = arguments(__doc__, "step.json")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)

@@ -1,11 +1,12 @@
-"""Half of the channels of every classifier that torchvision lists: analysed, masked, cut out and compared.
+"""Prunes half of the channels of each classifier that torchvision lists, and checks that outputs stay the same.
 
     python recipes/benchmarks/zoo.py --out FILE.json
 
-Weights are random. Half of each group's units go by magnitude; then outputs of the masked and the compacted
-network are compared in double precision, apart from the proof that compaction makes. Each model has a process
-of its own and one thread. Memory (Linux only): what analysis adds at its peak to what is resident before, and,
-to compare, the model and what one pass adds to it.
+Weights are random. In each group the half of the units with the least magnitude is masked; then the outputs of
+the masked and of the compacted network are compared in double precision, in addition to the check that
+compaction itself makes. Each model runs in a new process with one thread. Memory (Linux only) is the peak that
+the analysis adds to the resident memory; beside it stands, for comparison, the memory of the model's parameters
+plus the peak that one forward pass adds.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from lightning_prune.report.cost import parameters
 
 
 def names() -> list[str]:
-    """Every classifier."""
+    """Return the names of all classifiers of torchvision."""
     listed: list[str] = torchvision.models.list_models(module=torchvision.models)
     return listed
 
 
 def build(name: str) -> nn.Module:
-    """A classifier with random weights, none of them 0 or 1, and with random statistics."""
+    """Return a classifier in evaluation mode, with random parameters and random means in its batch norms.
+
+    Noise is added to all parameters, so that none is exactly 0 or 1.
+    """
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.get_model(name, weights=None).eval()
     with torch.no_grad():
@@ -46,7 +50,14 @@ def build(name: str) -> nn.Module:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One row."""
+    """Analyse, mask and compact one model, and return its results.
+
+    Returns:
+        Among others "seconds", the duration of the analysis; "frozen", the share of the parameters without a
+        mask; "kept", the share of the parameters that the compacted network has; "difference", the largest
+        difference between the outputs of the masked and the compacted network, relative to the largest output;
+        "reasons", why groups and parameters are not pruned.
+    """
     torch.set_num_threads(1)
     give_back_freed()
     model = build(name)
@@ -83,13 +94,13 @@ def measure(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits."""
+    """Return the logits."""
     logits: Tensor = model(images)
     return logits
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """Return the row of one model."""
+    """Return the table row of one model."""
     memory = [f"{row[key] / 2**20:.0f} MiB" for key in ("analysis bytes", "forward bytes")]
     shares = [f"{100 * row[key]:.1f} %" for key in ("frozen", "kept")]
     size = f"{row['parameters'] / 1e6:.1f} M"
@@ -97,7 +108,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Prints a row for each model as it comes, and writes JSON."""
+    """Print a row for each model as soon as it is done, and write JSON."""
     parser = arguments(__doc__, "zoo.json")
     parser.add_argument("--names", nargs="*", default=names())
     options = parser.parse_args()

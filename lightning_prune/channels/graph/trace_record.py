@@ -38,15 +38,15 @@ class TraceRecord:
 
     Attributes:
         labels: All labels, coupled and frozen by the ops that ran.
-        places: Name of each parameter and buffer to its labels, one tensor for each dimension.
+        axis_labels: Name of each parameter and buffer to its labels, one tensor for each dimension.
         names: ``id`` of each parameter and buffer to its name.
         weights: Tensors that are weights (parameters or buffers), or computed from weights alone, to the names
             of those weights.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
         used: Names of the parameters and buffers that the results depend on.
-        terms: For each op that was counted its multiply-adds, the labels along each dimension that these run
+        op_costs: For each op that was counted its multiply-adds, the labels along each dimension that these run
             over, and the names of the weights among its operands.
-        factors: The last two of these, for the op that is running.
+        op_factors: The last two of these, for the op that is running.
         split_used: Whether ``split`` was called.
     """
 
