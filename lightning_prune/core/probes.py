@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -145,23 +145,22 @@ def math_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def relative_difference(expected: Any, found: Any) -> float:
-    """Return the largest difference between the floating-point tensors of two outputs.
+def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference between tensors, which may have any type.
 
     Each difference is relative to the largest absolute value of its tensor in ``expected``.
 
     Args:
-        expected: The reference output, a pytree.
-        found: The output to compare with it.
+        expected: The reference tensors.
+        found: The tensors to compare with them.
 
     Returns:
-        The largest relative difference; inf if shapes differ or a difference is nan.
+        The largest relative difference; inf if numbers or shapes differ, or a difference is nan.
     """
-    left, right = _floats(expected), _floats(found)
-    if [each.shape for each in left] != [each.shape for each in right]:
+    if [each.shape for each in expected] != [each.shape for each in found]:
         return math.inf
     worst = 0.0
-    for one, other in zip(left, right, strict=True):
+    for one, other in zip(map(_comparable, expected), map(_comparable, found), strict=True):
         if one.numel():
             scale = one.abs().max().clamp_min(torch.finfo(one.dtype).tiny)
             difference = float((one - other).abs().max() / scale)
@@ -169,5 +168,6 @@ def relative_difference(expected: Any, found: Any) -> float:
     return worst
 
 
-def _floats(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+def _comparable(tensor: Tensor) -> Tensor:
+    """Return the tensor, in double precision if it holds integers or truth values."""
+    return tensor if tensor.is_floating_point() or tensor.is_complex() else tensor.double()

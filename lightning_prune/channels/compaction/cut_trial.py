@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.replay import replay_
+from lightning_prune.channels.graph.recorder import OpRecorder
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, relative_difference
 from lightning_prune.units.groups import UnitGroup
@@ -44,6 +44,10 @@ class CutTrial:
             first, second = self._run(self._shared), self._run(self._shared)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+        if not first:
+            raise ValueError(
+                f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
+            )
         if relative_difference(first, second) > _TOLERANCE[self._dtype]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
@@ -53,11 +57,15 @@ class CutTrial:
             perturb_(model)
         return model
 
-    def _run(self, model: nn.Module) -> Any:
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        """Run the model, and return all tensors that outlive the pass."""
         with evaluation_mode(model):
             for other in self._probe.further_passes:
                 other(model)
-            return self._probe(model)
+            with OpRecorder(model) as recorder:
+                result = self._probe(model)
+            outputs: list[Tensor] = recorder.outputs(result)
+        return outputs
 
     def _copy(self, own: Container[str] = ()) -> nn.Module:
         """Return a copy of the model in the precision of the trials.

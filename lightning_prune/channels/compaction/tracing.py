@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.channels.compaction.cut_trial import perturb_
-from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder
+from lightning_prune.channels.graph.recorder import OpRecord, OpRecorder
 from lightning_prune.channels.graph.trace import Trace, last_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_model
@@ -31,7 +31,7 @@ def _recorded_ops(model: nn.Module, probe: Probe, *, perturbed: bool) -> list[Op
     copied = copy_model(model)  # a copy for each pass, since a pass may change state, such as that of metrics
     if perturbed:
         perturb_(copied)
-    recorder = OpRecorder()
+    recorder = OpRecorder(copied)
     with evaluation_mode(copied), math_attention(), recorder:
         probe(copied)
     return recorder.steps

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_prune.channels.graph.calls import Call, tensor_leaves
+from lightning_prune.channels.graph.calls import Call, tensor_leaves, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields
-from lightning_prune.channels.graph.liveness import OpRecord, OpRecorder, op_record
+from lightning_prune.channels.graph.recorder import OpRecord, OpRecorder, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
@@ -66,15 +66,19 @@ class Trace(TorchDispatchMode):
         self.record = TraceRecord(model, split)
         self._deadline = deadline
         self._counting = False
-        self._steps: list[tuple[OpRecord, bool]] = []
+        self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
+        self._outputs: list[Tensor] = []
 
     def follow(self, model: nn.Module, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
-        """Trace one pass, without gradients and with unfused attention, and freeze the labels of its results.
+        """Trace one pass, without gradients and with unfused attention, and freeze the labels of its outputs.
+
+        All tensors that outlive the pass are outputs, whatever refers to them.
 
         Args:
             model: The model that this trace was created for.
-            run: Runs the pass of a model and returns its results. A copy of the model runs it first, to find
-                the ops that its results and its parameters and buffers depend on: the others freeze nothing.
+            run: Runs the pass of a model and returns its result. A copy of the model runs it first, to find
+                the tensors that outlive the pass, and the ops that these and the model's parameters and buffers
+                depend on: the others freeze nothing.
             count: Whether to count the multiply-adds of this pass.
 
         Raises:
@@ -83,23 +87,26 @@ class Trace(TorchDispatchMode):
         self._counting = count
         copied = copy_sharing_weights(model)
         with torch.no_grad(), math_attention():
-            with (tape := OpRecorder()):
+            with (recorder := OpRecorder(copied)):
                 result = run(copied)
-            live = tape.live((result, [*copied.parameters(), *copied.buffers()]))
-            self._steps = list(zip(tape.steps, live, strict=True))[::-1]
+            ops = zip(recorder.steps, recorder.live(result), recorder.places(result), strict=True)
+            self._steps, self._outputs = list(ops)[::-1], []
             with self:
                 result = run(model)
         self._check(not self._steps)
-        for output in tensor_leaves(result):
-            for field in self.record.fields(output):
-                self.record.labels.freeze(field, "is the network's output")
+        reasons = ("is the network's output", "is kept after the forward pass, as an output is")
+        for reason, outputs in zip(reasons, (tensor_leaves(result), self._outputs), strict=True):
+            for output in outputs:
+                for field in self.record.fields(output):
+                    self.record.labels.freeze(field, reason)
+        self._outputs = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op, then the rule for its labels."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        outputs = tensor_leaves(result)
-        step, live = self._steps.pop() if self._steps else (None, False)
+        outputs = tensors_of([result])
+        step, live, outliving = self._steps.pop() if self._steps else (None, False, frozenset[int]())
         self._check(step == op_record(func, outputs))
         record = self.record
         call = Call(record, func, args, kwargs, outputs)
@@ -123,6 +130,7 @@ class Trace(TorchDispatchMode):
         if macs and self._counting:
             record.op_costs.append((macs, *record.op_factors))
         self._note_uniform(call)
+        self._outputs += [outputs[place] for place in outliving]
         return result
 
     def _note_uniform(self, call: Call) -> None:

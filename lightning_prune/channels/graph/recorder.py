@@ -1,0 +1,157 @@
+"""Records the ops of a pass: which of them its outputs depend on, and which tensors outlive it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from lightning_prune.channels.graph.calls import argument_of, tensor_leaves, tensors_of
+
+OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
+_Memory: TypeAlias = frozenset[StorageWeakRef]
+
+
+class _Made(NamedTuple):
+    """A tensor that an op returned: numbers of the op and of its output, and a weak reference."""
+
+    op: int
+    place: int
+    tensor: TensorWeakRef
+
+
+class OpRecorder(TorchDispatchMode):
+    """Dispatch mode that records each op of one pass.
+
+    A tensor outlives the pass if anything still refers to it afterwards: the result, whatever its type, an
+    attribute of a module, a hook, a closure. Tensors that are computed from parameters and buffers alone, such
+    as a weight with its norm applied, do not count.
+
+    Args:
+        model: The model that runs.
+
+    Attributes:
+        steps: For each op, in order, the op and the shapes of its outputs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[OpRecord] = []
+        # for each op, the memory that it reads and the memory that it writes
+        self._traffic: list[tuple[_Memory, _Memory]] = []
+        self._made: list[_Made] = []
+        self._own = [*model.parameters(), *model.buffers()]
+        self._own_ids = {id(tensor) for tensor in self._own}
+        self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
+
+    def live(self, result: Any) -> list[bool]:
+        """Return for each op whether the outputs of the pass, or the model's tensors, may depend on it.
+
+        Args:
+            result: The result of the pass.
+        """
+        memory = set(_storages([*self.outputs(result), *self._own]))
+        found = []
+        for reads, writes in reversed(self._traffic):
+            found.append(not memory.isdisjoint(writes))
+            if found[-1]:
+                memory |= reads
+        return found[::-1]
+
+    def outputs(self, result: Any) -> list[Tensor]:
+        """Return the tensors that outlive the pass: those of the result, then the others in order.
+
+        Args:
+            result: The result of the pass.
+        """
+        leaves = tensor_leaves(result)
+        known = {id(leaf) for leaf in leaves}
+        others = {id(tensor): tensor for tensor in (each.tensor() for each in self._outliving(result))}
+        return leaves + [tensor for key, tensor in others.items() if tensor is not None and key not in known]
+
+    def places(self, result: Any) -> list[frozenset[int]]:
+        """Return for each op the numbers of its outputs that outlive the pass.
+
+        Args:
+            result: The result of the pass.
+        """
+        found: list[set[int]] = [set() for _ in self.steps]
+        for each in self._outliving(result):
+            found[each.op].add(each.place)
+        return [frozenset(places) for places in found]
+
+    def _outliving(self, result: Any) -> list[_Made]:
+        known = {id(leaf) for leaf in tensor_leaves(result)}
+        alive = self._alive()
+        if any(id(each.tensor()) not in known for each in alive):
+            gc.collect(1)  # reference cycles of the pass may hold what nothing else refers to
+            alive = self._alive()
+        return alive
+
+    def _alive(self) -> list[_Made]:
+        """Return the tensors that something refers to, except for torch itself: a view holds its base."""
+        found = [each for each in self._made if self._depends_on_data(each.tensor())]
+        bases = {id(each.tensor()._base) for each in found}
+        return [
+            each for each in found if id(each.tensor()) not in bases or _references(each.tensor) > _of_a_base()
+        ]
+
+    def _depends_on_data(self, tensor: Tensor | None) -> bool:
+        return tensor is not None and tensor not in self._static
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op and record it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given, outputs = tensors_of((*args, *kwargs.values())), tensors_of([result])
+        number = len(self.steps)
+        self.steps.append(op_record(func, outputs))
+        changed = [
+            argument_of(func, args, kwargs, argument.name)
+            for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        self._traffic.append((_storages(given), _storages(outputs + tensors_of(changed))))
+        static = all(tensor in self._static for tensor in given)
+        for place, tensor in enumerate(outputs):
+            self._made.append(_Made(number, place, TensorWeakRef(tensor)))
+            if static:
+                self._static[tensor] = True
+            elif id(tensor) not in self._own_ids:
+                self._static.pop(tensor, None)
+        return result
+
+
+def op_record(func: Any, outputs: Sequence[Tensor]) -> OpRecord:
+    """Return the record of one op: the op and the shapes of the tensors that it returned."""
+    return func, tuple(tensor.shape for tensor in outputs)
+
+
+def _storages(tensors: Iterable[Tensor]) -> _Memory:
+    """Return weak references to the storages of tensors, which keep their addresses from being reused."""
+    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+
+
+def _references(tensor: TensorWeakRef) -> int:
+    """Return how many references to a tensor Python counts."""
+    found = tensor()
+    return sys.getrefcount(found)
+
+
+@cache
+def _of_a_base() -> int:
+    """Return how many references Python counts to a tensor that only a view of it holds."""
+    base = torch.zeros(2)
+    view, reference = base.view(1, 2), TensorWeakRef(base)
+    del base
+    count = _references(reference)
+    del view
+    return count
