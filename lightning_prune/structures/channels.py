@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_prune.structures.coupled import Coupled
 from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.slices import axis_slices
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,9 +24,11 @@ class Channels(Coupled):
         include: Glob pattern, or patterns, over parameter and module names. With it, only channels that are
             made by a matching parameter or module are pruned.
         exclude: The same, for channels that are not pruned, in all layers that they are coupled to.
-        round_to: The number of channels that a layer keeps is rounded to a multiple of this, unless it keeps
-            all: to the multiple nearest to the number that the selector asks for, and to the larger of two
-            equally near ones. The target is therefore met less exactly. Tensor cores work best with 8.
+        round_to: The number of channels that a layer keeps is rounded to a multiple of this: to the multiple
+            nearest to the number that the selector asks for, and to the larger of two equally near ones. Where
+            a unit is several channels, as in grouped convolutions, that is a multiple which units can have;
+            a layer that has none stays whole, with the reason. The target is therefore met less exactly. Tensor
+            cores work best with 8.
         minimum: How many channels each layer keeps at least: a number or, below 1, a share of its width.
         max_seconds: Time limit to find the channels and to try each cut, in seconds.
 
@@ -36,6 +39,12 @@ class Channels(Coupled):
     def includes(self, group: UnitGroup) -> bool:
         """Return True: all groups are pruned, those of attention heads included."""
         return True
+
+    def sizes(self, group: UnitGroup) -> set[int]:
+        """Return how many channels of each layer a unit is; of attention, the size of a head."""
+        layers = axis_slices([*group.slices, *(group.readers if group.heads else ())])
+        found = {int(part.index[part.index >= 0].bincount().max()) for part in layers if part.index is not None}
+        return {min(found)} if group.heads else found
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,3 +72,7 @@ class Heads(Coupled):
     def includes(self, group: UnitGroup) -> bool:
         """Return whether the units of the group are attention heads."""
         return group.heads
+
+    def sizes(self, group: UnitGroup) -> set[int]:
+        """Return 1: a unit is one head."""
+        return {1}

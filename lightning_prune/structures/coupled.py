@@ -28,8 +28,8 @@ class Coupled(Structure):
         include: Glob pattern, or patterns, over parameter and module names. With it, only units that are made
             by a matching parameter or module are pruned.
         exclude: The same, for units that are not pruned, in all layers that they are coupled to.
-        round_to: The number of units that a group keeps is a multiple of this, unless it keeps all.
-        minimum: How many units each group keeps at least: a number or, below 1, a share.
+        round_to: The number that a layer keeps is a multiple of this.
+        minimum: How many each layer keeps at least: a number or, below 1, a share.
         max_seconds: Time limit to find the units and to try each cut, in seconds.
 
     Raises:
@@ -58,6 +58,10 @@ class Coupled(Structure):
     def includes(self, group: UnitGroup) -> bool:
         """Return whether this structure prunes groups of this kind."""
 
+    @abstractmethod
+    def sizes(self, group: UnitGroup) -> set[int]:
+        """Return how much a unit counts in each of its layers, for ``round_to`` and ``minimum``."""
+
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """Return one group for each set of layers with coupled units; for arguments see the base class."""
         if example is None:
@@ -77,15 +81,25 @@ class Coupled(Structure):
         averaged = [
             group for group in found.groups if all(matches(part.name, averages) for part in group.slices)
         ]
-        units = found.without(left_out | {group.name: "it is an average" for group in averaged})
+        limited = tuple(self._limited(group) for group in found.groups)
+        whole = {
+            group.name: f"keeps all: no smaller number is a multiple of round_to={self.round_to}"
+            for group in limited
+            if self.round_to > 1 and group.multiple >= group.size
+        }
+        reasons = whole | left_out | {group.name: "it is an average" for group in averaged}
+        units = replace(found, groups=limited).without(reasons)
         if not units.groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
-            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
-        return replace(units, groups=tuple(self._limited(group) for group in units.groups))
+            why = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
+            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {why}".rstrip())
+        return units
 
     def _limited(self, group: UnitGroup) -> UnitGroup:
-        least = math.ceil(self.minimum * group.size) if self.minimum < 1 else int(self.minimum)
-        return replace(group, minimum=least, multiple=self.round_to)
+        """Return a group with its limits in units: the least number and the multiple that suit all layers."""
+        sizes = self.sizes(group)
+        least = self.minimum * group.size if self.minimum < 1 else self.minimum / min(sizes)
+        multiples = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
+        return replace(group, minimum=math.ceil(least), multiple=math.lcm(*multiples))
 
     def _wants(self, group: UnitGroup) -> bool:
         names = [part.name for part in group.slices]

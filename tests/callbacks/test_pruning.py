@@ -832,7 +832,7 @@ BAD = {
     "whole": (
         PruningCallback(0.5, structure=Channels(round_to=16)),
         Lit,
-        "no unit can go: net.0 at least 8 of 8, net.4 at least 16 of 16 must stay",
+        "finds nothing to prune in Lit.* net.0: keeps all: no smaller number is a multiple of round_to=16",
     ),
     "pattern": (PruningCallback(selector=NofM(3, 7)), Lit, "can prune no layer.*multiple of m=7"),
 }

@@ -186,6 +186,72 @@ def test_widths_are_multiples(selector: Any) -> None:
     assert smaller[0].out_channels % 8 == smaller[4].out_channels % 8 == 0
 
 
+class Grouped(nn.Module):
+    """A grouped convolution between others, of 48 channels."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 48, 3), nn.Conv2d(48, 48, 3, groups=groups)
+        self.last = nn.Conv2d(48, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.grouped(self.stem(images).relu()).relu())
+
+
+def widths(groups: int, target: float = 0.5, **limits: Any) -> tuple[int, int]:
+    """How many channels of 48 the two layers keep."""
+    torch.manual_seed(0)
+    model, structure = Grouped(groups), Channels(**limits)
+    pruner = Pruner(model, target, structure=structure, selector=PerLayer(), schedule=None, example=IMAGES)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, IMAGES)
+    return smaller.stem.out_channels, smaller.grouped.out_channels
+
+
+# a unit is as many channels as there are groups
+@pytest.mark.parametrize(
+    ("groups", "round_to", "kept"), [(1, 8, 24), (4, 8, 24), (6, 8, 24), (16, 8, 16), (6, 4, 24), (4, 32, 32)]
+)
+def test_multiples_are_of_channels_where_a_unit_is_several(groups: int, round_to: int, kept: int) -> None:
+    assert widths(groups, round_to=round_to) == (kept, kept)
+
+
+@pytest.mark.parametrize(("groups", "minimum", "kept"), [(1, 20, 20), (6, 20, 24), (6, 24, 24), (6, 0.3, 18)])
+def test_the_least_is_of_channels_where_a_unit_is_several(groups: int, minimum: float, kept: int) -> None:
+    assert widths(groups, 0.99, minimum=minimum) == (kept, kept)
+
+
+def test_a_layer_without_such_a_multiple_stays_whole_with_the_reason() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), Grouped(16).grouped, nn.ReLU(), nn.Conv2d(48, 16, 1))
+    model.append(nn.Conv2d(16, 2, 1))
+    structure = Channels(round_to=5)
+    pruner = Pruner(model, 0.5, structure=structure, selector=PerLayer(), schedule=None, example=IMAGES)
+    reason = "keeps all: no smaller number is a multiple of round_to=5"
+    assert [name for name, why in pruner.frozen.items() if why == reason] == ["0", "2"]
+    pruner.prune(1.0)
+    assert compact(model, pruner.masks, IMAGES)[4].out_channels == 10
+
+
+@pytest.mark.parametrize(("round_to", "heads"), [(1, 3), (8, 3), (16, 4)])
+def test_multiples_of_attention_are_of_its_width(round_to: int, heads: int) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 48), nn.Linear(48, 2)
+            self.attention = nn.MultiheadAttention(48, 6, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            embedded = self.first(tokens)
+            return self.last(self.attention(embedded, embedded, embedded)[0])
+
+    torch.manual_seed(0)
+    model, tokens = Attention(), torch.randn(2, 5, 3)
+    structure = Channels(round_to=round_to)
+    pruner = Pruner(model, 0.5, structure=structure, selector=PerLayer(), schedule=None, example=tokens)
+    pruner.prune(1.0)
+    assert compact(model, pruner.masks, tokens).attention.num_heads == heads
+
+
 @pytest.mark.parametrize(("minimum", "least"), [(5, [5, 5]), (0.3, [3, 2]), (7, [7, 6])])
 def test_each_layer_keeps_its_least(minimum: float, least: list[int]) -> None:
     structure = Channels(minimum=minimum)
