@@ -77,6 +77,12 @@ def test_the_architecture_page_names_every_folder_in_the_order_of_imports() -> N
     assert len(layers) <= 12
 
 
+def test_the_readme_says_what_each_folder_is_for() -> None:
+    inside = (ROOT / "README.md").read_text().partition("## Inside")[2]
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert set(re.findall(r"`(\w+)`", inside)) == folders
+
+
 def test_every_path_on_the_architecture_page_exists() -> None:
     paths = set(re.findall(r"[\w/]+\.py\b", architecture()))
     assert len(paths) > 40
