@@ -45,6 +45,7 @@ class PruningFit:
     _step_hooks: StepHooks | None = None
     _global_step: int = 0
     _logged: float | None = None
+    _validation_batch: Any = None  # of the sanity check
     _folder: Path = Path()
 
     def __post_init__(self) -> None:
@@ -92,8 +93,9 @@ class PruningFit:
     def _read_batch(self, batch: Any, *, on_copy: bool = False) -> None:
         """Take the example input from a first batch; ``on_copy`` if no training step on the batch follows."""
         state, parts = self.state, self.parts
-        if parts.compact or parts.needs_example:
-            state.example.find_probe(self.trainer, self.module, batch)
+        if parts.needs_probe:
+            state.example.find_probe(self.trainer, self.module, batch, self._validation_batch)
+            self._validation_batch = None
         if not self.running:
             self._bind()
         if not state.network.sharded:  # a forward pass for a report would need all processes
@@ -224,6 +226,11 @@ class PruningFit:
     def begin_validation(self) -> None:
         """Remember the monitored metric, to tell whether this validation logs it."""
         self.state.history.begin_validation(self.trainer.callback_metrics)
+
+    def begin_validation_batch(self, batch: Any) -> None:
+        """Keep the first batch of the sanity check until the module is traced."""
+        if self.trainer.sanity_checking and self._validation_batch is None and self.parts.needs_probe:
+            self._validation_batch = batch
 
     def end_validation(self) -> None:
         """Record the monitored metric with the sparsity at which it was measured."""

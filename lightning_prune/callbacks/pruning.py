@@ -256,6 +256,17 @@ class PruningCallback(Callback):
         """Remember the monitored metric, to tell whether this validation logs it."""
         self._run.begin_validation()
 
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first batch of the sanity check, to follow ``validation_step`` on it."""
+        self._run.begin_validation_batch(batch)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the monitored metric, if this validation logged it."""
         self._run.end_validation()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from inspect import isfunction, ismethod
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     """Return a deep copy of a model that runs uncompiled.
 
     The compiled methods that ``torch.compile`` sets on a module are removed from the copy: they are bound to
-    the original and would run it instead.
+    the original and would run it instead. Hooks, and functions in attributes, whose closures refer to the
+    original's modules or tensors refer to those of the copy.
 
     Args:
         model: The model; it is not changed.
@@ -28,8 +30,9 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     Raises:
         ValueError: If the model cannot be copied.
     """
+    memo = {**_detached_results(model), **(memo or {})}
     try:
-        twin = copy.deepcopy(model, {**_detached_results(model), **(memo or {})})
+        twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's attribute may raise anything
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({error!r}), and a copy is what things are tried on: keep"
@@ -40,6 +43,24 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
             del module.__dict__[name]
         if isinstance(module, OptimizedModule):
             module.forward = module._orig_mod.__call__
+        for owned in (vars(module), *(value for value in vars(module).values() if isinstance(value, dict))):
+            owned |= {key: _rebound(value, memo) for key, value in owned.items() if isfunction(value)}
+    return twin
+
+
+def _rebound(function: FunctionType, memo: Mapping[int, Any]) -> FunctionType:
+    """Return a function whose closure refers to copies, where ``memo`` has them by ``id`` of the original."""
+    cells = function.__closure__ or ()
+    try:
+        contents = [cell.cell_contents for cell in cells]
+    except ValueError:  # a name that has no value yet
+        return function
+    if not any(id(each) in memo for each in contents):
+        return function
+    closure = tuple(CellType(memo.get(id(each), each)) for each in contents)
+    code, defaults = function.__code__, function.__defaults__
+    twin = FunctionType(code, function.__globals__, function.__name__, defaults, closure)
+    twin.__kwdefaults__, twin.__dict__ = function.__kwdefaults__, function.__dict__
     return twin
 
 

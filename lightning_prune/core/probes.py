@@ -6,25 +6,28 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_Module = TypeVar("_Module", bound=nn.Module)
+from lightning_prune.core.tensors import cast_or_move_tensor, map_tensors
 
 
 class Probe(ABC):
     """Runs a model once, always on the same data.
 
     Attributes:
-        further_passes: Probes that the model must also run without an error; their outputs are not compared.
+        training: Whether the model runs in training mode (see :func:`pass_mode`).
+        further_passes: Probes that the model has to go on running, too.
     """
 
+    training = False
     further_passes: Sequence[Probe] = ()
 
     @abstractmethod
@@ -32,8 +35,25 @@ class Probe(ABC):
         """Run the model on the data and return its output; pass a copy if a pass changes its state."""
 
     @abstractmethod
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Probe:
+        """Return a probe with a function applied to each tensor of its data; further passes stay."""
+
     def to(self, target: torch.dtype | torch.device) -> Probe:
-        """Return a probe with the floating-point tensors cast to a dtype, or all tensors moved to a device."""
+        """Return a probe with its data, and that of its further passes, cast to a type or moved to a device."""
+        probe = self.map_tensors(partial(cast_or_move_tensor, target=target))
+        probe.further_passes = tuple(other.to(target) for other in self.further_passes)
+        return probe
+
+    @property
+    def passes(self) -> tuple[Probe, ...]:
+        """This probe and its further passes."""
+        return (self, *self.further_passes)
+
+    def with_further_passes(self, passes: Iterable[Probe]) -> Probe:
+        """Return this probe with other further passes."""
+        probe = copy.copy(self)
+        probe.further_passes = tuple(passes)
+        return probe
 
 
 class ForwardProbe(Probe):
@@ -42,17 +62,13 @@ class ForwardProbe(Probe):
     Args:
         example: A tensor, a tuple of positional arguments of ``forward``, or a mapping of keyword arguments.
         keywords: Further keyword arguments.
-        further_passes: Further probes that the model must also run without an error.
 
     Attributes:
         arguments: The positional arguments of ``forward``.
         keywords: The keyword arguments of ``forward``.
     """
 
-    def __init__(
-        self, example: Any, keywords: Mapping[str, Any] | None = None, further_passes: Sequence[Probe] = ()
-    ) -> None:
-        self.further_passes = tuple(further_passes)
+    def __init__(self, example: Any, keywords: Mapping[str, Any] | None = None) -> None:
         self.keywords = dict(keywords or {})
         if isinstance(example, Mapping):
             self.arguments: tuple[Any, ...] = ()
@@ -64,17 +80,10 @@ class ForwardProbe(Probe):
         """Return the outputs of the model."""
         return model(*self.arguments, **self.keywords)
 
-    def to(self, target: torch.dtype | torch.device) -> ForwardProbe:
-        """Return this probe, and its further probes, with the arguments cast or moved."""
-        probe = self.with_further_passes(*(other.to(target) for other in self.further_passes))
-        probe.arguments = cast_or_move(self.arguments, target)
-        probe.keywords = cast_or_move(self.keywords, target)
-        return probe
-
-    def with_further_passes(self, *passes: Probe) -> ForwardProbe:
-        """Return this probe with other further probes."""
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> ForwardProbe:
+        """Return a probe with a function applied to each tensor in the arguments."""
         probe = copy.copy(self)
-        probe.further_passes = passes
+        probe.arguments, probe.keywords = map_tensors((self.arguments, self.keywords), change)
         return probe
 
 
@@ -99,38 +108,86 @@ class Deadline:
 
 
 def as_probe(example: Any) -> Probe:
-    """Return the example if it is a probe, otherwise a probe that calls ``forward`` with it."""
-    return example if isinstance(example, Probe) else ForwardProbe(example)
+    """Return the example if it is a probe, otherwise a probe that calls ``forward`` with it.
+
+    Args:
+        example: A probe, a tensor, a tuple of ``forward``'s arguments, a mapping of its keyword arguments, or a
+            list of several of these.
+
+    Raises:
+        ValueError: If the list is empty.
+    """
+    if isinstance(example, Probe):
+        return example
+    if not isinstance(example, list):
+        return ForwardProbe(example)
+    if not example:
+        raise ValueError("example=[]: a list holds one example or several.")
+    first, *others = map(as_probe, example)
+    return first.with_further_passes(others)
 
 
-def cast_or_move(data: Any, target: torch.dtype | torch.device) -> Any:
-    """Cast the floating-point tensors of a pytree to a dtype, or move all its tensors to a device."""
-
-    def transferred(leaf: Any) -> Any:
-        wanted = torch.is_tensor(leaf) and (isinstance(target, torch.device) or leaf.is_floating_point())
-        return leaf.to(target) if wanted else leaf
-
-    return tree_map(transferred, data)
-
-
-def to_model(example: Any, model: nn.Module) -> Any:
-    """Move an example to the device of a model's first parameter; cast floating-point tensors to its dtype."""
-    parameter = next(model.parameters())
-    return cast_or_move(cast_or_move(example, parameter.device), parameter.dtype)
+def first_example(example: Any) -> Any:
+    """Return the first of several examples in a list, or the example itself."""
+    return example[0] if isinstance(example, list) else example
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Run a block in evaluation mode without gradients; restore training modes and random state afterwards."""
+    with _mode(model, nn.Module.eval):
+        yield
+
+
+@contextmanager
+def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Run a block without gradients in training or evaluation mode; restore modes and random state afterwards.
+
+    Training mode is that of ordinary training, apart from two things. PyTorch's modules with running statistics,
+    such as batch norms, are in evaluation mode: they may need more values than an example has. Dropout
+    multiplies by 1, the mean of its random factors: random numbers for a tensor depend on its shape, so a
+    smaller network would draw others. A model that is in training mode already keeps the modes of its parts.
+    """
+    if not training:
+        with evaluation_mode(model):
+            yield
+    else:
+        with _mode(model, _train_), _MeanDropout():  # type: ignore[no-untyped-call]
+            yield
+
+
+@contextmanager
+def _mode(model: nn.Module, set_mode: Callable[[nn.Module], object]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
         with torch.no_grad(), torch.random.fork_rng(list(devices)):
-            model.eval()
+            set_mode(model)
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _train_(model: nn.Module) -> None:
+    if not model.training:
+        model.train()
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.") and any(
+            buffer.is_floating_point() for buffer in module.buffers(recurse=False)
+        ):
+            module.eval()
+
+
+class _MeanDropout(TorchDispatchMode):
+    """Replaces the random masks of dropout by their mean; other random numbers stay random."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].fill_(args[1] if len(args) > 1 else 0.5)
+        if func is torch.ops.aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -157,17 +214,24 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
     Returns:
         The largest relative difference; inf if numbers or shapes differ, or a difference is nan.
     """
-    if [each.shape for each in expected] != [each.shape for each in found]:
+    before, after = [*map(_comparable, expected)], [*map(_comparable, found)]
+    if [each.shape for each in before] != [each.shape for each in after]:
         return math.inf
     worst = 0.0
-    for one, other in zip(map(_comparable, expected), map(_comparable, found), strict=True):
-        if one.numel():
-            scale = one.abs().max().clamp_min(torch.finfo(one.dtype).tiny)
-            difference = float((one - other).abs().max() / scale)
+    for one, other in zip(before, after, strict=True):
+        apart = one != other  # infinite values may be equal, too
+        if apart.any():
+            finite = one[one.isfinite()].abs()
+            scale = max(float(finite.max()) if len(finite) else 0.0, torch.finfo(one.dtype).tiny)
+            difference = float((one[apart] - other[apart]).abs().max()) / scale
             worst = max(worst, math.inf if math.isnan(difference) else difference)
     return worst
 
 
 def _comparable(tensor: Tensor) -> Tensor:
-    """Return the tensor, in double precision if it holds integers or truth values."""
+    """Return the tensor as a dense one, in double precision if it holds integers or truth values."""
+    if tensor.is_nested:
+        tensor = tensor.to_padded_tensor(0)
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     return tensor if tensor.is_floating_point() or tensor.is_complex() else tensor.double()

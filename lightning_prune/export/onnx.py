@@ -20,7 +20,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from lightning_prune.core.files import atomic_write
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, evaluation_mode
+from lightning_prune.core.probes import ForwardProbe, evaluation_mode, first_example
 from lightning_prune.report.cost import batch_size, dense_bytes, resize_batch
 from lightning_prune.units.shards import check_unsharded
 
@@ -105,8 +105,9 @@ class _Call:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
-        probe = example if isinstance(example, ForwardProbe) else ForwardProbe(example)
-        probe = probe.to(torch.device("cpu"))
+        given = first_example(example)
+        probe = given if isinstance(given, ForwardProbe) else ForwardProbe(given)
+        probe = probe.map_tensors(torch.Tensor.cpu)
         self._example = (probe.arguments, probe.keywords)
         self.batch = batch_size(self._example)
         who = type(model).__name__

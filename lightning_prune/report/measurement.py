@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.core.probes import first_example
 from lightning_prune.report.cost import (
     Cost,
     batch_size,
@@ -44,7 +45,7 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     masks = masks or {}
     masked_parameters(model, masks)
     shards = shards_of(model)
-    return measure_layers(model, count_kept(masks, shards), None if shards.sharded else example)
+    return measure_layers(model, count_kept(masks, shards), None if shards.sharded else first_example(example))
 
 
 def count_kept(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:

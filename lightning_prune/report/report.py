@@ -9,6 +9,7 @@ from itertools import takewhile
 from os import PathLike
 from typing import Any
 
+from lightning_prune.channels.compaction.proof import PROOF, Proof
 from lightning_prune.core import schema
 from lightning_prune.report.cost import COST, LATENCY, Cost
 from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths
@@ -92,6 +93,10 @@ class Report:
         frozen: Name of each parameter or group that is not pruned to the reason.
         protected: Names of groups that would have been emptied, and keep a last unit.
         left_out: Number of training steps left out of the statistics because of inf or nan gradients.
+        proof: How near the outputs of the compacted model are to those of the masked one; ``None`` if it is not
+            compacted.
+        unchanged: Whole numbers that modules keep, and that compaction left alone, although they equal a width
+            that changed: code that no example runs may use them as sizes.
         monitor: Name of the monitored metric.
         history: Pruning events and measurements of the metric, in order.
         decisions: Descriptions of what a guard decided, in order.
@@ -108,6 +113,8 @@ class Report:
     frozen: Mapping[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     left_out: int = 0
+    proof: Proof | None = None
+    unchanged: tuple[str, ...] = ()
     monitor: str | None = None
     history: tuple[HistoryEntry, ...] = ()
     decisions: tuple[str, ...] = ()
@@ -171,6 +178,11 @@ class Report:
             )
         lines += self.decisions
         lines += self._masked() if self.dense is None else self._compacted(self.dense)
+        if self.proof is not None:
+            lines.append(str(self.proof))
+        lines += [
+            f"{number} was left alone, although a width of that size changed" for number in self.unchanged
+        ]
         lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
         lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
         if self.left_out:
@@ -279,6 +291,8 @@ REPORT = schema.satisfying(
         frozen=schema.mapping(schema.string),
         protected=schema.sequence(schema.string),
         left_out=schema.integer(),
+        proof=schema.optional(PROOF),
+        unchanged=schema.sequence(schema.string),
         monitor=schema.optional(schema.string),
         history=schema.sequence(HISTORY_ENTRY),
         decisions=schema.sequence(schema.string),

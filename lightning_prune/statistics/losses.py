@@ -15,7 +15,8 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import cast_or_move, math_attention
+from lightning_prune.core.probes import math_attention
+from lightning_prune.core.tensors import cast_or_move
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice
 

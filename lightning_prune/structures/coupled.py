@@ -99,7 +99,8 @@ class Coupled(Structure):
         sizes = self.sizes(group)
         least = self.minimum * group.size if self.minimum < 1 else self.minimum / min(sizes)
         multiples = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
-        return replace(group, minimum=math.ceil(least), multiple=math.lcm(*multiples))
+        minimum = max(math.ceil(least), group.minimum)
+        return replace(group, minimum=minimum, multiple=math.lcm(*multiples))
 
     def _wants(self, group: UnitGroup) -> bool:
         names = [part.name for part in group.slices]

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_prune.core.model_copies import is_compiled
-from lightning_prune.core.probes import Probe, to_model
+from lightning_prune.core.probes import Probe
+from lightning_prune.core.tensors import to_model
 from lightning_prune.training.hooks import ExampleCapture
 from lightning_prune.training.sandbox import capture_example, find_probe
 
@@ -29,19 +30,22 @@ class ExampleInput:
         """Whether an input of ``forward`` was captured, or will be in the next forward pass."""
         return self._capture is not None
 
-    def find_probe(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+    def find_probe(
+        self, trainer: Trainer, module: LightningModule, batch: Any, validation_batch: Any = None
+    ) -> None:
         """Set ``probe``, unless it is set.
 
         Args:
             trainer: The Trainer of the fit.
             module: The module; it does not change.
             batch: A training batch, as ``training_step`` gets it.
+            validation_batch: A batch of validation; ``None`` if none was seen.
 
         Raises:
             ValueError: If the module cannot be run outside the fit loop.
         """
         if self.probe is None:
-            self.probe = find_probe(trainer, module, batch)
+            self.probe = find_probe(trainer, module, batch, validation_batch)
 
     def capture_forward(
         self, trainer: Trainer, module: LightningModule, batch: Any, *, on_copy: bool = False
@@ -67,6 +71,8 @@ class ExampleInput:
         example = getattr(model, "example_input_array", None)
         if example is None and self._capture is not None:
             example = self._capture.example
+        if isinstance(example, list):
+            example = (example,)  # to Lightning a list is one argument, to probes it is several examples
         return None if example is None else to_model(example, model)  # the device may change in a fit
 
     def release(self) -> None:

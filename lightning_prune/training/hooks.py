@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.core.tensors import map_tensors
 from lightning_prune.units.masks import MaskStore
 
 
@@ -94,7 +93,9 @@ class GradientCopies:
 
 
 class ExampleCapture:
-    """A forward pre-hook that keeps the first example of the first batch that ``forward`` is called with.
+    """Keeps the first example of the first batch that ``forward`` of a module is called with.
+
+    The module has a ``forward`` of its own until then. A forward hook would not see ``self.forward(x)``.
 
     Attributes:
         example: The positional arguments of ``forward`` for a batch of one example, or all arguments by name if
@@ -103,20 +104,27 @@ class ExampleCapture:
 
     def __init__(self, module: nn.Module) -> None:
         self.example: tuple[Any, ...] | dict[str, Any] | None = None
-        self._forward: Callable[..., Any] | None = module.forward
-        self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
+        self._module: nn.Module | None = module
+        self._forward: Callable[..., Any] = module.forward
+        self._own = vars(module).get("forward")
+        vars(module)["forward"] = self._capture
 
     def release(self) -> None:
-        """Remove the hook, and drop the reference to the module."""
-        self._handle.remove()
-        self._forward = None
+        """Give the module its ``forward`` back, and drop the reference to it."""
+        if self._module is not None and vars(self._module).get("forward") == self._capture:
+            if self._own is None:
+                del vars(self._module)["forward"]
+            else:
+                vars(self._module)["forward"] = self._own
+        self._module = None
 
-    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.forward != self._forward:
-            return  # DDP runs training_step in place of forward: the call of forward itself comes later
-        given = dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs if kwargs else args
-        self.example = tree_map(_first, given)
-        self.release()
+    def _capture(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self._forward
+        if self._module is not None:
+            given = dict(zip(signature(forward).parameters, args, strict=False)) | kwargs if kwargs else args
+            self.example = map_tensors(given, _first)
+            self.release()
+        return forward(*args, **kwargs)
 
 
 def unscaled_gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
@@ -131,7 +139,5 @@ def parameters_in(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _first(value: Any) -> Any:
-    if torch.is_tensor(value) and value.ndim:
-        return value[:1].detach().clone()
-    return value
+def _first(tensor: Tensor) -> Tensor:
+    return (tensor[:1] if tensor.ndim else tensor).detach().clone()

@@ -60,6 +60,11 @@ class PruningParts:
         return self.structure.needs_example or self.selector.needs_example
 
     @property
+    def needs_probe(self) -> bool:
+        """Whether the module is traced on a first batch: to find its units, or to compact it."""
+        return self.needs_example or self.compact
+
+    @property
     def restores_weights(self) -> bool:
         """Whether weights of an earlier point in training may be restored: by a rewind or a guard."""
         return self.rewind is not None or self.guard is not None

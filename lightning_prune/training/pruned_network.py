@@ -192,14 +192,16 @@ class PrunedNetwork:
         if isinstance(model, LightningModule):
             # a copy has no Trainer, and forward may read from it
             cast(LightningModule, dense).trainer = model.trainer
-        self.plan, masks = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
+        done = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
+        self.plan, masks = done.plan, done.masks
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))
         self.store = MaskStore(model, masks)
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
         self.pruner = None
-        self.record = _measured(partial(measure_compacted, report, dense, model, masks), example)
+        report = _measured(partial(measure_compacted, report, dense, model, masks), example)
+        self.record = replace(report, proof=done.proof, unchanged=done.unchanged)
 
     @contextmanager
     def loading(

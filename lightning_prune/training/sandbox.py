@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, Probe, cast_or_move, evaluation_mode, to_model
+from lightning_prune.core.probes import ForwardProbe, Probe, pass_mode
+from lightning_prune.core.tensors import map_tensors, to_model
 from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.hooks import ExampleCapture
-from lightning_prune.training.stub_trainer import BackwardError, use_stubs_
+from lightning_prune.training.stub_trainer import use_stubs_
 
 _EXAMPLES = 2  # taken of a batch: with one alone, a squeeze would drop the batch dimension
 
@@ -46,43 +48,80 @@ class ForwardInFitProbe(ForwardProbe):
         return super().__call__(model)
 
 
-class TrainingStepProbe(Probe):
-    """Runs ``training_step`` of a copy of a module on one batch, up to the first ``manual_backward``.
+class _BackwardError(Exception):
+    """A step that is to end at its first ``manual_backward`` has called it."""
 
-    Random state, metrics, logs and optimizers of the fit stay as they are.
+
+class StepProbe(Probe):
+    """Runs ``training_step`` or ``validation_step`` of a copy of a module on one batch.
+
+    Random state, metrics, logs and optimizers of the fit stay as they are. ``manual_backward`` and steps of
+    optimizers do nothing.
 
     Args:
         trainer: The module's Trainer, which does not change.
-        batch: A training batch, as ``training_step`` gets it.
+        batch: A batch, as the step gets it.
+        name: ``"training_step"`` or ``"validation_step"``.
+        number: Number of the batch.
+        to_backward: Whether to stop at the first ``manual_backward``.
     """
 
-    def __init__(self, trainer: Trainer, batch: Any) -> None:
-        self._trainer = trainer
-        self._batch = batch
+    def __init__(
+        self,
+        trainer: Trainer,
+        batch: Any,
+        name: str = "training_step",
+        *,
+        number: int = 0,
+        to_backward: bool = False,
+    ) -> None:
+        self.training = name == "training_step"
+        self._trainer, self._batch = trainer, batch
+        self._name, self._number, self._to_backward = name, number, to_backward
 
-    def __call__(self, model: nn.Module) -> Any:
-        """Return what ``training_step`` returns, or the loss given to its first ``manual_backward``."""
-        assert isinstance(model, LightningModule)
-        use_stubs_(model, self._trainer)
-        # by position, as Lightning passes it: a second argument may have any name
-        given = (0,) if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2) else ()
+    def __call__(self, model: nn.Module) -> tuple[Any, list[Any], list[Any]]:
+        """Return the step's result, the losses given to ``manual_backward``, and the logged values."""
+        losses: list[Any] = []
+        logged: list[Any] = []
+
+        def add_loss(loss: Any) -> None:
+            losses.append(loss)
+            if self._to_backward:
+                raise _BackwardError
+
+        use_stubs_(model, self._trainer, add_loss, logged.append)
+        step = getattr(model, self._name)
+        # by position, as Lightning passes them: arguments after the batch may have any name
+        given = [
+            value
+            for count, (name, value) in enumerate((("batch_idx", self._number), ("dataloader_idx", 0)), 2)
+            if is_param_in_hook_signature(step, name, min_args=count)
+        ]
         result: Any = None
         failure: Exception | None = None
-        batch = tree_map(lambda leaf: leaf.clone() if torch.is_tensor(leaf) else leaf, self._batch)
+        batch = map_tensors(self._batch, torch.clone)
         with isolate_rng(), _dtype_of(model):  # isolate_rng restores nothing after an exception
             try:
-                result = model.training_step(batch, *given)
-            except BackwardError as stop:
-                result = stop.loss
-            except Exception as error:  # a user's training_step may raise anything
+                result = step(batch, *given)
+            except _BackwardError:
+                pass
+            except Exception as error:  # a user's step may raise anything
                 failure = error
         if failure is not None:
             raise failure
-        return result
+        return result, losses, logged
 
-    def to(self, target: torch.dtype | torch.device) -> TrainingStepProbe:
-        """Return a probe of the same batch, in another type or on another device."""
-        return TrainingStepProbe(self._trainer, cast_or_move(self._batch, target))
+    def with_number(self, number: int) -> StepProbe:
+        """Return a probe of the same step with another number of the batch."""
+        probe = copy.copy(self)
+        probe._number = number
+        return probe
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> StepProbe:
+        """Return a probe with a function applied to each tensor of the batch."""
+        probe = copy.copy(self)
+        probe._batch = map_tensors(self._batch, change)
+        return probe
 
 
 @contextmanager
@@ -98,38 +137,76 @@ def _dtype_of(model: nn.Module) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def find_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
-    """Return a probe of a module: a pass of ``forward`` on an example input, and one of ``training_step``.
+def find_probe(trainer: Trainer, module: LightningModule, batch: Any, validation_batch: Any = None) -> Probe:
+    """Return a probe of a module with the passes that a fit makes.
 
-    The example is the module's ``example_input_array`` or, if it has none, the arguments that ``training_step``
-    calls ``forward`` with. Without an example ``training_step`` is run alone. If it fails outside the loop,
-    ``forward`` is run alone on the module's example.
+    The first pass is one of ``forward`` in evaluation mode, on the module's ``example_input_array`` or, if it
+    has none, on the arguments that ``training_step`` calls ``forward`` with. Further passes are
+    ``training_step``, for the first and the second number of a batch, and ``validation_step``, as far as they
+    run outside the loop. If no call of ``forward`` runs, ``training_step`` is the first pass.
 
     Args:
         trainer: The module's Trainer.
         module: The module; it does not change.
         batch: A training batch, as ``training_step`` gets it. The probe keeps its first two examples, or all of
             it if the step fails on two.
+        validation_batch: A batch of validation, as ``validation_step`` gets it; ``None`` to take ``batch``.
 
     Raises:
         ValueError: If ``training_step`` fails and the module has no example, or ``forward`` fails on the
             module's example.
     """
-    example = module.example_input_array
-    for examples in (tree_map(_first_examples, batch), batch):
-        step = TrainingStepProbe(trainer, examples)
-        forward, failure = _forward_in(step, trainer, module)
-        if failure is None:
-            if example is not None:
-                forward = _example_probe(trainer, module, example)
-            return step if forward is None else forward.with_further_passes(step)
-    if example is None:
+    step, forward, failure = _find_step(trainer, module, batch)
+    if step is None and module.example_input_array is None:
         raise ValueError(
             f"{type(module).__name__}.training_step does not run outside the loop ({failure!r}): give the"
             " module an example_input_array."
         )
-    rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failure!r}.")
-    return _example_probe(trainer, module, example)
+    if module.example_input_array is not None:
+        forward = _example_probe(trainer, module, module.example_input_array)
+    elif forward is not None and failure_of(forward, copy_model(module)) is not None:
+        forward = None  # forward has no evaluation mode, or takes other arguments in it
+    steps: list[Probe] = []
+    if step is None:
+        rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failure!r}.")
+    else:
+        second = step.with_number(1)
+        steps += [step, second] if failure_of(second, copy_model(module)) is None else [step]
+    if is_overridden("validation_step", module):
+        steps += _validation_passes(trainer, module, batch if validation_batch is None else validation_batch)
+    first, *others = steps if forward is None else (forward, *steps)
+    return first.with_further_passes(others)
+
+
+def _find_step(
+    trainer: Trainer, module: LightningModule, batch: Any
+) -> tuple[StepProbe | None, ForwardProbe | None, Exception | None]:
+    """Run ``training_step`` on a copy of a module: on two examples of a batch or, if that fails, on the batch.
+
+    Under manual optimization a step that fails after its first backward pass is run up to it.
+
+    Returns:
+        A probe of the step, one of its first call of ``forward``, and the exception; each ``None`` if there is
+        none.
+    """
+    ends = (False,) if module.automatic_optimization else (False, True)
+    for examples in (map_tensors(batch, _first_examples), batch):
+        for to_backward in ends:
+            step = StepProbe(trainer, examples, to_backward=to_backward)
+            forward, failure = _forward_in(step, trainer, module)
+            if failure is None:
+                return step, forward, None
+    return None, None, failure
+
+
+def _validation_passes(trainer: Trainer, module: LightningModule, batch: Any) -> list[Probe]:
+    """Return a pass of ``validation_step`` on two examples of a batch or on the batch, if one of them runs."""
+    for examples in (map_tensors(batch, _first_examples), batch):
+        step = StepProbe(trainer, examples, "validation_step")
+        if (failure := failure_of(step, copy_model(module))) is None:
+            return [step]
+    rank_zero_info(f"validation_step is not looked at, it fails outside the loop with {failure!r}.")
+    return []
 
 
 def training_loss(trainer: Trainer) -> LossFunction:
@@ -142,8 +219,9 @@ def training_loss(trainer: Trainer) -> LossFunction:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        result = TrainingStepProbe(trainer, batch)(model)
-        found = result.get("loss") if isinstance(result, Mapping) else result
+        result, losses, _ = StepProbe(trainer, batch, to_backward=True)(model)
+        returned = result.get("loss") if isinstance(result, Mapping) else result
+        found = losses[0] if losses else returned
         if not torch.is_tensor(found):
             raise NoLossError(f"training_step gives {found!r} for a held batch, and no loss.")
         return found
@@ -162,7 +240,7 @@ def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Forw
     Raises:
         ValueError: If ``training_step`` fails before it calls ``forward``, or never calls it.
     """
-    forward, failure = _forward_in(TrainingStepProbe(trainer, batch), trainer, module)
+    forward, failure = _forward_in(StepProbe(trainer, batch), trainer, module)
     if forward is None:  # a step that fails after it has called forward is no problem
         why = "it does not call forward" if failure is None else repr(failure)
         raise ValueError(
@@ -184,7 +262,7 @@ def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> Ex
     """
     twin = copy_model(module)
     capture = ExampleCapture(twin)
-    failure = failure_of(TrainingStepProbe(trainer, batch), twin)
+    failure = failure_of(StepProbe(trainer, batch), twin)
     if failure is not None:
         rank_zero_info(f"training_step fails outside the loop with {failure!r}.")
     capture.release()
@@ -192,14 +270,14 @@ def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> Ex
 
 
 def failure_of(run: Callable[[LightningModule], object], twin: LightningModule) -> Exception | None:
-    """Run a copy of a module in evaluation mode, and return the exception if that fails.
+    """Run a copy of a module, and return the exception if that fails.
 
     Args:
-        run: Runs ``forward`` or ``training_step`` of the copy.
+        run: A probe, or a function that runs the copy in evaluation mode.
         twin: The copy, as ``copy_model`` returns it.
     """
     try:
-        with evaluation_mode(twin):
+        with pass_mode(twin, training=getattr(run, "training", False)):
             run(twin)
     except Exception as error:  # a user's code may raise anything
         return error
@@ -207,21 +285,24 @@ def failure_of(run: Callable[[LightningModule], object], twin: LightningModule) 
 
 
 def _forward_in(
-    step: TrainingStepProbe, trainer: Trainer, module: LightningModule
+    step: StepProbe, trainer: Trainer, module: LightningModule
 ) -> tuple[ForwardProbe | None, Exception | None]:
-    """Run ``training_step`` on a copy of a module.
+    """Run a step on a copy of a module.
 
     Returns:
         A probe of its first call of ``forward``, if there was one, and the exception if the step failed.
     """
     twin = copy_model(module)
     calls: list[ForwardProbe] = []
+    forward = twin.forward
 
-    def keep_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep_first(*args: Any, **kwargs: Any) -> Any:
         if not calls:
-            calls.append(ForwardInFitProbe(trainer, args, kwargs))
+            probe = ForwardInFitProbe(trainer, args, kwargs)
+            calls.append(probe.map_tensors(lambda tensor: tensor.detach().clone()))
+        return forward(*args, **kwargs)
 
-    twin.register_forward_pre_hook(keep_first, with_kwargs=True)
+    vars(twin)["forward"] = keep_first  # in place of a hook, which self.forward(x) does not call
     failure = failure_of(step, twin)
     return (calls[0] if calls else None), failure
 
@@ -242,5 +323,5 @@ def _example_probe(trainer: Trainer, module: LightningModule, example: Any) -> F
     return probe
 
 
-def _first_examples(value: Any) -> Any:
-    return value[:_EXAMPLES] if torch.is_tensor(value) and value.ndim else value
+def _first_examples(tensor: Tensor) -> Tensor:
+    return tensor[:_EXAMPLES] if tensor.ndim else tensor

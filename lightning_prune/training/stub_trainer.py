@@ -10,18 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-class BackwardError(Exception):
-    """``training_step`` called ``manual_backward``.
-
-    Attributes:
-        loss: The loss that it was called with.
-    """
-
-    def __init__(self, loss: Any) -> None:
-        super().__init__()
-        self.loss = loss
-
-
 class _NullObject:
     """An object whose attributes, calls and items do nothing, such as a scheduler or a logger."""
 
@@ -70,14 +58,19 @@ class _TrainerStub:
         return getattr(self._trainer, name)
 
 
-def use_stubs_(copy: nn.Module, trainer: Trainer) -> None:
-    """Replace Trainer, optimizers, schedulers and logging of a copied module by stubs that do nothing.
-
-    ``manual_backward`` of the copy raises BackwardError.
+def use_stubs_(
+    copy: nn.Module,
+    trainer: Trainer,
+    on_backward: Callable[[Any], object] = lambda loss: None,
+    on_log: Callable[[Any], object] = lambda value: None,
+) -> None:
+    """Replace Trainer, optimizers, schedulers and logging of a copied module by stubs that change nothing.
 
     Args:
         copy: A copy of the module, changed in place.
         trainer: The module's Trainer, which does not change.
+        on_backward: Called with each loss that is given to ``manual_backward``.
+        on_log: Called with each value, or mapping of values, that is logged.
     """
     assert copy is not trainer.lightning_module
     optimizers = [_OptimizerStub(optimizer) for optimizer in trainer.optimizers]
@@ -85,9 +78,9 @@ def use_stubs_(copy: nn.Module, trainer: Trainer) -> None:
         if isinstance(module, LightningModule):
             vars(module).update(
                 _trainer=_TrainerStub(trainer),
-                log=_NullObject(),
-                log_dict=_NullObject(),
-                manual_backward=_stop_at_backward,
+                log=lambda name, value, *_, **__: on_log(value),
+                log_dict=lambda values, *_, **__: on_log(values),
+                manual_backward=lambda loss, *_, **__: on_backward(loss),
                 optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
                 lr_schedulers=_NullObject(),
                 toggle_optimizer=_NullObject(),
@@ -95,7 +88,3 @@ def use_stubs_(copy: nn.Module, trainer: Trainer) -> None:
                 toggled_optimizer=_NullObject(),
                 clip_gradients=_NullObject(),
             )
-
-
-def _stop_at_backward(loss: Any, *args: Any, **kwargs: Any) -> None:
-    raise BackwardError(loss)

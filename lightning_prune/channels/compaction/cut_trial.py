@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.compaction.example_variants import variant_that_runs
+from lightning_prune.channels.compaction.perturbation import perturb_, reorder_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
+from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
-from lightning_prune.channels.graph.recorder import OpRecorder
+from lightning_prune.channels.graph.recorder import OpRecorder, PassRecord
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
-from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, relative_difference
+from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_difference
+from lightning_prune.core.tensors import cast_model_, reachable_tensors
 from lightning_prune.units.groups import UnitGroup
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_COARSE = 1e-3  # what the first trials, in single precision, let pass
+_EXACT = {torch.float64: 1e-9, torch.float32: 1e-6}
+_NOISE_FACTOR = 8  # how many times the measured rounding errors a difference may be
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass that trials run and compare.
+
+    Args:
+        probe: Runs the pass.
+        recorded: Whether tensors outlive the pass to which its result does not refer.
+        compared: Whether it has outputs, the same ones each time; otherwise it has to run, and no more.
+    """
+
+    probe: Probe
+    recorded: bool
+    compared: bool = True
+
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """Run the model, which may change its state, and return all tensors that outlive the pass."""
+        probe = self.probe.map_tensors(torch.clone)  # a model may write to its inputs
+        with pass_mode(model, training=probe.training):
+            if not self.recorded:
+                return reachable_tensors(probe(model))
+            with OpRecorder(model) as recorder:
+                result = probe(model)
+            outputs: list[Tensor] = recorder.outputs(result)
+            return outputs
+
+    def to(self, dtype: torch.dtype) -> _Pass:
+        return replace(self, probe=self.probe.to(dtype))
 
 
 class CutTrial:
     """Compares the outputs of a cut copy of a model with those of a masked one.
 
-    Trials run in single precision, as a quick first check, until :meth:`use_double_precision` is called.
+    Trials run the first pass in single precision, as a quick first check, until :meth:`refine` is called.
 
     Args:
         model: Is not changed.
-        probe: Runs the model.
+        passes: The passes to run; the first one has to give the same outputs each time.
         masked: Whether the weights of the units to cut are 0 already; then all weights are used as they are.
             Otherwise the weights of the copies are perturbed, and the masked copy has those of the units at 0.
         deadline: When trials have to end; ``None`` for no limit.
@@ -34,78 +70,58 @@ class CutTrial:
     """
 
     def __init__(
-        self, model: nn.Module, probe: Probe, *, masked: bool, deadline: Deadline | None = None
+        self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype, self._probe = torch.float32, probe.to(torch.float32)
-        # single-precision trials are many: their copies share the memory of this one, except changed weights
-        self._shared: nn.Module | None = self._full_copy()
-        try:
-            first, second = self._run(self._shared), self._run(self._shared)
-        except Exception as error:  # a user's forward may raise anything
-            raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+        self._dtype, self._fine = torch.float32, False
+        self._written = frozenset[str]().union(*(each.written for each in passes))
+        # first trials are many: their copies share the memory of this one, except changed weights
+        self._shared: nn.Module | None = self._whole_copy()
+        self._first, *self._others = [_Pass(each.probe, each.kept_elsewhere).to(self._dtype) for each in passes]
+        self._passes = [self._first]
+        # of the last trial: the largest difference, the numbers of passes and of tensors
+        self._worst = 0.0
+        self._compared = 0, 0
+        first, again = self._twice(self._first)
         if not first:
             raise ValueError(
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
             )
-        if relative_difference(first, second) > _TOLERANCE[self._dtype]:
+        if relative_difference(first, again) > _COARSE:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _full_copy(self) -> nn.Module:
-        model = copy_model(self._model).to(self._dtype)
-        if not self._masked:
-            perturb_(model)
-        return model
+    @property
+    def proof(self) -> Proof:
+        """The comparison that the last trial has made."""
+        passes, tensors = self._compared
+        return Proof(str(self._dtype).removeprefix("torch."), self._worst, passes, tensors)
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
-        """Run the model, and return all tensors that outlive the pass."""
-        with evaluation_mode(model):
-            for other in self._probe.further_passes:
-                other(model)
-            with OpRecorder(model) as recorder:
-                result = self._probe(model)
-            outputs: list[Tensor] = recorder.outputs(result)
-        return outputs
+    def refine(self) -> None:
+        """Go on in double precision, if the model runs in it, with all passes and with other inputs.
 
-    def _copy(self, own: Container[str] = ()) -> nn.Module:
-        """Return a copy of the model in the precision of the trials.
+        Each pass in evaluation mode also runs on another batch size, other values and other sizes, as far as
+        the model takes them. If the model does not run in double precision, single precision goes on, and the
+        differences that are let pass are those that its rounding errors make.
 
-        Args:
-            own: Names of parameters that the caller changes in place. Others may share their memory with the
-                copies of other trials: only their ``data`` attribute may be set.
+        Raises:
+            ValueError: If a pass fails.
         """
-        return self._full_copy() if self._shared is None else copy_sharing_weights(self._shared, own)
-
-    def _cut_copy(self, kept: Kept) -> nn.Module:
-        model = self._copy()
-        replay_(model, make_plan(model, kept))
-        return model
-
-    @torch.no_grad()
-    def _masked_copy(self, kept: Kept) -> nn.Module:
-        parts = [] if self._masked else [(part, units) for group, units in kept for part in group.masked]
-        model = self._copy({part.name for part, _ in parts})
-        for part, units in parts:
-            weight = model.get_parameter(part.name)
-            # in the weight's dtype, since any other would be converted after it is expanded to full size
-            weight.mul_(part.spread(units.to(weight)))
-        return model
-
-    def use_double_precision(self) -> None:
-        """Switch to double precision, if the model runs in it, and keep only one copy in memory at a time."""
-        self._shared = None
-        single, self._dtype, self._probe = self._probe, torch.float64, self._probe.to(torch.float64)
-        try:
-            self._run(self._full_copy())
-        except Exception:  # a user's forward may raise anything where its dtype is hard-coded
-            self._dtype, self._probe = torch.float32, single
+        self._passes = [self._first]
+        for each in self._others:
+            first, again = self._twice(each)
+            same = bool(first) and relative_difference(first, again) <= _COARSE
+            self._passes.append(replace(each, compared=same))
+        variants = [self._variant(each) for each in self._passes if not each.probe.training]
+        self._passes = [each.to(torch.float64) for each in (*self._passes, *variants) if each is not None]
+        self._dtype, self._fine = torch.float64, True
+        self._shared = None  # copies are large, and few from now on: one at a time
 
     def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
         """Return the groups that cannot be cut, name to reason; all others can be cut together.
 
         All groups are cut at once. If that fails, the first half is tried, then the second half together with
-        the groups of the first that passed, and so on by bisection. A group that fails in single precision
-        cannot be cut; one that passes may still fail in double precision.
+        the groups of the first that passed, and so on by bisection. A group that fails before :meth:`refine`
+        cannot be cut; one that passes may still fail afterwards.
 
         Args:
             kept: The groups to test, each with a bool mask over its units, False for a unit to cut.
@@ -131,39 +147,138 @@ class CutTrial:
         if self._deadline is not None:
             self._deadline.check()
         try:  # the cut copy runs first, since most failing cuts raise an error
-            found = self._run(self._cut_copy(kept))
+            found = self._outputs(self._cut_copy(kept))
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
+            if self._uses_single_precision(kept):
+                return self._failure(kept)
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        difference = relative_difference(self._run(self._masked_copy(kept)), found)
-        if difference > _TOLERANCE[self._dtype]:
-            return f"cannot be cut: outputs change by {difference:.1e}"
+        expected = self._outputs(self._masked_copy(kept))
+        self._compared = len(expected), sum(map(len, expected))
+        self._worst = _worst(expected, found)
+        if self._worst > self._tolerance(kept, expected):
+            return f"cannot be cut: outputs change by {self._worst:.1e}"
         return None
+
+    def _uses_single_precision(self, kept: Kept) -> bool:
+        """Change to single precision if the masked copy does not run in double precision; return whether so."""
+        if self._dtype is not torch.float64:
+            return False
+        try:
+            self._outputs(self._masked_copy(kept))
+        except Exception:  # a user's forward may raise anything where its code fixes a type
+            self._dtype = torch.float32
+            self._passes = [each.to(self._dtype) for each in self._passes]
+            return True
+        return False
+
+    def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]]) -> float:
+        """Return the largest difference that rounding errors may make.
+
+        Rounding errors are measured: they are the difference between the outputs of the masked copy and those
+        of the same network with its units in another order.
+        """
+        if not self._fine:
+            return _COARSE
+        exact = _EXACT[self._dtype]
+        if self._worst <= exact:
+            return exact
+        model = self._masked_copy(kept)
+        try:
+            reorder_(model, [group for group, _ in kept])
+            noise = _worst(expected, self._outputs(model))
+        except Exception:  # a user's forward may raise anything
+            return exact
+        # where order changes more than rounding does, the network depends on it, and nothing is measured
+        return max(exact, _NOISE_FACTOR * noise) if noise < _COARSE / _NOISE_FACTOR else exact
+
+    def _twice(self, each: _Pass) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs of a pass on two copies.
+
+        Raises:
+            ValueError: If the pass fails.
+        """
+        try:
+            return each.outputs(self._copy()), each.outputs(self._copy())
+        except Exception as error:  # a user's forward may raise anything
+            raise ValueError(f"{type(self._model).__name__} cannot run on the example: {error!r}") from error
+
+    def _variant(self, each: _Pass) -> _Pass | None:
+        """Return the same pass with other inputs, if the model runs on any."""
+
+        def runs(probe: Probe) -> bool:
+            try:
+                outputs = replace(each, probe=probe).outputs(self._copy())
+            except Exception:  # a user's forward may raise anything on inputs of another size
+                return False
+            return relative_difference(outputs, outputs) == 0  # not nan
+
+        probe = variant_that_runs(each.probe, runs)
+        return None if probe is None else replace(each, probe=probe)
+
+    def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
+        """Return the outputs of each pass that are to be compared; the model's state may change.
+
+        Each pass but the last runs on a copy, so that none sees the state that another one leaves.
+        """
+        *others, last = self._passes
+        outputs = [each.outputs(copy_sharing_weights(model, self._written)) for each in others]
+        outputs.append(last.outputs(model))
+        return [found for found, each in zip(outputs, self._passes, strict=True) if each.compared]
+
+    def _whole_copy(self) -> nn.Module:
+        model = copy_model(self._model)
+        cast_model_(model, self._dtype)
+        if not self._masked:
+            perturb_(model)
+        return model
+
+    def _copy(self, own: Container[str] = ()) -> nn.Module:
+        """Return a copy of the model in the precision of the trials.
+
+        Args:
+            own: Names of parameters that the caller changes in place. Others may share their memory with the
+                copies of other trials: only their ``data`` attribute may be set.
+        """
+        if self._shared is None:
+            return self._whole_copy()
+        return copy_sharing_weights(self._shared, {*own, *self._written})
+
+    def _cut_copy(self, kept: Kept) -> nn.Module:
+        model = self._copy()
+        replay_(model, make_plan(model, kept))
+        return model
+
+    @torch.no_grad()
+    def _masked_copy(self, kept: Kept) -> nn.Module:
+        parts = [] if self._masked else [(part, units) for group, units in kept for part in group.masked]
+        model = self._copy({part.name for part, _ in parts})
+        for part, units in parts:
+            weight = model.get_parameter(part.name)
+            # in the weight's dtype, since any other would be converted after it is expanded to full size
+            weight.mul_(part.spread(units.to(weight)))
+        return model
+
+
+def _worst(expected: Iterable[list[Tensor]], found: Iterable[list[Tensor]]) -> float:
+    """Return the largest relative difference between the outputs of several passes."""
+    return max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
 
 
 def uneven_cut(groups: Sequence[UnitGroup]) -> Kept:
-    """Return for each group a random choice of units to keep, from a fixed seed: 9/16, rounded down."""
+    """Return for each group a random choice of units to keep, from a fixed seed.
+
+    Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
+    equal numbers of units fail.
+    """
     generator = torch.Generator().manual_seed(0)
     kept = []
     for group in groups:
         ranks = torch.randperm(group.size, generator=generator).argsort()
-        kept.append((group, ranks < max(1, group.size * 9 // 16)))
+        share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
+        kept.append((group, ranks < min(max(1, round(group.size * share)), group.size - 1)))
     return kept
 
 
-@torch.no_grad()
-def perturb_(model: nn.Module) -> None:
-    """Add noise to all floating-point parameters and buffers, so that no 0 or 1 among them hides a wrong cut.
-
-    Noise is uniform, from a fixed seed, with an amplitude of 0.01 plus a tenth of the tensor's mean absolute
-    value.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
-            # in pieces: noise for a whole tensor at once would need as much memory as the tensor
-            for piece in torch.atleast_1d(tensor).chunk(64):
-                noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
-                # positive noise for running variances, which have to stay above 0
-                noise = noise if name.endswith("var") else noise.mul_(2).sub_(1)
-                piece.add_(noise.mul_(spread))
+def least_cut(groups: Sequence[UnitGroup], count: int) -> Kept:
+    """Return for each group the choice to keep its first ``count`` units."""
+    return [(group, torch.arange(group.size) < count) for group in groups]

@@ -6,16 +6,25 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import nn
 
-from lightning_prune.channels.compaction.cut_trial import CutTrial, uneven_cut
-from lightning_prune.channels.compaction.size_attributes import attribute_choices
+from lightning_prune.channels.compaction.cut_trial import CutTrial, least_cut, uneven_cut
+from lightning_prune.channels.compaction.size_attributes import Attribute, attribute_choices
+from lightning_prune.channels.graph.groups import unique_names
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import axis_slices
+from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
 _CutPlaces: TypeAlias = frozenset[tuple[str, int, tuple[int, ...]]]
+
+
+class Found(NamedTuple):
+    """A unit group, and the number of the trace that found it."""
+
+    group: UnitGroup
+    trace: int
 
 
 class GroupSearch:
@@ -31,32 +40,75 @@ class GroupSearch:
 
     def __init__(self, model: nn.Module, trial: CutTrial) -> None:
         self._model, self._trial = model, trial
-        self.passed: list[UnitGroup] = []
+        self.passed: list[Found] = []
         self._tried: set[tuple[_CutPlaces, bool]] = set()
         self._reasons: dict[_CutPlaces, str] = {}
 
-    def attempt(self, groups: Iterable[UnitGroup], *, adjusted: bool) -> tuple[list[UnitGroup], dict[str, str]]:
+    def attempt(self, groups: Iterable[UnitGroup], trace: int, *, adjusted: bool) -> dict[str, str]:
         """Try the groups that were not tried before and share no weights with those in ``passed``.
 
         Args:
             groups: The groups that one trace has found.
+            trace: The number of the trace.
             adjusted: Whether integer attributes of modules that may hold the size of a group are adjusted.
 
         Returns:
-            The groups that passed, and the names of the tensors that make the units of those that failed, with
-            the reasons; no reasons are given if ``adjusted``.
+            The names of the tensors that make the units of the groups that failed, with the reasons; none are
+            given if ``adjusted``.
         """
         groups = [group for group in self.apart(groups) if (_cut_places(group), adjusted) not in self._tried]
         self._tried |= {(_cut_places(group), adjusted) for group in groups}
-        passed, reasons = (self._adjusted(groups), {}) if adjusted else self._try(groups)
-        self.passed += passed
+        if adjusted:
+            self._try_adjusted([Found(group, trace) for group in groups])
+            return {}
+        passed, reasons = self._try(groups)
+        self.passed += [Found(group, trace) for group in passed]
         failing = [group for group in groups if group.name in reasons]
         self._reasons |= {_cut_places(group): reasons[group.name] for group in failing}
-        return passed, {part.name: reasons[group.name] for group in failing for part in group.slices}
+        return {part.name: reasons[group.name] for group in failing for part in group.slices}
+
+    def limit(self) -> None:
+        """Find the groups of which two units have to stay, as where ``squeeze`` drops the dimension of one.
+
+        A group that fails with two left is dropped.
+        """
+        for least in (1, 2):
+            limited = [group for group, _ in self.passed if group.minimum == least]
+            failing = self._trial.failing(least_cut(limited, least))
+            self.passed = [
+                Found(replace(group, minimum=least + 1), trace)
+                if group.name in failing
+                else Found(group, trace)
+                for group, trace in self.passed
+            ]
+        dropped = [group for group, _ in self.passed if group.minimum > 2]
+        self._reasons |= {_cut_places(group): failing[group.name] for group in dropped}
+        self.passed = [found for found in self.passed if found.group.minimum <= 2]
+
+    def confirm(self) -> None:
+        """Try all groups in ``passed`` together, after the trial was refined, and drop those that fail.
+
+        Those that fail are tried again with integer attributes adjusted. The groups that are left are in the
+        order of the model's parameters, and have names of their own.
+        """
+        self._sort()
+        failing = self._trial.failing(uneven_cut([group for group, _ in self.passed]))
+        again = [found for found in self.passed if found.group.name in failing]
+        self.passed = [found for found in self.passed if found.group.name not in failing]
+        self._reasons |= {_cut_places(group): failing[group.name] for group, _ in again}
+        adjusted = self._try_adjusted([found for found in again if not found.group.attributes])
+        if adjusted:
+            self.confirm()
+
+    def _sort(self) -> None:
+        order = {name: place for place, (name, _) in enumerate(self._model.named_parameters())}
+        self.passed.sort(key=lambda found: order[found.group.slices[0].name])
+        named = unique_names(group for group, _ in self.passed)
+        self.passed = [Found(group, trace) for group, (_, trace) in zip(named, self.passed, strict=True)]
 
     def apart(self, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
         """Return the groups whose units are made by other weights than those of the groups in ``passed``."""
-        taken = {place for group in self.passed for place in _output_places(group)}
+        taken = {place for group, _ in self.passed for place in _output_places(group)}
         return [group for group in groups if not _output_places(group) & taken]
 
     def reason(self, group: UnitGroup) -> str:
@@ -88,16 +140,97 @@ class GroupSearch:
         failing |= self._trial.failing(uneven_cut(rest))
         return [group for group in groups if group.name not in failing], failing
 
-    def _adjusted(self, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
-        """Return the groups that can be cut with attributes adjusted, each with the first choice that works."""
-        left = {group.name: (group, attribute_choices(self._model, group)) for group in groups}
-        passed: list[UnitGroup] = []
-        for turn in range(max((len(ways) for _, ways in left.values()), default=0)):
-            now = [replace(group, attributes=ways[turn]) for group, ways in left.values() if turn < len(ways)]
-            passed += self._try(now)[0]
-            for group in passed:
-                left.pop(group.name, None)
-        return passed
+    def _try_adjusted(self, candidates: Iterable[Found]) -> bool:
+        """Add to ``passed`` the groups that can be cut with attributes adjusted, each with the first such set.
+
+        Groups that adjust the same attribute have to keep the same number of units: they become one group.
+
+        Returns:
+            Whether any group was added.
+        """
+        left = [(found, attribute_choices(self._model, found.group)) for found in candidates]
+        count = len(self.passed)
+        for turn in range(max((len(sets) for _, sets in left), default=0)):
+            now = [
+                Found(replace(found.group, attributes=sets[turn]), found.trace)
+                for found, sets in left
+                if turn < len(sets)
+            ]
+            self._try_joined(now)
+            self._try_first(now)
+            free = {id(group) for group in self.apart(found.group for found, _ in left)}
+            left = [each for each in left if id(each[0].group) in free]
+        return len(self.passed) > count
+
+    def _try_joined(self, now: Sequence[Found]) -> None:
+        """Try each group joined with those that adjust the same attribute, also with those that have passed."""
+        fresh = {id(found) for found in now}
+        sets = [
+            each
+            for each in _sharing_attributes([*self.passed, *now])
+            if not fresh.isdisjoint(map(id, each)) and _can_join(each)
+        ]
+        joined = [_join(members) for members in sets]
+        passed = {id(group) for group in self._try([group for group, _ in joined])[0]}
+        for found, members in zip(joined, sets, strict=True):
+            if id(found.group) in passed:
+                gone = set(map(id, members))
+                self.passed = [other for other in self.passed if id(other) not in gone] + [found]
+
+    def _try_first(self, now: Sequence[Found]) -> None:
+        """Try the first of the groups that adjust the same attribute, if they have not passed as one group."""
+        free = {id(group) for group in self.apart(group for group, _ in now)}
+        known = set(map(id, self.passed))
+        sets = _sharing_attributes([*self.passed, *(found for found in now if id(found.group) in free)])
+        first = [each[0] for each in sets if len(each) > 1 and known.isdisjoint(map(id, each))]
+        passed = {id(group) for group in self._try([group for group, _ in first])[0]}
+        self.passed += [found for found in first if id(found.group) in passed]
+
+
+def _sharing_attributes(found: Iterable[Found]) -> list[list[Found]]:
+    """Return the groups in sets of those that adjust the same attributes, directly or through others."""
+    sets: list[tuple[set[Attribute], list[Found]]] = []
+    for each in found:
+        attributes, members = set(each.group.attributes), [each]
+        apart = []
+        for other in sets:
+            if other[0] & attributes:
+                attributes, members = attributes | other[0], other[1] + members
+            else:
+                apart.append(other)
+        sets = [*apart, (attributes, members)]
+    return [members for _, members in sets]
+
+
+def _can_join(members: Sequence[Found]) -> bool:
+    """Return whether groups have equal sizes and were found by one trace."""
+    return len({(found.group.size, found.trace) for found in members}) == 1
+
+
+def _join(members: Sequence[Found]) -> Found:
+    """Return one group whose unit ``i`` is unit ``i`` of each of these groups."""
+    groups = [group for group, _ in members]
+    joined = replace(
+        groups[0],
+        slices=_united(part for group in groups for part in group.slices),
+        followers=_united(part for group in groups for part in group.followers),
+        buffers=_united(part for group in groups for part in group.buffers),
+        attributes=tuple(dict.fromkeys(each for group in groups for each in group.attributes)),
+        heads=any(group.heads for group in groups),
+    )
+    return Found(joined, members[0].trace)
+
+
+def _united(parts: Iterable[Slice]) -> tuple[Slice, ...]:
+    """Return slices with those along one dimension of one tensor made one, where they have different places."""
+    found: dict[tuple[str, int], AxisSlice] = {}
+    for part in axis_slices(parts):
+        other = found.setdefault((part.name, part.dim), part)
+        assert part.index is not None
+        assert other.index is not None
+        index = torch.where(other.index < 0, part.index, other.index)
+        found[part.name, part.dim] = replace(other, index=index)
+    return tuple(found.values())
 
 
 def _output_places(group: UnitGroup) -> set[tuple[str, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.plan import Kept, Plan, make_plan
+from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import cut_tensor, replay_
+from lightning_prune.channels.compaction.size_attributes import size_attributes
+from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe, as_probe
 from lightning_prune.units.groups import UnitGroup
@@ -21,6 +24,23 @@ from lightning_prune.units.shards import check_unsharded
 from lightning_prune.units.slices import Slice
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Compacted(NamedTuple):
+    """What a compaction has done.
+
+    Attributes:
+        plan: The plan that was applied.
+        masks: The masks in the new shapes, without those that mask nothing any more.
+        proof: The comparison of outputs; ``None`` if the model has no unit groups.
+        unchanged: Whole numbers of modules that were left alone, as ``module.attribute=value``, although they
+            equal a width that changed.
+    """
+
+    plan: Plan
+    masks: dict[str, Tensor]
+    proof: Proof | None
+    unchanged: tuple[str, ...]
 
 
 class CompactionError(RuntimeError):
@@ -71,7 +91,7 @@ def compact_(
     groups: Iterable[UnitGroup] | None,
     probe: Probe,
     optimizers: Iterable[Optimizer] = (),
-) -> tuple[Plan, dict[str, Tensor]]:
+) -> Compacted:
     """Shrink a masked model in place, together with the optimizer state of its parameters.
 
     Args:
@@ -82,22 +102,36 @@ def compact_(
         optimizers: Optimizers of its parameters.
 
     Returns:
-        The plan that was applied, and the masks in the new shapes, without those that mask nothing any more.
+        What was done, with its proof.
 
     Raises:
         CompactionError: If outputs differ; the model is unchanged, and the message names the groups that
             cannot be cut.
     """
     kept = remaining_units(model, masks, analyse(model, probe).groups if groups is None else groups)
-    trial = CutTrial(model, probe, masked=True)
-    trial.use_double_precision()
+    trial = CutTrial(model, record_passes(model, probe), masked=True)
+    trial.refine()
     if failing := trial.failing(kept):
         faults = "; ".join(f"{name} {why}" for name, why in failing.items())
         raise CompactionError(f"{type(model).__name__} stays as it was. {faults}")
     plan = make_plan(model, kept)
+    unchanged = _unchanged(model, kept, plan)
     replay_(model, plan, optimizers)
     cut_masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in masks.items()}
-    return plan, {name: mask for name, mask in cut_masks.items() if not mask.all()}
+    left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
+    return Compacted(plan, left, trial.proof if kept else None, unchanged)
+
+
+def _unchanged(model: nn.Module, kept: Kept, plan: Plan) -> tuple[str, ...]:
+    """Return the integer attributes that look like a size that the plan changes, and that it leaves alone."""
+    found: dict[str, None] = {}
+    for group, units in kept:
+        if not units.all():
+            for name, key in size_attributes(model, group):
+                if key not in plan.attributes.get(name, {}):
+                    attribute = f"{name}.{key}".lstrip(".")
+                    found[f"{attribute}={getattr(model.get_submodule(name), key)}"] = None
+    return tuple(found)
 
 
 def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Iterable[UnitGroup]) -> Kept:

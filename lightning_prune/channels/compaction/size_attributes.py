@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+from itertools import combinations, islice
+from typing import TypeAlias
+
 from torch import nn
 
 from lightning_prune.channels.compaction.module_widths import has_widths
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
-Attributes = tuple[tuple[str, str], ...]  # pairs of a module name and an attribute name
+Attribute: TypeAlias = tuple[str, str]  # a module name and an attribute name
+
+_MOST_CHOICES = 48
 
 
-def attribute_choices(model: nn.Module, group: UnitGroup) -> list[Attributes]:
-    """Return integer attributes that may have to shrink with a group, since their values look like its size.
+def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
+    """Return the integer attributes that may hold a size of a group, since their values look like one.
 
-    Candidates are above 1 and equal to the group's number of units, to the number of places that its units take
-    up along a dimension of a weight, or to a half or a third of the latter. They belong to modules of unknown
-    kinds that hold the weights which make the units, or to modules one or two levels above.
+    Their values are above 1 and equal to the group's number of units, to the number of places that its units
+    take up along a dimension of a weight, or to a half or a third of the latter. They belong to modules of
+    unknown kinds that hold the weights which make the units, or to modules one or two levels above.
 
     Args:
         model: The model.
         group: A unit group of the model.
 
     Returns:
-        Choices to try, each a combination of attributes that shrink together, the likeliest first.
+        The attributes, the likeliest first: those of near modules, and those equal to the number of units.
     """
     counts = {int((part.index >= 0).sum()) for part in axis_slices(group.slices) if part.index is not None}
-    size = {group.size}
     # a projection may compute keys and values, or queries, keys and values, at once
     shares = {count // share for count in counts for share in (2, 3)}
     makers = [part.name.rpartition(".")[0] for part in group.slices]
     parents = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
     unknown = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
-    choices: list[Attributes] = []
-    for level in ([*unknown, *parents], [name.rpartition(".")[0] for name in parents]):
-        for wanted in (size | counts, size | counts | shares, size):
-            found = tuple(
-                (name, key)
-                for name in dict.fromkeys(level)
-                for key, value in vars(model.get_submodule(name)).items()
-                if type(value) is int and value in wanted and value > 1
-            )
-            choices += [found] if found else []
-        choices += [(each,) for choice in choices for each in choice]
-    return list(dict.fromkeys(choices))
+    levels = ([*unknown, *parents], [name.rpartition(".")[0] for name in parents])
+    found = [
+        (name, key)
+        for level in levels
+        for wanted in ({group.size}, counts, shares)
+        for name in dict.fromkeys(level)
+        for key, value in vars(model.get_submodule(name)).items()
+        if type(value) is int and value in wanted and value > 1
+    ]
+    return list(dict.fromkeys(found))
+
+
+def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribute, ...]]:
+    """Return the sets of attributes to shrink with a group, in the order of their trials: small sets first.
+
+    A number that the network does not depend on is therefore left alone: the same set without it comes first.
+    """
+    found = size_attributes(model, group)
+    sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
+    return list(islice(sets, _MOST_CHOICES))

@@ -1,40 +1,64 @@
-"""Tracing of a model on a copy, its multiply-adds by weight, and a check that it always runs the same ops."""
+"""The passes of a model: their records and traces, and its multiply-adds by weight."""
 
 from __future__ import annotations
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+import copy
+from collections.abc import Sequence
 
-from lightning_prune.channels.compaction.cut_trial import perturb_
-from lightning_prune.channels.graph.recorder import OpRecord, OpRecorder
+from torch import nn
+
+from lightning_prune.channels.compaction.perturbation import perturb_
+from lightning_prune.channels.graph.recorder import PassRecord, record_pass
 from lightning_prune.channels.graph.trace import Trace, last_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import Deadline, Probe, evaluation_mode, math_attention
+from lightning_prune.core.probes import Deadline, Probe
 
 
-def check_same_ops(model: nn.Module, probe: Probe) -> None:
-    """Check that a model runs the same ops when its weights change.
+def check_same_ops(model: nn.Module, known: PassRecord) -> None:
+    """Check that a pass runs the same ops when the model's weights change.
+
+    Args:
+        model: Is not changed.
+        known: The record of the pass.
 
     Raises:
         ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
-    if _recorded_ops(model, probe, perturbed=False) != _recorded_ops(model, probe, perturbed=True):
+    perturb_(copied := copy_model(model))
+    if record_pass(copied, known.probe).steps != known.steps:
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little: channels cannot be followed through it. Unstructured prunes it."
         )
 
 
-def _recorded_ops(model: nn.Module, probe: Probe, *, perturbed: bool) -> list[OpRecord]:
-    """Return the ops of one pass, each with the shapes of its results."""
-    copied = copy_model(model)  # a copy for each pass, since a pass may change state, such as that of metrics
-    if perturbed:
-        perturb_(copied)
-    recorder = OpRecorder(copied)
-    with evaluation_mode(copied), math_attention(), recorder:
-        probe(copied)
-    return recorder.steps
+def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
+    """Return the records of all passes of a probe.
+
+    If none of them is in training mode, the first one is added in that mode, and left out if it fails: the
+    model may need other arguments then. Of passes that run the same ops the first one is kept.
+
+    Args:
+        model: Is not changed; each pass runs on a copy.
+        probe: Runs the model; its further passes are recorded as well.
+
+    Raises:
+        ValueError: If the model cannot run on the example.
+    """
+    training = copy.copy(probe)
+    training.training = True
+    records: list[PassRecord] = []
+    for each in probe.passes if any(each.training for each in probe.passes) else (*probe.passes, training):
+        try:
+            record = record_pass(copy_model(model), each)
+        except Exception as error:  # a user's forward may raise anything
+            if each is training:
+                continue
+            raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+        if all(record.steps != other.steps for other in records):
+            records.append(record)
+    return records
 
 
 def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
@@ -42,52 +66,25 @@ def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
 
     The key "" is for all that read no parameter, or several.
     """
-    trace, _ = trace_model(model, probe, last_dim)
     amounts = {"": 0}
-    for amount, _, names in trace.op_costs:
+    for amount, _, names in trace_model(model, [record_pass(copy_model(model), probe)], last_dim).op_costs:
         name = next(iter(names)) if len(names) == 1 else ""
         amounts[name] = amounts.get(name, 0) + amount
     return amounts
 
 
 def trace_model(
-    model: nn.Module, probe: Probe, split: Split, deadline: Deadline | None = None
-) -> tuple[TraceRecord, dict[str, str]]:
-    """Trace a model in evaluation mode and, if that leaves parameters unused, in training mode as well.
-
-    Auxiliary heads, for example, run in training mode only. Multiply-adds are counted for the pass of ``probe``
-    in evaluation mode.
+    model: nn.Module, passes: Sequence[PassRecord], split: Split, deadline: Deadline | None = None
+) -> TraceRecord:
+    """Return the record of a trace of several passes.
 
     Args:
         model: Is not changed.
-        probe: Runs the model; its ``further_passes`` are traced as well.
+        passes: The records of the passes. Multiply-adds are counted for the first one.
         split: As for :class:`TraceRecord`.
         deadline: When to stop; ``None`` for no limit.
-
-    Returns:
-        The record of the trace, and the parameters of two or more dimensions that took no part in any pass,
-        name to reason.
     """
-    copied = copy_model(model)
-    trace = Trace(copied, split, deadline)
-    reason = "took no part in the forward pass"
-    with evaluation_mode(copied):
-        for each in (probe, *probe.further_passes):
-            trace.follow(copied, each, count=each is probe)
-        if not trace.record.used.issuperset(name for name, _ in copied.named_parameters()):
-            _train_except_norms(copied)
-            try:
-                for each in (probe, *probe.further_passes):
-                    trace.follow(copied, each)
-            except Exception as error:  # a user's forward may raise anything
-                reason += f", which fails in training mode with {error!r}"
-    matrices = [name for name, parameter in copied.named_parameters() if parameter.ndim > 1]
-    return trace.record, {name: reason for name in matrices if name not in trace.record.used}
-
-
-def _train_except_norms(model: nn.Module) -> None:
-    """Set training mode, except for batch and instance norms, which may need several values for statistics."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _NormBase):
-            module.eval()
+    trace = Trace(model, split, deadline)
+    for number, each in enumerate(passes):
+        trace.follow(each, count=number == 0)
+    return trace.record

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_prune.channels.graph.label_fields import Fields, partition, varying_dims
 from lightning_prune.channels.graph.labels import Labels
@@ -98,7 +96,7 @@ class Call:
 def tensors_of(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among an op's arguments or results, which may be in lists, in order.
 
-    Ops have no other containers, and :func:`tensor_leaves` takes longer.
+    Ops have no other containers.
     """
     found: list[Tensor] = []
     for value in values:
@@ -107,11 +105,6 @@ def tensors_of(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, list | tuple):
             found += tensors_of(value)
     return found
-
-
-def tensor_leaves(tree: Any) -> list[Tensor]:
-    """Return all tensors in any nesting of containers, in order."""
-    return [leaf for leaf in tree_leaves(tree) if torch.is_tensor(leaf)]
 
 
 def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_prune.channels.graph.calls import Call, Rule, tensor_leaves
+from lightning_prune.channels.graph.calls import Call, Rule, tensors_of
 from lightning_prune.channels.graph.label_fields import (
     Fields,
     align_rank,
@@ -69,7 +69,7 @@ def _moved(call: Call, run: Callable[..., Any]) -> list[list[Tensor]]:
             return field.expand(leaf.shape)
 
         args, kwargs = tree_map(labelled, (call.args, call.kwargs))
-        for result, leaf in zip(results, tensor_leaves(run(*args, **kwargs)), strict=True):
+        for result, leaf in zip(results, tensors_of([run(*args, **kwargs)]), strict=True):
             result.append(drop_constant_dims(call.labels, leaf))
     return results
 

@@ -14,10 +14,46 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from lightning_prune.channels.graph.calls import argument_of, tensor_leaves, tensors_of
+from lightning_prune.channels.graph.calls import argument_of, tensors_of
+from lightning_prune.core.probes import Probe, math_attention, pass_mode
+from lightning_prune.core.tensors import reachable_tensors
 
 OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
 _Memory: TypeAlias = frozenset[StorageWeakRef]
+
+
+class PassRecord(NamedTuple):
+    """What one pass of a model did.
+
+    Attributes:
+        probe: Runs the pass.
+        steps: For each op, in order, the op and the shapes of its outputs.
+        live: For each op whether the outputs of the pass, or the model's tensors, may depend on it.
+        places: For each op the numbers of its outputs that outlive the pass.
+        written: Names of the parameters that the pass has written to.
+        kept_elsewhere: Whether a tensor outlives the pass to which the result does not refer.
+    """
+
+    probe: Probe
+    steps: list[OpRecord]
+    live: list[bool]
+    places: list[frozenset[int]]
+    written: frozenset[str]
+    kept_elsewhere: bool
+
+
+def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
+    """Run a pass of a model with unfused attention, and return the record; the model's state may change."""
+    with pass_mode(model, training=probe.training), math_attention(), OpRecorder(model) as recorder:
+        result = probe(model)
+    return PassRecord(
+        probe,
+        recorder.steps,
+        recorder.live(result),
+        recorder.places(result),
+        frozenset(recorder.written),
+        recorder.kept_elsewhere(result),
+    )
 
 
 class _Made(NamedTuple):
@@ -40,6 +76,7 @@ class OpRecorder(TorchDispatchMode):
 
     Attributes:
         steps: For each op, in order, the op and the shapes of its outputs.
+        written: Names of the parameters that the pass has written to.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,6 +85,9 @@ class OpRecorder(TorchDispatchMode):
         # for each op, the memory that it reads and the memory that it writes
         self._traffic: list[tuple[_Memory, _Memory]] = []
         self._made: list[_Made] = []
+        self.written: set[str] = set()
+        # by memory, since a parameter may be written to through its ``data`` or a view
+        self._names = {_storage(tensor): name for name, tensor in model.named_parameters()}
         self._own = [*model.parameters(), *model.buffers()]
         self._own_ids = {id(tensor) for tensor in self._own}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
@@ -67,15 +107,17 @@ class OpRecorder(TorchDispatchMode):
         return found[::-1]
 
     def outputs(self, result: Any) -> list[Tensor]:
-        """Return the tensors that outlive the pass: those of the result, then the others in order.
+        """Return the tensors that outlive the pass, in the order in which they were made.
+
+        Parameters and buffers that the result refers to come last.
 
         Args:
             result: The result of the pass.
         """
-        leaves = tensor_leaves(result)
-        known = {id(leaf) for leaf in leaves}
-        others = {id(tensor): tensor for tensor in (each.tensor() for each in self._outliving(result))}
-        return leaves + [tensor for key, tensor in others.items() if tensor is not None and key not in known]
+        alive = [each.tensor() for each in self._outliving(result)]
+        made = {id(tensor): tensor for tensor in alive if tensor is not None}
+        held = [tensor for tensor in reachable_tensors(result) if id(tensor) in self._own_ids]
+        return [*made.values(), *(tensor for tensor in held if id(tensor) not in made)]
 
     def places(self, result: Any) -> list[frozenset[int]]:
         """Return for each op the numbers of its outputs that outlive the pass.
@@ -88,8 +130,17 @@ class OpRecorder(TorchDispatchMode):
             found[each.op].add(each.place)
         return [frozenset(places) for places in found]
 
+    def kept_elsewhere(self, result: Any) -> bool:
+        """Return whether a tensor outlives the pass to which the result does not refer.
+
+        Args:
+            result: The result of the pass.
+        """
+        known = {id(tensor) for tensor in reachable_tensors(result)}
+        return any(id(each.tensor()) not in known for each in self._outliving(result))
+
     def _outliving(self, result: Any) -> list[_Made]:
-        known = {id(leaf) for leaf in tensor_leaves(result)}
+        known = {id(tensor) for tensor in reachable_tensors(result)}
         alive = self._alive()
         if any(id(each.tensor()) not in known for each in alive):
             gc.collect(1)  # reference cycles of the pass may hold what nothing else refers to
@@ -119,7 +170,9 @@ class OpRecorder(TorchDispatchMode):
             for argument in func._schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        self._traffic.append((_storages(given), _storages(outputs + tensors_of(changed))))
+        written = tensors_of(changed)
+        self.written |= {self._names[each] for each in _storages(written) if each in self._names}
+        self._traffic.append((_storages(given), _storages(outputs + written)))
         static = all(tensor in self._static for tensor in given)
         for place, tensor in enumerate(outputs):
             self._made.append(_Made(number, place, TensorWeakRef(tensor)))
@@ -132,12 +185,16 @@ class OpRecorder(TorchDispatchMode):
 
 def op_record(func: Any, outputs: Sequence[Tensor]) -> OpRecord:
     """Return the record of one op: the op and the shapes of the tensors that it returned."""
-    return func, tuple(tensor.shape for tensor in outputs)
+    return func, tuple(torch.Size() if tensor.is_nested else tensor.shape for tensor in outputs)
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Return a weak reference to the storage of a tensor, which keeps its address from being reused."""
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _storages(tensors: Iterable[Tensor]) -> _Memory:
-    """Return weak references to the storages of tensors, which keep their addresses from being reused."""
-    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+    return frozenset(map(_storage, tensors))
 
 
 def _references(tensor: TensorWeakRef) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_prune.channels.graph.calls import Call, tensor_leaves, tensors_of
+from lightning_prune.channels.graph.calls import Call, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields
-from lightning_prune.channels.graph.recorder import OpRecord, OpRecorder, op_record
+from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
-from lightning_prune.core.probes import Deadline, math_attention
+from lightning_prune.core.probes import Deadline, math_attention, pass_mode
+from lightning_prune.core.tensors import reachable_tensors
 
 _MOST_LABELS = 2**25  # elements in the label fields of one tensor
 _KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, keys and values
@@ -53,7 +54,7 @@ class Trace(TorchDispatchMode):
     """Dispatch mode that follows labels through one or several passes of a model.
 
     Args:
-        model: The model.
+        model: The model; it is not changed.
         split: As for :class:`TraceRecord`.
         deadline: The time limit, checked at each op whose operands have labels.
 
@@ -64,41 +65,40 @@ class Trace(TorchDispatchMode):
     def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = TraceRecord(model, split)
+        self._model = model
         self._deadline = deadline
         self._counting = False
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
         self._outputs: list[Tensor] = []
 
-    def follow(self, model: nn.Module, run: Callable[[nn.Module], Any], *, count: bool = False) -> None:
-        """Trace one pass, without gradients and with unfused attention, and freeze the labels of its outputs.
+    def follow(self, known: PassRecord, *, count: bool = False) -> None:
+        """Trace one pass of a copy, with unfused attention, and freeze the labels of its outputs.
 
-        All tensors that outlive the pass are outputs, whatever refers to them.
+        All tensors that outlive the pass are outputs, whatever refers to them. Ops that neither these nor the
+        model's parameters and buffers depend on freeze nothing.
 
         Args:
-            model: The model that this trace was created for.
-            run: Runs the pass of a model and returns its result. A copy of the model runs it first, to find
-                the tensors that outlive the pass, and the ops that these and the model's parameters and buffers
-                depend on: the others freeze nothing.
+            known: The record of the pass.
             count: Whether to count the multiply-adds of this pass.
 
         Raises:
-            ValueError: If the model does not run the same ops as its copy.
+            ValueError: If the pass does not run the same ops as before.
         """
         self._counting = count
-        copied = copy_sharing_weights(model)
-        with torch.no_grad(), math_attention():
-            with (recorder := OpRecorder(copied)):
-                result = run(copied)
-            ops = zip(recorder.steps, recorder.live(result), recorder.places(result), strict=True)
-            self._steps, self._outputs = list(ops)[::-1], []
-            with self:
-                result = run(model)
+        self._steps = list(zip(known.steps, known.live, known.places, strict=True))[::-1]
+        self._outputs = []
+        copied = copy_sharing_weights(self._model, known.written)
+        self.record.label(copied)
+        with pass_mode(copied, training=known.probe.training), math_attention(), self:
+            result = known.probe(copied)
         self._check(not self._steps)
-        reasons = ("is the network's output", "is kept after the forward pass, as an output is")
-        for reason, outputs in zip(reasons, (tensor_leaves(result), self._outputs), strict=True):
-            for output in outputs:
-                for field in self.record.fields(output):
-                    self.record.labels.freeze(field, reason)
+        returned = reachable_tensors(result)
+        held = {id(tensor) for tensor in returned}
+        for output in (*self._outputs, *returned):
+            returns = id(output) in held
+            why = "is the network's output" if returns else "is kept after the forward pass, as an output is"
+            for field in self.record.fields(output):
+                self.record.labels.freeze(field, why)
         self._outputs = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -113,8 +113,10 @@ class Trace(TorchDispatchMode):
         if all(map(call.of_weights, call.tensors)):
             names = frozenset[str]().union(*(record.weights[tensor] for tensor in call.tensors))
             record.weights.update((output, names) for output in outputs)
+        read = {record.names.get(id(tensor), "") for tensor in call.tensors}
+        record.ran |= read
         if live:
-            record.used.update(record.names.get(id(tensor), "") for tensor in call.tensors)
+            record.used |= read
         macs = _macs(func, args, kwargs, result)
         if macs or any(record.fields(tensor) for tensor in call.tensors):
             if self._deadline is not None:

@@ -39,10 +39,11 @@ class TraceRecord:
     Attributes:
         labels: All labels, coupled and frozen by the ops that ran.
         axis_labels: Name of each parameter and buffer to its labels, one tensor for each dimension.
-        names: ``id`` of each parameter and buffer to its name.
+        names: ``id`` of each parameter and buffer of the copy that runs to its name.
         weights: Tensors that are weights (parameters or buffers), or computed from weights alone, to the names
             of those weights.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
+        ran: Names of the parameters and buffers that an op has read.
         used: Names of the parameters and buffers that the results depend on.
         op_costs: For each op that was counted its multiply-adds, the labels along each dimension that these run
             over, and the names of the weights among its operands.
@@ -56,6 +57,7 @@ class TraceRecord:
         self.names: dict[int, str] = {}
         self.weights: Any = WeakTensorKeyDictionary()
         self.uniform: Any = WeakTensorKeyDictionary()
+        self.ran: set[str] = set()
         self.used: set[str] = set()
         self.op_costs: list[tuple[int, list[Tensor], frozenset[str]]] = []
         self.op_factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
@@ -63,29 +65,29 @@ class TraceRecord:
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
-        tensors = {
-            name: tensor
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-            if tensor.is_floating_point()  # integer tensors are indices, which cannot be cut
-        }
+        tensors = _floating_point(model)
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
         lines = iter(self.labels.new(sum(sizes)).split(sizes))
         for name, tensor in tensors.items():
             self.axis_labels[name] = tuple(next(lines) for _ in tensor.shape)
-            self.names[id(tensor)] = name
+        for prefix, module in model.named_modules():
+            if (why := _refusal(module)) is not None:
+                for leaf, _ in module.named_parameters(prefix):
+                    for line in self.axis_labels.get(leaf, ()):
+                        self.note(Role.OUTPUT, line)
+                        self.labels.freeze(line, f"is part of {prefix or 'the model'}, and {why}")
+
+    def label(self, model: nn.Module) -> None:
+        """Give the parameters and buffers of a copy of the model the labels of the model."""
+        tensors = _floating_point(model)
+        self.names = {id(tensor): name for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
             self.weights[tensor] = frozenset([name])
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
                 for dim, line in enumerate(self.axis_labels[name])
                 if tensor.shape[dim] > 1
             )
-        for prefix, module in model.named_modules():
-            if isinstance(module, _RECURRENT):
-                why = f"is part of {prefix or 'the model'}, and {type(module).__name__} layers are not cut"
-                for leaf, _ in module.named_parameters(prefix):
-                    for line in self.axis_labels.get(leaf, ()):
-                        self.note(Role.OUTPUT, line)
-                        self.labels.freeze(line, why)
 
     def fields(self, tensor: Tensor) -> Fields:
         """Return the label fields of a tensor."""
@@ -132,6 +134,21 @@ class TraceRecord:
         flags = torch.zeros(len(self.labels), dtype=torch.bool)
         flags[found] = True
         return flags
+
+
+def _floating_point(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that may be cut: integers are indices, and complex numbers are not followed."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
+
+
+def _refusal(module: nn.Module) -> str | None:
+    """Return why the weights of a module are not cut; ``None`` if they may be."""
+    if isinstance(module, _RECURRENT):
+        return f"{type(module).__name__} layers are not cut"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "compiled TorchScript code has fixed sizes"
+    return None
 
 
 def _flat_copy(field: Tensor) -> Tensor:

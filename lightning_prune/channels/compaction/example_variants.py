@@ -1,0 +1,69 @@
+"""Variants of an example: other values, another batch size, another length or image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.probes import Probe
+
+_LARGE = 32  # sizes from here on are made smaller first, since a larger input takes longer
+
+
+def variant_that_runs(probe: Probe, runs: Callable[[Probe], bool]) -> Probe | None:
+    """Return a probe with other inputs of as many kinds as a model takes; ``None`` if it takes no other.
+
+    Values change first, then each size that the tensors have, one after the other. All dimensions of equal size
+    change together, as the height and the width of images do, or a sequence and its mask. What the model does
+    not run on stays.
+
+    Args:
+        probe: Runs the model on the example.
+        runs: Returns whether the model runs with a probe, and gives numbers.
+    """
+    sizes: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.update(tensor.shape)
+        return tensor
+
+    probe.map_tensors(note)
+    found = None
+    variant = probe.map_tensors(_other_values)
+    if runs(variant):
+        found = variant
+    for size in sorted(sizes, reverse=True):
+        for other in _other_sizes(size):
+            variant = (found or probe).map_tensors(partial(_resized, size=size, other=other))
+            if runs(variant):
+                found = variant
+                break
+    return found
+
+
+def _other_sizes(size: int) -> Iterator[int]:
+    if size >= _LARGE:
+        yield size // 2
+    if size >= 1:
+        yield size + 1
+    if size > 1:
+        yield 2 * size
+
+
+def _other_values(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor in other places, and smaller; truth values and integers stay in range."""
+    if tensor.dtype == torch.bool or not tensor.ndim:
+        return tensor
+    rolled = tensor.roll(1, -1)
+    return rolled * 0.9 if tensor.is_floating_point() or tensor.is_complex() else rolled
+
+
+def _resized(tensor: Tensor, size: int, other: int) -> Tensor:
+    """Return a tensor whose dimensions of a size have another one: cut off, or repeated from the start."""
+    for dim, length in enumerate(tensor.shape):
+        if length == size:
+            tensor = tensor.index_select(dim, torch.arange(other, device=tensor.device) % size)
+    return tensor

@@ -1,0 +1,71 @@
+"""Changes to a copy of a model for trials: noise in all weights, and units in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.slices import axis_slices
+
+
+@torch.no_grad()
+def perturb_(model: nn.Module) -> None:
+    """Add noise to all finite numbers of a model, so that no 0 or 1 among them hides a wrong cut.
+
+    Noise is uniform, from a fixed seed, with an amplitude of 0.01 plus a tenth of the tensor's mean absolute
+    value. What is inf or nan stays, as in a causal mask.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() or tensor.is_complex():
+            real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            _add_noise_(real, generator, positive=name.endswith("var"))
+
+
+def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:
+    """Add noise in place, which is positive for running variances: they have to stay above 0."""
+    mean = torch.linalg.vector_norm(tensor, 1) / tensor.numel()
+    if not mean.isfinite():
+        finite = tensor[tensor.isfinite()]
+        mean = finite.abs().mean() if len(finite) else torch.zeros_like(mean)
+    spread = 0.1 * mean + 0.01
+    # in pieces: noise for a whole tensor at once would need as much memory as the tensor
+    for piece in torch.atleast_1d(tensor).chunk(64):
+        noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
+        noise = noise if positive else noise.mul_(2).sub_(1)
+        piece.add_(noise.mul_(spread))  # inf and nan plus a number stay as they are
+
+
+@torch.no_grad()
+def reorder_(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
+    """Put the units of each group in another order, from a fixed seed: the outputs differ by rounding only.
+
+    Args:
+        model: A model of the architecture that the groups were found in.
+        groups: Unit groups. Those whose units take up different numbers of places stay as they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    for group in groups:
+        order = torch.randperm(group.size, generator=generator)
+        parts = axis_slices((*group.masked, *group.buffers))
+        places = [_places(part.index.cpu(), group.size) for part in parts if part.index is not None]
+        if any(each is None for each in places):
+            continue
+        for part, before in zip(parts, places, strict=True):
+            tensor = tensors[part.name]
+            assert before is not None
+            source = torch.arange(tensor.shape[part.dim])
+            source[before.flatten()] = before[order].flatten()
+            tensor.data = tensor.data.index_select(part.dim, source.to(tensor.device))
+
+
+def _places(index: Tensor, size: int) -> Tensor | None:
+    """Return the places of each unit, of shape (units, places); ``None`` if units have different numbers."""
+    counts = index[index >= 0].bincount(minlength=size)
+    if (counts != counts[0]).any():
+        return None
+    return index.argsort(stable=True)[len(index) - int(counts.sum()) :].view(size, -1)

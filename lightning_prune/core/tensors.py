@@ -1,0 +1,116 @@
+"""Tensors inside objects of any kind: change them in a copy, list them, find what an object refers to."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+class _TensorCopies(TorchFunctionMode):
+    """Copies each tensor that ``copy.deepcopy`` meets by a function."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._change = change
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        memo[id(tensor)] = self._change(tensor)
+        return memo[id(tensor)]
+
+
+def map_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a deep copy of an object of any kind, with a function applied to each tensor in it.
+
+    A tensor that occurs several times is changed once.
+
+    Args:
+        data: A tensor, or a container or object of any type that holds tensors.
+        change: Returns the tensor that takes the place of its argument.
+
+    Raises:
+        ValueError: If the object cannot be copied.
+
+    >>> map_tensors({"a": [torch.ones(2)], "b": "text"}, lambda tensor: 2 * tensor)
+    {'a': [tensor([2., 2.])], 'b': 'text'}
+    """
+    with _TensorCopies(change):
+        try:
+            return copy.deepcopy(data)
+        except Exception as error:  # a user's class may raise anything
+            raise ValueError(
+                f"a {type(data).__name__} of inputs cannot be copied ({error!r}), and models are tried on"
+                " copies: leave out what cannot be copied, or give its class a __deepcopy__."
+            ) from error
+
+
+def tensors_in(data: Any) -> list[Tensor]:
+    """Return the tensors in an object of any kind, each once, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(data, keep)
+    return found
+
+
+def reachable_tensors(result: Any) -> list[Tensor]:
+    """Return the tensors that a result refers to, directly or through objects of any type, each once.
+
+    Modules, classes and the global variables of functions are not searched.
+    """
+    found, seen, left = [], {id(result)}, [result]
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            found.append(value)
+            continue
+        if isinstance(value, nn.Module | ModuleType | type):
+            continue
+        inner = value.__closure__ or () if isinstance(value, FunctionType) else gc.get_referents(value)
+        for each in inner:
+            if id(each) not in seen:
+                seen.add(id(each))
+                left.append(each)
+    return found
+
+
+def cast_or_move(data: Any, target: torch.dtype | torch.device) -> Any:
+    """Return a copy of an object with its numbers cast to a floating-point type, or its tensors on a device.
+
+    Complex tensors are cast to the complex type of the same precision; others keep their type.
+    """
+    return map_tensors(data, lambda tensor: cast_or_move_tensor(tensor, target))
+
+
+def cast_or_move_tensor(tensor: Tensor, target: torch.dtype | torch.device) -> Tensor:
+    """Return a tensor on a device, or cast to a floating-point type; for complex tensors see above."""
+    if isinstance(target, torch.device) or tensor.is_floating_point():
+        return tensor.to(target)
+    return tensor.to(_COMPLEX.get(target, tensor.dtype)) if tensor.is_complex() else tensor
+
+
+def to_model(example: Any, model: nn.Module) -> Any:
+    """Return an example on the device of a model's first real parameter; its numbers have that one's type."""
+    parameters = list(model.parameters())
+    first = next((each for each in parameters if each.is_floating_point()), parameters[0])
+    return cast_or_move(cast_or_move(example, first.device), first.dtype)
+
+
+@torch.no_grad()
+def cast_model_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters and buffers of a model; complex ones stay complex, which ``nn.Module.to`` ends."""
+    model._apply(lambda tensor: cast_or_move_tensor(tensor, dtype))
