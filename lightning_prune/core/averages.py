@@ -1,11 +1,12 @@
-"""Weight averages, as in ``AveragedModel``, and the part of a model that each of them averages."""
+"""Weight averages: ``AveragedModel`` and moving copies, and the part of a model that each of them averages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -25,13 +26,49 @@ class Average:
     names: Mapping[str, str]
 
 
+_SIMILAR = 0.5  # cosine similarity; that of independent weights is near 0
+
+
 def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the averaged module of each ``AveragedModel`` inside a model, by its name in the model."""
-    return {
+    """Return the modules inside a model that hold an average of weights, by name in the model.
+
+    These are the averaged module of each ``AveragedModel``, and moving copies, as momentum encoders and mean
+    teachers are: no parameter of theirs requires a gradient, and another part of the model that trains has
+    parameters of the same names and shapes, and similar weights.
+    """
+    averaged = {
         f"{name}.module": module.module
         for name, module in model.named_modules()
         if name and isinstance(module, AveragedModel)
     }
+    return averaged | _moving_copies(model, averaged)
+
+
+def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    trains = {id(each) for each in model.modules() if any(own.requires_grad for own in each.parameters())}
+    if not trains:
+        return {}
+    seen = {id(each) for average in averaged.values() for each in average.modules()}
+    parts = [each for each in model.modules() if id(each) in trains and id(each) not in seen]
+    found = {}
+    for name, module in model.named_modules():
+        frozen = any(each.ndim > 1 for each in module.parameters()) and id(module) not in trains
+        if name and frozen and id(module) not in seen:
+            shapes = _shapes(module)
+            if any(_shapes(part) == shapes and _similar(part, module) for part in parts):
+                found[name] = module
+                seen |= {id(each) for each in module.modules()}
+    return found
+
+
+@torch.no_grad()
+def _similar(part: nn.Module, copy: nn.Module) -> bool:
+    """Return whether two modules have similar weights. Those of norms do not count: all are near 1 at first."""
+
+    def matrices(module: nn.Module) -> Tensor:
+        return torch.cat([each.flatten().float() for each in module.parameters() if each.ndim > 1])
+
+    return bool(torch.cosine_similarity(matrices(part), matrices(copy), dim=0) > _SIMILAR)
 
 
 def averages_within(model: nn.Module) -> dict[str, Average]:

@@ -143,10 +143,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Run a block without gradients in training or evaluation mode; restore modes and random state afterwards.
 
-    Training mode is that of ordinary training, apart from two things. PyTorch's modules with running statistics,
-    such as batch norms, are in evaluation mode: they may need more values than an example has. Dropout
-    multiplies by 1, the mean of its random factors: random numbers for a tensor depend on its shape, so a
-    smaller network would draw others. A model that is in training mode already keeps the modes of its parts.
+    Training mode is that of ordinary training, apart from two things. PyTorch's modules with running
+    statistics, such as batch norms, are in evaluation mode: they may need more values than an example has.
+    Dropout multiplies by 1, the mean of its random factors: random numbers for a tensor depend on its shape, so
+    a smaller network would draw others. A model that is in training mode already keeps the modes of its parts.
     """
     if not training:
         with evaluation_mode(model):

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.channels.compaction.analysis import analyse
-from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
@@ -76,19 +75,14 @@ class Coupled(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = analyse(model, as_probe(example), self.max_seconds)
-        averages = tuple(averaged_modules(model))
         left_out = {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
-        averaged = [
-            group for group in found.groups if all(matches(part.name, averages) for part in group.slices)
-        ]
         limited = tuple(self._limited(group) for group in found.groups)
         whole = {
             group.name: f"keeps all: no smaller number is a multiple of round_to={self.round_to}"
             for group in limited
             if self.round_to > 1 and group.multiple >= group.size
         }
-        reasons = whole | left_out | {group.name: "it is an average" for group in averaged}
-        units = replace(found, groups=limited).without(reasons)
+        units = replace(found, groups=limited).without(whole | left_out)
         if not units.groups:
             why = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {why}".rstrip())

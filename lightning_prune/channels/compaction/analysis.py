@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from lightning_prune.channels.compaction.cut_trial import CutTrial
@@ -14,8 +16,10 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
 from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
+from lightning_prune.core.averages import Average, averages_within
 from lightning_prune.core.probes import Deadline, Probe
-from lightning_prune.units.groups import Units
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.slices import axis_slices
 
 # pairs of how a trace splits dimensions and whether integer attributes are adjusted, in the order of the trials
 _HEADS = (head_dim, split_head_dim)
@@ -63,14 +67,18 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     main = traces[last_dim]
     head_reasons: dict[str, str] = {}
     unseen = UnseenModules(model, main.ran, passes)
+    averages = averages_within(model)
+
+    def why_not(group: UnitGroup) -> str | None:
+        """Return the reason to keep a group without a trial; ``None`` if there is none."""
+        return _average_alone(group, averages) or unseen.reader_of(group)
+
     # if the trace had no dimension to split, the traces of all splits are the same
     for split, adjusted in _ATTEMPTS if main.split_used else [(last_dim, False), (last_dim, True)]:
         follow(split)
         heads_only = split in _HEADS
         groups = (
-            group
-            for group in found[split].groups
-            if (group.heads or not heads_only) and unseen.reader_of(group) is None
+            group for group in found[split].groups if (group.heads or not heads_only) and why_not(group) is None
         )
         failing = search.attempt(groups, list(traces).index(split), adjusted=adjusted)
         head_reasons |= failing if heads_only else {}
@@ -81,10 +89,23 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     reasons = {**found[last_dim].frozen, **_idle(model, main)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     for group in search.apart(found[last_dim].groups):
-        reader = unseen.reader_of(group)
-        frozen[group.name] = search.reason(group) if reader is None else reader
+        frozen[group.name] = why_not(group) or search.reason(group)
     costs = budgets(model, list(traces.values()), search.passed)
     return Units(tuple(group for group, _ in search.passed), frozen, costs)
+
+
+def _average_alone(group: UnitGroup, averages: Mapping[str, Average]) -> str | None:
+    """Return a reason if a group cuts an average otherwise than what it averages, and ``None`` if not."""
+    cuts = {(part.name, part.dim): part.index for part in axis_slices((*group.masked, *group.buffers))}
+    for place, average in averages.items():
+        for name, own in average.names.items():
+            for dim in {dim for key, dim in cuts if key == f"{place}.{own}"}:
+                index, other = cuts[f"{place}.{own}", dim], cuts.get((name, dim))
+                if index is None or other is None or not torch.equal(index, other):
+                    alone = group.name.startswith(f"{place}.")
+                    average = f"{place}.{own}, an average of {name} that cannot follow it"
+                    return "it is an average" if alone else f"is coupled with {average}"
+    return None
 
 
 def _idle(model: nn.Module, trace: TraceRecord) -> dict[str, str]:

@@ -26,6 +26,8 @@ class NarrowAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute attention; arguments and results are those of the parent class."""
+        if query.is_nested:
+            return self._nested_self_attention(query), None
         single = query.dim() == 2
         inputs = [query, key, value]
         if single:
@@ -48,6 +50,17 @@ class NarrowAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             result = result.transpose(0, 1)
         return result, weights if need_weights else None
+
+    def _nested_self_attention(self, sequences: Tensor) -> Tensor:
+        """Compute self-attention of sequences of different lengths, which ``nn.TransformerEncoder`` passes on.
+
+        It makes a nested tensor of a batch with padding, also where this class computes attention.
+        """
+        padded = sequences.to_padded_tensor(0)
+        lengths = sequences._nested_tensor_size()[:, 0].to(padded.device)
+        filled = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        result, _ = self.forward(padded, padded, padded, key_padding_mask=~filled, need_weights=False)
+        return torch._nested_tensor_from_mask(result, filled, mask_check=False)
 
     def _project(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return queries, keys and values, each of shape (batch, heads, positions, head size)."""

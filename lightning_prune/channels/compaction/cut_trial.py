@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
 from lightning_prune.channels.graph.recorder import OpRecorder, PassRecord
+from lightning_prune.core.averages import averages_within
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_difference
 from lightning_prune.core.tensors import cast_model_, reachable_tensors
@@ -74,6 +75,10 @@ class CutTrial:
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
         self._dtype, self._fine = torch.float32, False
+        self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
+        for place, average in averages_within(model).items():
+            for name, own in average.names.items():
+                self._averages.setdefault(name, []).append(f"{place}.{own}")
         self._written = frozenset[str]().union(*(each.written for each in passes))
         # first trials are many: their copies share the memory of this one, except changed weights
         self._shared: nn.Module | None = self._whole_copy()
@@ -232,7 +237,7 @@ class CutTrial:
             perturb_(model)
         return model
 
-    def _copy(self, own: Container[str] = ()) -> nn.Module:
+    def _copy(self, own: Iterable[str] = ()) -> nn.Module:
         """Return a copy of the model in the precision of the trials.
 
         Args:
@@ -245,17 +250,24 @@ class CutTrial:
 
     def _cut_copy(self, kept: Kept) -> nn.Module:
         model = self._copy()
-        replay_(model, make_plan(model, kept))
+        # the plan of the model itself: averages are known by their values, which trials perturb
+        replay_(model, make_plan(self._model, kept))
         return model
 
     @torch.no_grad()
     def _masked_copy(self, kept: Kept) -> nn.Module:
-        parts = [] if self._masked else [(part, units) for group, units in kept for part in group.masked]
-        model = self._copy({part.name for part, _ in parts})
-        for part, units in parts:
-            weight = model.get_parameter(part.name)
-            # in the weight's dtype, since any other would be converted after it is expanded to full size
-            weight.mul_(part.spread(units.to(weight)))
+        factors: dict[str, list[Tensor]] = {}
+        for group, units in () if self._masked else kept:
+            for part in group.masked:
+                # in the weight's dtype, since any other would be converted after it is expanded to full size
+                weight = self._model.get_parameter(part.name)
+                factor = part.spread(units.to(weight.device, self._dtype))
+                for name in (part.name, *self._averages.get(part.name, ())):
+                    factors.setdefault(name, []).append(factor)
+        model = self._copy(factors)
+        for name, each in factors.items():
+            for factor in each:
+                model.get_parameter(name).mul_(factor)
         return model
 
 

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
+_MASKING = 1e4  # from here on a number stands for infinity, as -1e9 does in masks
+
 
 @torch.no_grad()
 def perturb_(model: nn.Module) -> None:
-    """Add noise to all finite numbers of a model, so that no 0 or 1 among them hides a wrong cut.
+    """Add noise to all parameters and buffers, so that no 0 or 1 among them hides a wrong cut.
 
     Noise is uniform, from a fixed seed, with an amplitude of 0.01 plus a tenth of the tensor's mean absolute
-    value. What is inf or nan stays, as in a causal mask.
+    value. A tensor with inf, or numbers as large as if they stood for it, stays as it is: it is a mask.
     """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -27,16 +29,14 @@ def perturb_(model: nn.Module) -> None:
 
 def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:
     """Add noise in place, which is positive for running variances: they have to stay above 0."""
-    mean = torch.linalg.vector_norm(tensor, 1) / tensor.numel()
-    if not mean.isfinite():
-        finite = tensor[tensor.isfinite()]
-        mean = finite.abs().mean() if len(finite) else torch.zeros_like(mean)
-    spread = 0.1 * mean + 0.01
+    if not tensor.numel() or not torch.linalg.vector_norm(tensor, torch.inf) < _MASKING:
+        return
+    spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
     # in pieces: noise for a whole tensor at once would need as much memory as the tensor
     for piece in torch.atleast_1d(tensor).chunk(64):
         noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
         noise = noise if positive else noise.mul_(2).sub_(1)
-        piece.add_(noise.mul_(spread))  # inf and nan plus a number stay as they are
+        piece.add_(noise.mul_(spread))
 
 
 @torch.no_grad()

@@ -55,10 +55,13 @@ class UnseenModules:
 
 
 def _unseen_parameters(name: str, module: nn.Module, ran: Container[str]) -> list[str]:
-    """Return the names within a module of its own parameters that did not run."""
-    return [
-        leaf for leaf, _ in module.named_parameters(recurse=False) if f"{name}.{leaf}".lstrip(".") not in ran
-    ]
+    """Return the names within a module of its own parameters that did not run.
+
+    If others of them did, those of one dimension do not count: a bias that is left out reads nothing.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    unseen = [leaf for leaf in own if f"{name}.{leaf}".lstrip(".") not in ran]
+    return unseen if len(unseen) == len(own) else [leaf for leaf in unseen if own[leaf].ndim > 1]
 
 
 def _flat_sizes(shape: Iterable[int]) -> set[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.graph.calls import Call, Rule
+from lightning_prune.channels.graph.calls import Call, Rule, tensors_of
 from lightning_prune.channels.graph.label_fields import (
     Fields,
     align_rank,
@@ -23,6 +23,18 @@ def pointwise(call: Call) -> Sequence[Fields]:
     """Couple the labels of all operands that meet in the same element of the output."""
     fields = _couple_operands(call, call.tensors, frozenset())
     return [fields for _ in call.outputs]
+
+
+def each_pointwise(call: Call) -> Sequence[Fields]:
+    """Couple the labels of the tensors at the same place in the lists that an op is given."""
+    lists = [each for each in (*call.args, *call.kwargs.values()) if isinstance(each, list | tuple)]
+    tensors = [each for each in lists if tensors_of(each)]
+    found = []
+    for number, operands in enumerate(zip(*tensors, strict=True)):
+        output = call.outputs[number] if call.outputs else operands[0]
+        single = Call(call.record, call.func, operands, {}, [output])
+        found.append(_couple_operands(single, operands, frozenset()))
+    return found if call.outputs else []
 
 
 def in_place_add(call: Call) -> Sequence[Fields]:

@@ -46,18 +46,20 @@ def copy(call: Call) -> Sequence[Fields]:
     return [tuple(align_rank(field, target.ndim) for field in call.fields(source))]
 
 
-def _moved(call: Call, run: Callable[..., Any]) -> list[list[Tensor]]:
+def _moved(call: Call, run: Callable[..., Any], moving: Sequence[Tensor] = ()) -> list[list[Tensor]]:
     """Run an op on label fields in place of data.
 
     Args:
         call: The op that ran on data, whose arguments are replaced.
         run: The function to call.
+        moving: The tensors whose elements are moved; by default all that are numbers or have labels.
 
     Returns:
         The fields of each output, those that vary along no dimension included.
     """
-    data = {id(tensor) for tensor in call.tensors if tensor.is_floating_point() or call.fields(tensor)}
-    count = max(len(call.fields(tensor)) for tensor in call.tensors)
+    moving = moving or [each for each in call.tensors if each.is_floating_point() or call.fields(each)]
+    data = set(map(id, moving))
+    count = max(len(call.fields(tensor)) for tensor in moving)
     results: list[list[Tensor]] = [[] for _ in call.outputs]
     for number in range(count):
 
@@ -145,7 +147,9 @@ def split(call: Call) -> Sequence[Fields]:
 
 
 def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
-    """Return the rule for ops that address elements by index: labels along the indexed dimensions are frozen.
+    """Return the rule for ops that address elements by index.
+
+    Labels along the indexed dimensions are frozen, and so are those of the index itself.
 
     Args:
         dims: Returns the indexed dimensions of an op.
@@ -155,7 +159,9 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
         tensor = call.tensors[0]
         addressed = frozenset(dim % tensor.ndim for dim in dims(call))
         call.freeze_along(call.fields(tensor), addressed, f"is addressed by position ({call.name})")
-        return move(call)
+        for index in call.tensors[1:]:
+            call.freeze(call.fields(index), f"decides what {call.name} takes")
+        return [_varying(result) for result in _moved(call, call.func, [tensor])]
 
     return rule
 
@@ -204,8 +210,14 @@ def rolled(call: Call) -> Sequence[int]:
 
 
 def indexed(call: Call) -> Sequence[int]:
-    """Return the dimensions that have an index tensor."""
-    return [dim for dim, index in enumerate(call.argument("indices")) if index is not None]
+    """Return the dimensions that have an index tensor; one of truth values may stand for several."""
+    dims: list[int] = []
+    place = 0
+    for index in call.argument("indices"):
+        count = index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        dims += [] if index is None else range(place, place + count)
+        place += count
+    return dims
 
 
 def along_dim(call: Call) -> Sequence[int]:

@@ -77,9 +77,16 @@ RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in nam
 
 
 def rule_for(call: Call) -> Rule:
-    """Return the rule of an op: by name, else ``pointwise`` if torch tags it as such, else ``unknown``."""
-    by_tag = coupling.pointwise if torch.Tag.pointwise in call.func.tags else unknown
-    return RULES.get(call.name.rstrip("_"), by_tag)
+    """Return the rule of an op: by name, else ``pointwise`` if torch tags it as such, else ``unknown``.
+
+    An op on lists, such as ``_foreach_lerp_``, is pointwise if the op on tensors is.
+    """
+    name = call.name.rstrip("_")
+    single = getattr(torch.ops.aten, name.removeprefix("_foreach_"), None)
+    if name.startswith("_foreach_") and single is not None:
+        tags = getattr(single, single.overloads()[0]).tags
+        return coupling.each_pointwise if torch.Tag.pointwise in tags or name == "_foreach_copy" else unknown
+    return RULES.get(name, coupling.pointwise if torch.Tag.pointwise in call.func.tags else unknown)
 
 
 def keeps_uniform(call: Call) -> bool:
