@@ -103,8 +103,8 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, Average]) -> str | N
                 index, other = cuts[f"{place}.{own}", dim], cuts.get((name, dim))
                 if index is None or other is None or not torch.equal(index, other):
                     alone = group.name.startswith(f"{place}.")
-                    average = f"{place}.{own}, an average of {name} that cannot follow it"
-                    return "it is an average" if alone else f"is coupled with {average}"
+                    copied = f"{place}.{own}, an average of {name} that cannot follow it"
+                    return "it is an average" if alone else f"is coupled with {copied}"
     return None
 
 

@@ -119,7 +119,8 @@ class CutTrial:
         variants = [self._variant(each) for each in self._passes if not each.probe.training]
         self._passes = [each.to(torch.float64) for each in (*self._passes, *variants) if each is not None]
         self._dtype, self._fine = torch.float64, True
-        self._shared = None  # copies are large, and few from now on: one at a time
+        if self._masked:
+            self._shared = None  # copies are of the model's own weights
 
     def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
         """Return the groups that cannot be cut, name to reason; all others can be cut together.
@@ -246,7 +247,11 @@ class CutTrial:
         """
         if self._shared is None:
             return self._whole_copy()
-        return copy_sharing_weights(self._shared, {*own, *self._written})
+        if self._dtype is torch.float32:
+            return copy_sharing_weights(self._shared, {*own, *self._written})
+        model = copy_model(self._shared)
+        cast_model_(model, self._dtype)
+        return model
 
     def _cut_copy(self, kept: Kept) -> nn.Module:
         model = self._copy()

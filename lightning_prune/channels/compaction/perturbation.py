@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
+_PIECE = 2**18  # elements
 _MASKING = 1e4  # from here on a number stands for infinity, as -1e9 does in masks
 
 
@@ -31,12 +32,13 @@ def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -
     """Add noise in place, which is positive for running variances: they have to stay above 0."""
     if not tensor.numel() or not torch.linalg.vector_norm(tensor, torch.inf) < _MASKING:
         return
-    spread = 0.1 * torch.linalg.vector_norm(tensor, 1) / tensor.numel() + 0.01
+    spread = 0.1 * float(torch.linalg.vector_norm(tensor, 1)) / tensor.numel() + 0.01
     # in pieces: noise for a whole tensor at once would need as much memory as the tensor
-    for piece in torch.atleast_1d(tensor).chunk(64):
-        noise = torch.rand(piece.shape, generator=generator, dtype=piece.dtype).to(piece.device)
-        noise = noise if positive else noise.mul_(2).sub_(1)
-        piece.add_(noise.mul_(spread))
+    rows = torch.atleast_1d(tensor)
+    for piece in rows.split(max(1, _PIECE * len(rows) // tensor.numel())):
+        noise = torch.empty(piece.shape, dtype=piece.dtype)
+        noise.uniform_(0 if positive else -spread, spread, generator=generator)
+        piece.add_(noise.to(piece.device))
 
 
 @torch.no_grad()
