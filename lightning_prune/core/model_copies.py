@@ -30,7 +30,7 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     Raises:
         ValueError: If the model cannot be copied.
     """
-    memo = {**_detached_results(model), **(memo or {})}
+    memo = {**_not_copied(model), **(memo or {})}
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's attribute may raise anything
@@ -78,11 +78,15 @@ def _compiled(module: nn.Module) -> list[str]:
     ]
 
 
-def _detached_results(model: nn.Module) -> dict[int, Tensor]:
-    """Return, by id, detached versions of non-leaf tensors in module attributes, which ``deepcopy`` rejects."""
+def _not_copied(model: nn.Module) -> dict[int, Any]:
+    """Return, by id, what takes the place of attributes that ``deepcopy`` rejects.
+
+    Non-leaf tensors are detached. Scripted functions have no state, and are shared.
+    """
     leaves = tree_leaves([vars(module) for module in model.modules()])
     tensors = (leaf for leaf in leaves if torch.is_tensor(leaf))
-    return {id(tensor): tensor.detach() for tensor in tensors if not tensor.is_leaf}
+    detached = {id(tensor): tensor.detach() for tensor in tensors if not tensor.is_leaf}
+    return detached | {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.jit.ScriptFunction)}
 
 
 def _compiled_method(name: str, value: Any) -> bool:

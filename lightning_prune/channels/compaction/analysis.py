@@ -86,7 +86,7 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[last_dim].frozen, **_idle(model, main)}.items()
+    reasons = {**found[last_dim].frozen, **_not_followed(model, main)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     for group in search.apart(found[last_dim].groups):
         frozen[group.name] = why_not(group) or search.reason(group)
@@ -108,7 +108,12 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, Average]) -> str | N
     return None
 
 
-def _idle(model: nn.Module, trace: TraceRecord) -> dict[str, str]:
-    """Return the parameters of several dimensions that no result depends on, name to reason."""
-    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
-    return {name: "took no part in the forward pass" for name in matrices if name not in trace.used}
+def _not_followed(model: nn.Module, trace: TraceRecord) -> dict[str, str]:
+    """Return the parameters of several dimensions that no result depends on or that are complex, with reasons."""
+    reasons = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and name not in trace.used:
+            reasons[name] = "took no part in the forward pass"
+        elif parameter.ndim > 1 and parameter.is_complex():
+            reasons[name] = "holds complex numbers, which are not followed"
+    return reasons

@@ -20,7 +20,7 @@ from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_dif
 from lightning_prune.core.tensors import cast_model_, reachable_tensors
 from lightning_prune.units.groups import UnitGroup
 
-_COARSE = 1e-3  # what the first trials, in single precision, let pass
+_LARGEST = 1e-3  # no rounding error is taken to be larger
 _EXACT = {torch.float64: 1e-9, torch.float32: 1e-6}
 _NOISE_FACTOR = 8  # how many times the measured rounding errors a difference may be
 
@@ -74,7 +74,7 @@ class CutTrial:
         self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype, self._fine = torch.float32, False
+        self._dtype = torch.float32
         self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
         for place, average in averages_within(model).items():
             for name, own in average.names.items():
@@ -92,7 +92,7 @@ class CutTrial:
             raise ValueError(
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
             )
-        if relative_difference(first, again) > _COARSE:
+        if relative_difference(first, again) > _LARGEST:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
     @property
@@ -114,13 +114,16 @@ class CutTrial:
         self._passes = [self._first]
         for each in self._others:
             first, again = self._twice(each)
-            same = bool(first) and relative_difference(first, again) <= _COARSE
+            same = bool(first) and relative_difference(first, again) <= _LARGEST
             self._passes.append(replace(each, compared=same))
         variants = [self._variant(each) for each in self._passes if not each.probe.training]
         self._passes = [each.to(torch.float64) for each in (*self._passes, *variants) if each is not None]
-        self._dtype, self._fine = torch.float64, True
+        self._dtype = torch.float64
         if self._masked:
             self._shared = None  # copies are of the model's own weights
+        else:  # other weights, where it happens that those of the first trials hide something
+            assert self._shared is not None
+            perturb_(self._shared, seed=1)
 
     def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
         """Return the groups that cannot be cut, name to reason; all others can be cut together.
@@ -183,10 +186,8 @@ class CutTrial:
         Rounding errors are measured: they are the difference between the outputs of the masked copy and those
         of the same network with its units in another order.
         """
-        if not self._fine:
-            return _COARSE
         exact = _EXACT[self._dtype]
-        if self._worst <= exact:
+        if self._worst <= exact or self._worst > _LARGEST:
             return exact
         model = self._masked_copy(kept)
         try:
@@ -195,7 +196,7 @@ class CutTrial:
         except Exception:  # a user's forward may raise anything
             return exact
         # where order changes more than rounding does, the network depends on it, and nothing is measured
-        return max(exact, _NOISE_FACTOR * noise) if noise < _COARSE / _NOISE_FACTOR else exact
+        return max(exact, _NOISE_FACTOR * noise) if noise < _LARGEST / _NOISE_FACTOR else exact
 
     def _twice(self, each: _Pass) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of a pass on two copies.

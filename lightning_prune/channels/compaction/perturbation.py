@@ -15,13 +15,18 @@ _MASKING = 1e4  # from here on a number stands for infinity, as -1e9 does in mas
 
 
 @torch.no_grad()
-def perturb_(model: nn.Module) -> None:
+def perturb_(model: nn.Module, seed: int = 0) -> None:
     """Add noise to all parameters and buffers, so that no 0 or 1 among them hides a wrong cut.
 
-    Noise is uniform, from a fixed seed, with an amplitude of 0.01 plus a tenth of the tensor's mean absolute
-    value. A tensor with inf, or numbers as large as if they stood for it, stays as it is: it is a mask.
+    Noise is uniform, with an amplitude of 0.01 plus a tenth of the mean absolute value of the tensor's numbers
+    that are not 0. Those that are 0 get noise of all of that mean, so that a masked network looks like a dense
+    one. A tensor with inf, or numbers as large as if they stood for it, stays as it is: it is a mask.
+
+    Args:
+        model: Is changed.
+        seed: Seed of the noise.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() or tensor.is_complex():
             real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -32,13 +37,16 @@ def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -
     """Add noise in place, which is positive for running variances: they have to stay above 0."""
     if not tensor.numel() or not torch.linalg.vector_norm(tensor, torch.inf) < _MASKING:
         return
-    spread = 0.1 * float(torch.linalg.vector_norm(tensor, 1)) / tensor.numel() + 0.01
+    filled = int(tensor.count_nonzero())
+    mean = float(torch.linalg.vector_norm(tensor, 1)) / max(1, filled)
+    spread = 0.1 * mean + 0.01
     # in pieces: noise for a whole tensor at once would need as much memory as the tensor
     rows = torch.atleast_1d(tensor)
     for piece in rows.split(max(1, _PIECE * len(rows) // tensor.numel())):
         noise = torch.empty(piece.shape, dtype=piece.dtype)
         noise.uniform_(0 if positive else -spread, spread, generator=generator)
-        piece.add_(noise.to(piece.device))
+        noise = noise.to(piece.device)
+        piece.add_(torch.where(piece == 0, noise * (mean / spread + 1), noise) if filled < tensor.numel() else noise)
 
 
 @torch.no_grad()

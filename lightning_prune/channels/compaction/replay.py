@@ -61,8 +61,11 @@ def _reassign_tensors(model: nn.Module) -> None:
     """Assign each parameter and buffer to its own name again, so that compiled modules are compiled again.
 
     torch 2.6 recompiles if the dicts of a module have changed, but not if the shape of a tensor in them has.
+    Scripted modules, which nothing cuts, stay as they are.
     """
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         owned: list[dict[str, Any]] = [module._parameters, module._buffers]
         for tensors in owned:
             for name, tensor in list(tensors.items()):

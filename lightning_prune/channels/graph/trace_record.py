@@ -79,9 +79,9 @@ class TraceRecord:
 
     def label(self, model: nn.Module) -> None:
         """Give the parameters and buffers of a copy of the model the labels of the model."""
-        tensors = _floating_point(model)
-        self.names = {id(tensor): name for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
+        held = (*model.named_parameters(), *model.named_buffers())
+        self.names = {id(tensor): name for name, tensor in held}
+        for name, tensor in _floating_point(model).items():
             self.weights[tensor] = frozenset([name])
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
