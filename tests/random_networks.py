@@ -1,6 +1,6 @@
 """Random small networks that are pruned by channels, compacted, and compared in all ways they can be called.
 
-    PYTHONPATH=tests python tests/random_networks.py --count 1000 --seed 0
+PYTHONPATH=tests python tests/random_networks.py --count 1000 --seed 0
 """
 
 from __future__ import annotations
@@ -59,9 +59,16 @@ class Plain(nn.Module):
     def __init__(self, draw: random.Random, width: int) -> None:
         super().__init__()
         inner = draw.choice(WIDTHS)
-        norms: list[Callable[[int], nn.Module]] = [nn.BatchNorm1d, lambda _: nn.Identity(), lambda c: nn.GroupNorm(2, c)]
+        norms: list[Callable[[int], nn.Module]] = [
+            nn.BatchNorm1d,
+            lambda _: nn.Identity(),
+            lambda c: nn.GroupNorm(2, c),
+        ]
         self.layers = nn.Sequential(
-            nn.Conv1d(width, inner, 3, padding=1), draw.choice(norms)(inner), nn.ReLU(), nn.Conv1d(inner, width, 1)
+            nn.Conv1d(width, inner, 3, padding=1),
+            draw.choice(norms)(inner),
+            nn.ReLU(),
+            nn.Conv1d(inner, width, 1),
         )
         self.residual, self.dropout = draw.random() < 0.5, draw.choice([0.0, 0.2])
         self.batch_size = draw.choice(WIDTHS)
@@ -169,7 +176,16 @@ class Fixed(nn.Module):
         return self.two(self.one(x).relu())
 
 
-BLOCKS: tuple[Callable[[random.Random, int], nn.Module], ...] = (Plain, Plain, Heads, Heads, Mixed, Squeezed, Half, Fixed)
+BLOCKS: tuple[Callable[[random.Random, int], nn.Module], ...] = (
+    Plain,
+    Plain,
+    Heads,
+    Heads,
+    Mixed,
+    Squeezed,
+    Half,
+    Fixed,
+)
 
 
 class Net(nn.Module):
@@ -268,7 +284,12 @@ def check(seed: int) -> str:
     before = copy.deepcopy(net.state_dict())
     try:
         pruner = Pruner(
-            net, draw.choice([0.3, 0.6, 0.9]), structure=Channels(), selector=selector, schedule=None, example=given
+            net,
+            draw.choice([0.3, 0.6, 0.9]),
+            structure=Channels(),
+            selector=selector,
+            schedule=None,
+            example=given,
         )
     except ValueError as error:
         if "finds nothing to prune" not in str(error) and "cannot run on the example" not in str(error):
@@ -294,7 +315,11 @@ def check(seed: int) -> str:
     small.train()
     tensors_of(small(example))[0].sum().backward()
     optimizer.step()
-    return "smaller" if sum(map(Tensor.numel, small.parameters())) < sum(map(Tensor.numel, net.parameters())) else "same"
+    return (
+        "smaller"
+        if sum(map(Tensor.numel, small.parameters())) < sum(map(Tensor.numel, net.parameters()))
+        else "same"
+    )
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def resumable(folder: Path) -> list[Path]:
 
 
 def _timeless(tree: Any) -> Any:
-    """Without what a clock has measured."""
+    """Without what a clock has measured, and the proof: it is of the first batch after a resume."""
     if isinstance(tree, dict):
-        return {key: _timeless(value) for key, value in tree.items() if key != "latency"}
+        return {key: _timeless(value) for key, value in tree.items() if key not in ("latency", "proof")}
     return [_timeless(each) for each in tree] if isinstance(tree, list) else tree

@@ -105,7 +105,7 @@ class ExampleCapture:
     def __init__(self, module: nn.Module) -> None:
         self.example: tuple[Any, ...] | dict[str, Any] | None = None
         self._module: nn.Module | None = module
-        self._forward: Callable[..., Any] = module.forward
+        self._forward: Callable[..., Any] | None = module.forward
         self._own = vars(module).get("forward")
         vars(module)["forward"] = self._capture
 
@@ -116,10 +116,11 @@ class ExampleCapture:
                 del vars(self._module)["forward"]
             else:
                 vars(self._module)["forward"] = self._own
-        self._module = None
+        self._module = self._forward = None
 
     def _capture(self, *args: Any, **kwargs: Any) -> Any:
         forward = self._forward
+        assert forward is not None
         if self._module is not None:
             given = dict(zip(signature(forward).parameters, args, strict=False)) | kwargs if kwargs else args
             self.example = map_tensors(given, _first)

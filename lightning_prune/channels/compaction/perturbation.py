@@ -46,7 +46,9 @@ def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -
         noise = torch.empty(piece.shape, dtype=piece.dtype)
         noise.uniform_(0 if positive else -spread, spread, generator=generator)
         noise = noise.to(piece.device)
-        piece.add_(torch.where(piece == 0, noise * (mean / spread + 1), noise) if filled < tensor.numel() else noise)
+        piece.add_(
+            torch.where(piece == 0, noise * (mean / spread + 1), noise) if filled < tensor.numel() else noise
+        )
 
 
 @torch.no_grad()

@@ -25,13 +25,14 @@ class UnseenModules:
     """
 
     def __init__(self, model: nn.Module, ran: Container[str], passes: Iterable[PassRecord]) -> None:
+        seen = {id(parameter) for name, parameter in model.named_parameters() if name in ran}
         # averages are cut along with what they average
         averages = tuple(f"{name}." for name in averaged_modules(model))
         self._inputs = {
             name: sizes
             for name, module in model.named_modules()
             if not f"{name}.".startswith(averages)
-            and (sizes := input_sizes(module, _unseen_parameters(name, module, ran)))
+            and (sizes := input_sizes(module, _unseen_parameters(module, seen)))
         }
         self._shapes = {shape for each in passes for _, shapes in each.steps for shape in shapes}
 
@@ -54,13 +55,13 @@ class UnseenModules:
         return None
 
 
-def _unseen_parameters(name: str, module: nn.Module, ran: Container[str]) -> list[str]:
-    """Return the names within a module of its own parameters that did not run.
+def _unseen_parameters(module: nn.Module, seen: Container[int]) -> list[str]:
+    """Return the names within a module of its own parameters whose ``id`` is not among those that ran.
 
     If others of them did, those of one dimension do not count: a bias that is left out reads nothing.
     """
     own = dict(module.named_parameters(recurse=False))
-    unseen = [leaf for leaf in own if f"{name}.{leaf}".lstrip(".") not in ran]
+    unseen = [leaf for leaf, parameter in own.items() if id(parameter) not in seen]
     return unseen if len(unseen) == len(own) else [leaf for leaf in unseen if own[leaf].ndim > 1]
 
 
