@@ -9,7 +9,7 @@ from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.utils._pytree import tree_leaves
 

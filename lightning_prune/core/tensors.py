@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
@@ -113,4 +114,6 @@ def to_model(example: Any, model: nn.Module) -> Any:
 @torch.no_grad()
 def cast_model_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the parameters and buffers of a model; complex ones stay complex, which ``nn.Module.to`` ends."""
-    model._apply(lambda tensor: cast_or_move_tensor(tensor, dtype))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*attribute of a Tensor that is not a leaf")  # of scripted modules
+        model._apply(lambda tensor: cast_or_move_tensor(tensor, dtype))

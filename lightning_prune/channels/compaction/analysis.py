@@ -109,7 +109,7 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, Average]) -> str | N
 
 
 def _not_followed(model: nn.Module, trace: TraceRecord) -> dict[str, str]:
-    """Return the parameters of several dimensions that no result depends on or that are complex, with reasons."""
+    """Return the matrices that no result depends on, and those that are complex, with reasons."""
     reasons = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in trace.used:

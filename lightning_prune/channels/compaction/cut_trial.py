@@ -286,14 +286,14 @@ def uneven_cut(groups: Sequence[UnitGroup]) -> Kept:
     """Return for each group a random choice of units to keep, from a fixed seed.
 
     Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
-    equal numbers of units fail.
+    equal numbers of units fail. Two units stay where there are three or more.
     """
     generator = torch.Generator().manual_seed(0)
     kept = []
     for group in groups:
         ranks = torch.randperm(group.size, generator=generator).argsort()
         share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
-        kept.append((group, ranks < min(max(1, round(group.size * share)), group.size - 1)))
+        kept.append((group, ranks < min(max(2, round(group.size * share)), group.size - 1)))
     return kept
 
 

@@ -84,9 +84,9 @@ def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
 
 def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor without gaps in memory, its dimensions in the same memory order as those of ``like``."""
-    # of equal strides, as with a single channel, dimension 1 comes last: it is the innermost in channels_last
+    # of two dimensions with equal strides one has size 1, and is the inner one
     strides = like.stride()
-    order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim == 1))
+    order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], like.shape[dim] == 1))
     back = sorted(range(tensor.ndim), key=order.__getitem__)
     ordered = tensor.permute(order)
     # a view of a flat tensor has the usual strides in dimensions of size 1, too: kernels are chosen by strides
