@@ -15,6 +15,7 @@ from torch import nn
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction.shrink import compact
 from lightning_prune.core.files import read_file
+from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.export.compacted import callback_state_in, load_compact, masks_in, plans_in, state_keys_in
 from lightning_prune.export.onnx import export_onnx
@@ -75,7 +76,7 @@ class PruningTrainer(Trainer):
             state = callback_state_in(checkpoint, callback.state_key)
             if state is None:
                 raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
-            print(callback.report_of(model, state, model.example_input_array).table())
+            print(callback.report_of(model, state, own_example(model)).table())
 
     def export(
         self,
@@ -183,7 +184,7 @@ class PruningTrainer(Trainer):
     ) -> Any:
         """Return the module's ``example_input_array`` or, if it has none but needs one, a probe of a batch."""
         if model.example_input_array is not None or not needed:
-            return model.example_input_array
+            return own_example(model)
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 

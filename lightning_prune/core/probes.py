@@ -127,6 +127,15 @@ def as_probe(example: Any) -> Probe:
     return first.with_further_passes(others)
 
 
+def own_example(model: nn.Module) -> Any:
+    """Return the ``example_input_array`` of a LightningModule, as an example; ``None`` if there is none.
+
+    To Lightning, a list is one argument of ``forward``.
+    """
+    example = getattr(model, "example_input_array", None)
+    return (example,) if isinstance(example, list) else example
+
+
 def first_example(example: Any) -> Any:
     """Return the first of several examples in a list, or the example itself."""
     return example[0] if isinstance(example, list) else example

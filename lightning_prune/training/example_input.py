@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_prune.core.model_copies import is_compiled
-from lightning_prune.core.probes import Probe
+from lightning_prune.core.probes import Probe, own_example
 from lightning_prune.core.tensors import to_model
 from lightning_prune.training.hooks import ExampleCapture
 from lightning_prune.training.sandbox import capture_example, find_probe
@@ -68,11 +68,9 @@ class ExampleInput:
 
         The model's ``example_input_array`` takes precedence over the captured input.
         """
-        example = getattr(model, "example_input_array", None)
+        example = own_example(model)
         if example is None and self._capture is not None:
             example = self._capture.example
-        if isinstance(example, list):
-            example = (example,)  # to Lightning a list is one argument, to probes it is several examples
         return None if example is None else to_model(example, model)  # the device may change in a fit
 
     def release(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.core.parts import check_flag, check_part, describe
+from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report.measurement import measure
@@ -113,7 +114,7 @@ class PruningParts:
                 ``example_input_array``.
         """
         if example is None:
-            example = getattr(model, "example_input_array", None)
+            example = own_example(model)
         pruner = self.new_pruner(model, example)
         unknown = self.criterion.needs | self.selector.needs
         if not unknown:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, Probe, pass_mode
+from lightning_prune.core.probes import ForwardProbe, Probe, own_example, pass_mode
 from lightning_prune.core.tensors import map_tensors, to_model
 from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.hooks import ExampleCapture
@@ -157,13 +157,14 @@ def find_probe(trainer: Trainer, module: LightningModule, batch: Any, validation
             module's example.
     """
     step, forward, failure = _find_step(trainer, module, batch)
-    if step is None and module.example_input_array is None:
+    example = own_example(module)
+    if step is None and example is None:
         raise ValueError(
             f"{type(module).__name__}.training_step does not run outside the loop ({failure!r}): give the"
             " module an example_input_array."
         )
-    if module.example_input_array is not None:
-        forward = _example_probe(trainer, module, module.example_input_array)
+    if example is not None:
+        forward = _example_probe(trainer, module, example)
     elif forward is not None and failure_of(forward, copy_model(module)) is not None:
         forward = None  # forward has no evaluation mode, or takes other arguments in it
     steps: list[Probe] = []
@@ -229,8 +230,10 @@ def training_loss(trainer: Trainer) -> LossFunction:
     return loss
 
 
-def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe:
+def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Probe:
     """Return a probe of ``forward`` with the arguments that ``training_step`` calls it with.
+
+    Its further passes are those steps of a fit that run outside the loop.
 
     Args:
         trainer: The module's Trainer.
@@ -247,7 +250,11 @@ def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Forw
             f"{type(module).__name__}.training_step does not show what forward is called with ({why}): give the"
             " module an example_input_array."
         )
-    return forward
+    if failure is not None:
+        return forward
+    return forward.with_further_passes(
+        each for each in find_probe(trainer, module, batch).passes if isinstance(each, StepProbe)
+    )
 
 
 def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> ExampleCapture:

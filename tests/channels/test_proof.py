@@ -401,6 +401,21 @@ def test_groups_that_change_one_number_become_one(selector: Any) -> None:
     same(model, compact(model, pruner.masks, TOKENS), TOKENS)
 
 
+class Scaled(Rows):
+    """Scales by a number that equals a width: a cut without it changes outputs by less than single precision sees."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda model, hidden: hidden.relu() * (1 + 1e-8 * model.width / hidden.shape[1]))
+        self.width = 12
+
+
+def test_a_cut_that_only_double_precision_sees_to_be_wrong_is_tried_with_the_number() -> None:
+    model = Scaled()
+    pruner = pruned(model, ROWS)
+    assert {group.name: group.attributes for group in pruner.groups} == {"one": (), "two": (("", "width"),)}
+    assert compact(model, pruner.masks, ROWS).width == 6
+
+
 class Squeezed(nn.Module):
     """Squeezes every dimension of size 1, also that of a last channel."""
 
