@@ -69,7 +69,8 @@ class Pruner:
         selector: Which units are removed.
         schedule: How much is removed, and when; its moments must be shares of the fit. ``None`` if only
             :meth:`prune` is called.
-        example: A tensor, or a tuple of the arguments of ``forward``, if structure or selector needs one.
+        example: What ``forward`` is called with, if structure or selector needs it: a tensor, a tuple of
+            arguments or a mapping of keyword arguments; or a list of several of these, to run all of the model.
 
     Attributes:
         groups: The unit groups that may be pruned.

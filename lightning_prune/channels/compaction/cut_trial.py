@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
-from lightning_prune.channels.compaction.perturbation import perturb_, reorder_
+from lightning_prune.channels.compaction.perturbation import FloatTypes, jitter_, perturb_, reorder_, scale_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
@@ -20,8 +20,9 @@ from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_dif
 from lightning_prune.core.tensors import cast_model_, reachable_tensors
 from lightning_prune.units.groups import UnitGroup
 
-_LARGEST = 1e-3  # no rounding error is taken to be larger
-_EXACT = {torch.float64: 1e-9, torch.float32: 1e-6}
+_EXACT = {torch.float64: 1e-13, torch.float32: 1e-6}  # differences up to these are rounding errors
+_LARGEST = {torch.float64: 1e-9, torch.float32: 1e-3}  # and none is larger than these
+_SCALE = 3.0  # of the weights of trials in double precision
 _NOISE_FACTOR = 8  # how many times the measured rounding errors a difference may be
 
 
@@ -74,7 +75,7 @@ class CutTrial:
         self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype = torch.float32
+        self._dtype, self._scale = torch.float32, 1.0
         self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
         for place, average in averages_within(model).items():
             for name, own in average.names.items():
@@ -92,7 +93,7 @@ class CutTrial:
             raise ValueError(
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
             )
-        if relative_difference(first, again) > _LARGEST:
+        if relative_difference(first, again) > _LARGEST[torch.float32]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
     @property
@@ -114,7 +115,7 @@ class CutTrial:
         self._passes = [self._first]
         for each in self._others:
             first, again = self._twice(each)
-            same = bool(first) and relative_difference(first, again) <= _LARGEST
+            same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
             self._passes.append(replace(each, compared=same))
         variants = [self._variant(each) for each in self._passes if not each.probe.training]
         self._passes = [each.to(torch.float64) for each in (*self._passes, *variants) if each is not None]
@@ -124,6 +125,7 @@ class CutTrial:
         else:  # other weights, where it happens that those of the first trials hide something
             assert self._shared is not None
             perturb_(self._shared, seed=1)
+            self._scale = _SCALE
 
     def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
         """Return the groups that cannot be cut, name to reason; all others can be cut together.
@@ -162,6 +164,9 @@ class CutTrial:
                 return self._failure(kept)
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         expected = self._outputs(self._masked_copy(kept))
+        if self._scale != 1 and _worst(expected, expected):  # nan
+            self._scale = 1
+            return self._failure(kept)
         self._compared = len(expected), sum(map(len, expected))
         self._worst = _worst(expected, found)
         if self._worst > self._tolerance(kept, expected):
@@ -184,19 +189,25 @@ class CutTrial:
         """Return the largest difference that rounding errors may make.
 
         Rounding errors are measured: they are the difference between the outputs of the masked copy and those
-        of the same network with its units in another order.
+        of the same network with its units in another order. If code of the network casts to a narrower type,
+        that with weights that are rounded otherwise counts, too.
         """
         exact = _EXACT[self._dtype]
-        if self._worst <= exact or self._worst > _LARGEST:
+        if self._worst <= exact or self._worst > _LARGEST[torch.float32]:
             return exact
-        model = self._masked_copy(kept)
         try:
-            reorder_(model, [group for group, _ in kept])
-            noise = _worst(expected, self._outputs(model))
+            reorder_(model := self._masked_copy(kept), [group for group, _ in kept])
+            with FloatTypes() as types:
+                noise = _worst(expected, self._outputs(model))
+            narrow = types.epsilon > torch.finfo(self._dtype).eps
+            if narrow:  # code that casts to a narrower type seldom rounds otherwise, and then by much
+                jitter_(model := self._masked_copy(kept), types.epsilon)
+                noise = max(noise, _worst(expected, self._outputs(model)))
         except Exception:  # a user's forward may raise anything
             return exact
+        largest = _LARGEST[torch.float32 if narrow else self._dtype]
         # where order changes more than rounding does, the network depends on it, and nothing is measured
-        return max(exact, _NOISE_FACTOR * noise) if noise < _LARGEST / _NOISE_FACTOR else exact
+        return max(exact, _NOISE_FACTOR * noise) if _NOISE_FACTOR * noise < largest else exact
 
     def _twice(self, each: _Pass) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of a pass on two copies.
@@ -248,10 +259,11 @@ class CutTrial:
         """
         if self._shared is None:
             return self._whole_copy()
-        if self._dtype is torch.float32:
+        if self._dtype is torch.float32 and self._scale == 1:
             return copy_sharing_weights(self._shared, {*own, *self._written})
         model = copy_model(self._shared)
         cast_model_(model, self._dtype)
+        scale_(model, self._scale)
         return model
 
     def _cut_copy(self, kept: Kept) -> nn.Module:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.channels.graph.calls import tensors_of
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -18,9 +21,10 @@ _MASKING = 1e4  # from here on a number stands for infinity, as -1e9 does in mas
 def perturb_(model: nn.Module, seed: int = 0) -> None:
     """Add noise to all parameters and buffers, so that no 0 or 1 among them hides a wrong cut.
 
-    Noise is uniform, with an amplitude of 0.01 plus a tenth of the mean absolute value of the tensor's numbers
-    that are not 0. Those that are 0 get noise of all of that mean, so that a masked network looks like a dense
-    one. A tensor with inf, or numbers as large as if they stood for it, stays as it is: it is a mask.
+    Noise is uniform, with an amplitude of 0.01 plus a part of the mean absolute value of the tensor's numbers
+    that are not 0: a half for matrices, a tenth for others. Numbers that are 0 get noise of all of that mean,
+    so that a masked network looks like a dense one. A tensor with inf, or numbers as large as if they stood for
+    it, stays as it is: it is a mask.
 
     Args:
         model: Is changed.
@@ -39,7 +43,7 @@ def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -
         return
     filled = int(tensor.count_nonzero())
     mean = float(torch.linalg.vector_norm(tensor, 1)) / max(1, filled)
-    spread = 0.1 * mean + 0.01
+    spread = (0.5 if tensor.ndim > 1 else 0.1) * mean + 0.01
     # in pieces: noise for a whole tensor at once would need as much memory as the tensor
     rows = torch.atleast_1d(tensor)
     for piece in rows.split(max(1, _PIECE * len(rows) // tensor.numel())):
@@ -73,6 +77,48 @@ def reorder_(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
             source = torch.arange(tensor.shape[part.dim])
             source[before.flatten()] = before[order].flatten()
             tensor.data = tensor.data.index_select(part.dim, source.to(tensor.device))
+
+
+@torch.no_grad()
+def scale_(model: nn.Module, factor: float) -> None:
+    """Multiply the parameters of several dimensions by a factor.
+
+    Larger weights tell more: attention to all positions is nearly equal with small ones, whatever its heads.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and parameter.is_floating_point():
+            parameter.mul_(factor)
+
+
+@torch.no_grad()
+def jitter_(model: nn.Module, epsilon: float) -> None:
+    """Multiply each weight by a random number, from a fixed seed, between 1 - epsilon and 1 + epsilon."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            noise = torch.empty(parameter.shape, dtype=parameter.dtype)
+            noise.uniform_(1 - epsilon, 1 + epsilon, generator=generator)
+            parameter.mul_(noise.to(parameter.device))
+
+
+class FloatTypes(TorchDispatchMode):
+    """Dispatch mode that finds the narrowest floating-point type that ops give.
+
+    Attributes:
+        epsilon: The machine epsilon of that type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.epsilon = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op."""
+        result = func(*args, **(kwargs or {}))
+        for each in tensors_of([result]):
+            if each.is_floating_point():
+                self.epsilon = max(self.epsilon, torch.finfo(each.dtype).eps)
+        return result
 
 
 def _places(index: Tensor, size: int) -> Tensor | None:
