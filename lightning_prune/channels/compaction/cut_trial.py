@@ -75,7 +75,7 @@ class CutTrial:
         self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype, self._scale = torch.float32, 1.0
+        self._dtype, self._scale, self._double_runs = torch.float32, 1.0, False
         self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
         for place, average in averages_within(model).items():
             for name, own in average.names.items():
@@ -164,6 +164,7 @@ class CutTrial:
                 return self._failure(kept)
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         expected = self._outputs(self._masked_copy(kept))
+        self._double_runs |= self._dtype is torch.float64
         if self._scale != 1 and _worst(expected, expected):  # nan
             self._scale = 1
             return self._failure(kept)
@@ -175,10 +176,11 @@ class CutTrial:
 
     def _uses_single_precision(self, kept: Kept) -> bool:
         """Change to single precision if the masked copy does not run in double precision; return whether so."""
-        if self._dtype is not torch.float64:
+        if self._dtype is not torch.float64 or self._double_runs:
             return False
         try:
             self._outputs(self._masked_copy(kept))
+            self._double_runs = True
         except Exception:  # a user's forward may raise anything where its code fixes a type
             self._dtype = torch.float32
             self._passes = [each.to(self._dtype) for each in self._passes]

@@ -98,7 +98,7 @@ def jitter_(model: nn.Module, epsilon: float) -> None:
         if parameter.is_floating_point():
             noise = torch.empty(parameter.shape, dtype=parameter.dtype)
             noise.uniform_(1 - epsilon, 1 + epsilon, generator=generator)
-            parameter.mul_(noise.to(parameter.device))
+            parameter.data = parameter.data * noise.to(parameter.device)  # a copy may share its memory
 
 
 class FloatTypes(TorchDispatchMode):
