@@ -81,8 +81,8 @@ def average_of(model: nn.Module, module: nn.Module) -> Average | None:
     """Return the average that a module holds of a model or of a part of it.
 
     The averaged part is the submodule of ``model``, or ``model`` itself, whose parameters have the same names
-    and shapes as those of ``module``. Modules inside an ``AveragedModel`` are not candidates. If several
-    candidates match, only those with a parameter that requires a gradient count.
+    and shapes as those of ``module``. Modules inside an average are not candidates. If several candidates
+    match, only those with a parameter that requires a gradient count, and of these those with similar weights.
 
     Args:
         model: The model.
@@ -96,6 +96,8 @@ def average_of(model: nn.Module, module: nn.Module) -> Average | None:
     parts = [part for part in model.modules() if id(part) not in inner and _shapes(part) == shapes]
     if len(parts) > 1:  # such as a frozen teacher of the same architecture
         parts = [part for part in parts if any(each.requires_grad for each in part.parameters())]
+    if len(parts) > 1:  # such as two critics, each of which has its own target
+        parts = [part for part in parts if _similar(part, module)]
     return Average(module, _names(model, parts[0])) if shapes and len(parts) == 1 else None
 
 

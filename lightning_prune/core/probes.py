@@ -161,7 +161,8 @@ def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         with evaluation_mode(model):
             yield
     else:
-        with _mode(model, _train_), _MeanDropout():  # type: ignore[no-untyped-call]
+        # fused attention has dropout of its own
+        with _mode(model, _train_), sdpa_kernel(SDPBackend.MATH), _MeanDropout():  # type: ignore[no-untyped-call]
             yield
 
 

@@ -402,7 +402,7 @@ def test_groups_that_change_one_number_become_one(selector: Any) -> None:
 
 
 class Scaled(Rows):
-    """Scales by a number that equals a width: a cut without it changes outputs by less than single precision sees."""
+    """Scales by a number that equals a width, by less than single precision sees."""
 
     def __init__(self) -> None:
         super().__init__(lambda model, hidden: hidden.relu() * (1 + 1e-8 * model.width / hidden.shape[1]))
