@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Average:
 
 
 _SIMILAR = 0.5  # cosine similarity; that of independent weights is near 0
+# copies that were recognised once: training may lead the weights of a part further away than its copy follows
+_KNOWN: WeakSet[nn.Module] = WeakSet()
 
 
 def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -55,8 +58,10 @@ def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[
         frozen = any(each.ndim > 1 for each in module.parameters()) and id(module) not in trains
         if name and frozen and id(module) not in seen:
             shapes = _shapes(module)
-            if any(_shapes(part) == shapes and _similar(part, module) for part in parts):
+            alike = [part for part in parts if _shapes(part) == shapes]
+            if alike and (module in _KNOWN or any(_similar(part, module) for part in alike)):
                 found[name] = module
+                _KNOWN.add(module)
                 seen |= {id(each) for each in module.modules()}
     return found
 

@@ -79,7 +79,7 @@ def use_stubs_(
             vars(module).update(
                 _trainer=_TrainerStub(trainer),
                 log=lambda name, value, *_, **__: on_log(value),
-                log_dict=lambda values, *_, **__: on_log(values),
+                log_dict=lambda dictionary, *_, **__: on_log(dictionary),
                 manual_backward=lambda loss, *_, **__: on_backward(loss),
                 optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
                 lr_schedulers=_NullObject(),

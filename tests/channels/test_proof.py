@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,29 @@ def test_a_difference_that_is_no_rounding_error_is_refused(between: Any, share: 
     assert pruner.frozen["two"].startswith("cannot be cut: outputs change by")
 
 
+def double(model: Rows, hidden: Tensor) -> Tensor:
+    return hidden.relu() if hidden.dtype is torch.float64 else hidden / "only in double precision"
+
+
+def test_models_run_in_the_types_that_their_code_fixes() -> None:
+    assert sizes(pruned(Rows(double).double(), ROWS.double())) == {"one": 16, "two": 12}
+    mixed = Rows(lambda model, hidden: hidden.float().relu())
+    mixed.one, mixed.two = mixed.one.bfloat16(), mixed.two.bfloat16()
+    assert "two" in sizes(pruned(mixed, ROWS.bfloat16()))
+
+
+def test_large_numbers_that_stand_for_inf_hide_no_difference() -> None:
+    def filled(model: Rows, hidden: Tensor) -> Tensor:
+        return hidden.relu() / hidden.shape[1]
+
+    class Filled(Rows):
+        def forward(self, rows: Tensor) -> Tensor:
+            logits = super().forward(rows)
+            return logits.masked_fill(torch.tensor([True, False, False]), torch.finfo(logits.dtype).min)
+
+    assert sizes(pruned(Filled(filled), ROWS)) == {"one": 16}
+
+
 # --- sizes that modules keep
 
 
@@ -268,6 +292,68 @@ def test_training_mode_is_compared_too() -> None:
     logits, auxiliary = small.train()(ROWS)
     (logits + auxiliary).sum().backward()
     assert small.aux.weight.grad.shape == (5, 8)
+
+
+class Stems(nn.Module):
+    """Two stems that run the same ops on weights of the same shapes, and a body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stems = nn.ModuleDict({"a": nn.Linear(8, 16), "b": nn.Linear(8, 16)})
+        self.body, self.head = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, rows: Tensor, task: str) -> Tensor:
+        return self.head(self.body(self.stems[task](rows).relu()).relu())
+
+
+def test_passes_that_differ_in_their_weights_alone_are_all_followed() -> None:
+    model, examples = Stems(), [(ROWS, "a"), (ROWS, "b")]
+    pruner = pruned(model, examples)
+    assert sizes(pruner) == {"stems.a": 16, "body": 12}
+    small = compact(model, pruner.masks, examples)
+    same(model, small, ROWS, "a")
+    same(model, small, ROWS, "b")
+
+
+def with_embedding(model: Rows) -> None:
+    model.unseen = nn.Embedding(5, 16)
+
+
+def with_buffer(model: Rows) -> None:
+    model.register_buffer("unseen", torch.randn(5, 16))
+
+
+def with_scale(model: Rows) -> None:
+    model.unseen = nn.Parameter(torch.ones(16))
+
+
+@pytest.mark.parametrize("add", [with_embedding, with_buffer, with_scale])
+def test_whatever_no_pass_runs_keeps_what_it_may_meet(add: Callable[[Rows], None]) -> None:
+    add(model := Rows())
+    pruner = pruned(model, ROWS)
+    assert sizes(pruner) == {"two": 12}
+    assert "may be read by" in pruner.frozen["one"]
+
+
+class Beside(nn.Module):
+    """A convolution, and a layer that nothing runs with as many inputs as a channel has positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.unseen = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 2, 1), nn.Linear(64, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.two(self.one(images).relu())
+
+
+def test_an_unseen_layer_of_another_size_keeps_nothing() -> None:
+    assert sizes(pruned(Beside(), IMAGES)) == {"one": 16}
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_dropout_keeps_nothing(drop: Callable[[float], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv1d(8, 16, 1), drop(0.2), nn.Conv1d(16, 12, 1), nn.ReLU(), nn.Conv1d(12, 2, 1))
+    assert sizes(pruned(model, LINES)) == {"0": 16, "2": 12}
 
 
 # --- fast paths
@@ -432,6 +518,46 @@ def test_a_group_keeps_two_units_where_one_does_not_work() -> None:
     pruner = pruned(model, LINES, target=0.9)
     assert [group.minimum for group in pruner.groups] == [2]
     assert compact(model, pruner.masks, LINES).down.out_channels == 2
+
+
+def test_a_number_of_units_that_has_to_be_even_is_no_free_number() -> None:
+    def even(model: Rows, hidden: Tensor) -> Tensor:
+        return hidden.relu() if hidden.shape[1] % 2 == 0 else hidden / "odd"
+
+    assert sizes(pruned(Rows(even), ROWS)) == {"one": 16}
+
+
+def test_a_subclass_of_a_layer_with_another_weight_stays_alone() -> None:
+    class Ensemble(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(12, 12)
+            self.weight = nn.Parameter(torch.randn(2, 12, 12))
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return torch.einsum("bi,eoi->beo", hidden, self.weight).mean(1)
+
+    model = Rows(lambda model, hidden: model.ensemble(hidden).relu())
+    model.ensemble = Ensemble()
+    pruner = pruned(model, ROWS)
+    assert {"one", "two"} <= sizes(pruner).keys()
+    same(model, compact(model, pruner.masks, ROWS), ROWS)
+
+
+class Dropping(Rows):
+    """Skips a layer now and then in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda model, hidden: hidden if model.training and random.random() < 0.5 else hidden.relu()
+        )
+
+
+def test_a_pass_takes_one_way_each_time() -> None:
+    model = Dropping()
+    state = random.getstate()
+    pruner = pruned(model, ROWS)
+    same(model, compact(model, pruner.masks, ROWS), ROWS)
+    assert random.getstate() == state
 
 
 def test_noise_makes_a_masked_network_look_like_a_dense_one() -> None:

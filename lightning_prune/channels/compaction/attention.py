@@ -42,7 +42,8 @@ class NarrowAttention(nn.MultiheadAttention):
             scores = scores + _bias(attn_mask, scores)
         if key_padding_mask is not None:
             scores = scores + _bias(key_padding_mask[..., None, None, :], scores)
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        # 0 where a row is all masked, as PyTorch's attention gives, and not nan
+        weights = F.dropout(torch._safe_softmax(scores, -1), self.dropout, self.training)
         result: Tensor = self.out_proj((weights @ values).transpose(1, 2).flatten(2))
         weights = weights.mean(1) if average_attn_weights else weights
         if single:

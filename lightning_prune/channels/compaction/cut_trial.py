@@ -75,32 +75,52 @@ class CutTrial:
         self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype, self._scale, self._double_runs = torch.float32, 1.0, False
+        self._dtype, self._cast = torch.float32, True  # or the types that the model has, if it is not cast
+        self._scale, self._double_runs = 1.0, False
         self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
         for place, average in averages_within(model).items():
             for name, own in average.names.items():
                 self._averages.setdefault(name, []).append(f"{place}.{own}")
         self._written = frozenset[str]().union(*(each.written for each in passes))
-        # first trials are many: their copies share the memory of this one, except changed weights
-        self._shared: nn.Module | None = self._whole_copy()
-        self._first, *self._others = [_Pass(each.probe, each.kept_elsewhere).to(self._dtype) for each in passes]
-        self._passes = [self._first]
+        given = [_Pass(each.probe, each.kept_elsewhere) for each in passes]
+        self._shared: nn.Module | None = None
+        try:
+            first, again = self._begin([each.to(self._dtype) for each in given])
+        except ValueError:  # the model's code fixes other types
+            self._cast = False
+            first, again = self._begin(given)
         # of the last trial: the largest difference, the numbers of passes and of tensors
         self._worst = 0.0
         self._compared = 0, 0
-        first, again = self._twice(self._first)
         if not first:
             raise ValueError(
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
             )
+        if relative_difference(first, first):
+            raise ValueError("the model gives nan for the example, which nothing can be compared with.")
         if relative_difference(first, again) > _LARGEST[torch.float32]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
+
+    def _begin(self, passes: Sequence[_Pass]) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the passes in the precision of the first trials; return the outputs of the first one, twice.
+
+        First trials are many: their copies share the memory of one, except changed weights.
+
+        Raises:
+            ValueError: If the first pass fails.
+        """
+        self._shared = None
+        self._shared = self._whole_copy()
+        self._first, *self._others = passes
+        self._passes = [self._first]
+        return self._twice(self._first)
 
     @property
     def proof(self) -> Proof:
         """The comparison that the last trial has made."""
         passes, tensors = self._compared
-        return Proof(str(self._dtype).removeprefix("torch."), self._worst, passes, tensors)
+        dtype = str(self._dtype).removeprefix("torch.") if self._cast else "the types of the model"
+        return Proof(dtype, self._worst, passes, tensors)
 
     def refine(self) -> None:
         """Go on in double precision, if the model runs in it, with all passes and with other inputs.
@@ -118,8 +138,9 @@ class CutTrial:
             same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
             self._passes.append(replace(each, compared=same))
         variants = [self._variant(each) for each in self._passes if not each.probe.training]
-        self._passes = [each.to(torch.float64) for each in (*self._passes, *variants) if each is not None]
-        self._dtype = torch.float64
+        self._narrow = [each for each in (*self._passes, *variants) if each is not None], self._cast
+        self._passes = [each.to(torch.float64) for each in self._narrow[0]]
+        self._dtype, self._cast = torch.float64, True
         if self._masked:
             self._shared = None  # copies are of the model's own weights
         else:  # other weights, where it happens that those of the first trials hide something
@@ -183,7 +204,7 @@ class CutTrial:
             self._double_runs = True
         except Exception:  # a user's forward may raise anything where its code fixes a type
             self._dtype = torch.float32
-            self._passes = [each.to(self._dtype) for each in self._passes]
+            self._passes, self._cast = self._narrow
             return True
         return False
 
@@ -247,7 +268,8 @@ class CutTrial:
 
     def _whole_copy(self) -> nn.Module:
         model = copy_model(self._model)
-        cast_model_(model, self._dtype)
+        if self._cast:
+            cast_model_(model, self._dtype)
         if not self._masked:
             perturb_(model)
         return model
@@ -264,7 +286,8 @@ class CutTrial:
         if self._dtype is torch.float32 and self._scale == 1:
             return copy_sharing_weights(self._shared, {*own, *self._written})
         model = copy_model(self._shared)
-        cast_model_(model, self._dtype)
+        if self._cast:
+            cast_model_(model, self._dtype)
         scale_(model, self._scale)
         return model
 
@@ -296,18 +319,25 @@ def _worst(expected: Iterable[list[Tensor]], found: Iterable[list[Tensor]]) -> f
     return max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def uneven_cut(groups: Sequence[UnitGroup]) -> Kept:
+def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
     """Return for each group a random choice of units to keep, from a fixed seed.
 
     Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
     equal numbers of units fail. Two units stay where there are three or more.
+
+    Args:
+        groups: The groups.
+        other: Whether to keep one more or one less than otherwise: a number that has to be even fails.
     """
     generator = torch.Generator().manual_seed(0)
     kept = []
     for group in groups:
         ranks = torch.randperm(group.size, generator=generator).argsort()
         share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
-        kept.append((group, ranks < min(max(2, round(group.size * share)), group.size - 1)))
+        count = min(max(2, round(group.size * share)), group.size - 1)
+        if other:
+            count = max(1, count + 1 if count + 1 < group.size else count - 1)
+        kept.append((group, ranks < count))
     return kept
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_prune.channels.compaction.perturbation import is_mask
 from lightning_prune.core.probes import Probe
 
 # larger values first: they tell more, as where attention to all positions is nearly equal
@@ -29,7 +30,7 @@ def variant_that_runs(probe: Probe, runs: Callable[[Probe], bool]) -> Probe | No
     sizes: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
-        sizes.update(tensor.shape)
+        sizes.update(() if tensor.is_nested else tensor.shape)
         return tensor
 
     probe.map_tensors(note)
@@ -59,7 +60,7 @@ def _other_sizes(size: int) -> Iterator[int]:
 
 def _other_values(tensor: Tensor, factor: float) -> Tensor:
     """Return the values of a tensor in other places, numbers times a factor; integers stay in range."""
-    if tensor.dtype == torch.bool or not tensor.ndim:
+    if tensor.layout is not torch.strided or tensor.dtype == torch.bool or not tensor.ndim or is_mask(tensor):
         return tensor
     rolled = tensor.roll(1, -1)
     return rolled * factor if tensor.is_floating_point() or tensor.is_complex() else rolled
@@ -67,6 +68,8 @@ def _other_values(tensor: Tensor, factor: float) -> Tensor:
 
 def _resized(tensor: Tensor, size: int, other: int) -> Tensor:
     """Return a tensor whose dimensions of a size have another one: cut off, or repeated from the start."""
+    if tensor.is_nested:
+        return tensor
     for dim, length in enumerate(tensor.shape):
         if length == size:
             tensor = tensor.index_select(dim, torch.arange(other, device=tensor.device) % size)

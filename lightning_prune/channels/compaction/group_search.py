@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -70,8 +70,10 @@ class GroupSearch:
     def limit(self) -> None:
         """Find the groups of which two units have to stay, as where ``squeeze`` drops the dimension of one.
 
-        A group that fails with two left is dropped.
+        A group that fails with two left is dropped, and so is one that fails with one unit more than before, as
+        where a number has to be even.
         """
+        self._drop(self._trial.failing(uneven_cut([group for group, _ in self.passed], other=True)))
         for least in (1, 2):
             limited = [group for group, _ in self.passed if group.minimum == least]
             failing = self._trial.failing(least_cut(limited, least))
@@ -81,9 +83,13 @@ class GroupSearch:
                 else Found(group, trace)
                 for group, trace in self.passed
             ]
-        dropped = [group for group, _ in self.passed if group.minimum > 2]
-        self._reasons |= {_cut_places(group): failing[group.name] for group in dropped}
-        self.passed = [found for found in self.passed if found.group.minimum <= 2]
+        self._drop({group.name: failing[group.name] for group, _ in self.passed if group.minimum > 2})
+
+    def _drop(self, failing: Mapping[str, str]) -> None:
+        """Take these groups, name to reason, out of ``passed``."""
+        gone = [group for group, _ in self.passed if group.name in failing]
+        self._reasons |= {_cut_places(group): failing[group.name] for group in gone}
+        self.passed = [found for found in self.passed if found.group.name not in failing]
 
     def confirm(self) -> None:
         """Try all groups in ``passed`` together, after the trial was refined, and drop those that fail.
@@ -94,8 +100,7 @@ class GroupSearch:
         self._sort()
         failing = self._trial.failing(uneven_cut([group for group, _ in self.passed]))
         again = [found for found in self.passed if found.group.name in failing]
-        self.passed = [found for found in self.passed if found.group.name not in failing]
-        self._reasons |= {_cut_places(group): failing[group.name] for group, _ in again}
+        self._drop(failing)
         adjusted = self._try_adjusted([found for found in again if not found.group.attributes])
         if adjusted:
             self.confirm()
@@ -112,8 +117,8 @@ class GroupSearch:
         return [group for group in groups if not _output_places(group) & taken]
 
     def reason(self, group: UnitGroup) -> str:
-        """Return why a group that was tried cannot be cut without adjusted attributes."""
-        return self._reasons[_cut_places(group)]
+        """Return why a group cannot be cut without adjusted attributes."""
+        return self._reasons.get(_cut_places(group), "shares weights with units that failed their trial")
 
     def _try(self, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], dict[str, str]]:
         """Return the groups that can be cut, and for the others name to reason.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -11,18 +11,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
-
-# attributes in which PyTorch's modules keep how many inputs they read
-_INPUT_SIZES = (
-    "in_features",
-    "in_channels",
-    "num_features",
-    "num_channels",
-    "embed_dim",
-    "kdim",
-    "vdim",
-    "input_size",
-)
 
 
 def widths(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
@@ -37,8 +25,15 @@ def widths(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any
         computed from other parameters: such a module keeps its attributes.
     """
     # not getattr: to compute a weight with spectral norm changes its buffers
-    computed = is_parametrized(module) or torch.is_tensor(vars(module).get("weight"))
-    return {} if computed else _widths(module, shapes)
+    if is_parametrized(module) or torch.is_tensor(vars(module).get("weight")):
+        return {}
+    own = (*module._parameters.items(), *module._buffers.items())
+    before = {name: tensor.shape for name, tensor in own if tensor is not None}
+    try:
+        known = all(getattr(module, key) == size for key, size in _widths(module, before).items())
+    except (KeyError, ValueError):  # a subclass whose weights have other names or dimensions
+        known = False
+    return _widths(module, shapes) if known else {}
 
 
 def has_widths(module: nn.Module) -> bool:
@@ -94,21 +89,3 @@ def _(module: nn.MultiheadAttention, shapes: Mapping[str, torch.Size]) -> dict[s
 @_widths.register
 def _(module: nn.Embedding, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     return {"embedding_dim": shapes["weight"][1]}
-
-
-def input_sizes(module: nn.Module, unseen: Collection[str]) -> set[int]:
-    """Return the numbers of inputs that the weights of a module read which did not run.
-
-    Args:
-        module: The module.
-        unseen: Names within the module of its own parameters that did not run.
-
-    Returns:
-        The sizes; for an unknown kind of module those of all dimensions of these parameters.
-    """
-    if not unseen or isinstance(module, nn.Embedding):  # an embedding reads indices
-        return set()
-    sizes = {getattr(module, key) for key in _INPUT_SIZES if hasattr(module, key)}
-    if sizes:
-        return {size for size in sizes if isinstance(size, int)}
-    return {size for name in unseen for size in module.get_parameter(name).shape if size > 1}

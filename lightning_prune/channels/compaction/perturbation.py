@@ -32,14 +32,20 @@ def perturb_(model: nn.Module, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() or tensor.is_complex():
+        if tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex()):
             real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             _add_noise_(real, generator, positive=name.endswith("var"))
 
 
+def is_mask(tensor: Tensor) -> bool:
+    """Return whether a tensor has inf, nan or numbers that stand for inf."""
+    real = tensor.is_floating_point() and tensor.layout is torch.strided and tensor.numel() > 0
+    return real and not bool(torch.linalg.vector_norm(tensor, torch.inf) < _MASKING)
+
+
 def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:
     """Add noise in place, which is positive for running variances: they have to stay above 0."""
-    if not tensor.numel() or not torch.linalg.vector_norm(tensor, torch.inf) < _MASKING:
+    if not tensor.numel() or is_mask(tensor):
         return
     filled = int(tensor.count_nonzero())
     mean = float(torch.linalg.vector_norm(tensor, 1)) / max(1, filled)

@@ -12,7 +12,8 @@ class Proof:
     """The comparison of a compacted network with the masked one.
 
     Args:
-        precision: The type that both computed in: ``"float64"``, or ``"float32"`` where the model fixes a type.
+        precision: The type that both computed in: ``"float64"``; where the model fixes another type,
+            ``"float32"`` or, if it does not run in that either, ``"the types of the model"``.
         difference: The largest difference of two outputs, relative to the largest absolute value of the tensor.
         passes: How many passes were compared: on the example, in other modes and steps, on other inputs.
         tensors: How many output tensors these passes have given.

@@ -26,7 +26,14 @@ def check_same_ops(model: nn.Module, known: PassRecord) -> None:
         ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
     perturb_(copied := copy_model(model))
-    if record_pass(copied, known.probe).steps != known.steps:
+    try:
+        steps = record_pass(copied, known.probe).steps
+    except Exception as error:  # a user's forward may raise anything
+        raise ValueError(
+            f"{type(model).__name__} does not run when its weights change a little ({error!r}), as in trials of"
+            " cuts: Unstructured prunes it."
+        ) from error
+    if steps != known.steps:
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little: channels cannot be followed through it. Unstructured prunes it."
@@ -37,7 +44,8 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
     """Return the records of all passes of a probe.
 
     If none of them is in training mode, the first one is added in that mode, and left out if it fails: the
-    model may need other arguments then. Of passes that run the same ops the first one is kept.
+    model may need other arguments then. Of passes that run the same ops on the same
+    weights the first one is kept.
 
     Args:
         model: Is not changed; each pass runs on a copy.
@@ -56,7 +64,7 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
             if each is training:
                 continue
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
-        if all(record.steps != other.steps for other in records):
+        if all((record.steps, record.reads) != (other.steps, other.reads) for other in records):
             records.append(record)
     return records
 

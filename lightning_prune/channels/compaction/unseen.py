@@ -1,14 +1,13 @@
-"""Modules that no pass of a model runs, and the units that they may read."""
+"""Modules that no pass of a model runs, and the units that they may read or meet."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
-from itertools import accumulate
-from operator import mul
+from collections.abc import Container, Iterable, Set
+from math import prod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lightning_prune.channels.compaction.module_widths import input_sizes
 from lightning_prune.channels.graph.recorder import PassRecord
 from lightning_prune.core.averages import averaged_modules
 from lightning_prune.units.groups import UnitGroup
@@ -16,7 +15,7 @@ from lightning_prune.units.slices import axis_slices
 
 
 class UnseenModules:
-    """The modules with weights that no pass runs.
+    """The modules with weights or buffers that no pass runs.
 
     Args:
         model: The model.
@@ -25,28 +24,28 @@ class UnseenModules:
     """
 
     def __init__(self, model: nn.Module, ran: Container[str], passes: Iterable[PassRecord]) -> None:
-        seen = {id(parameter) for name, parameter in model.named_parameters() if name in ran}
+        held = (*model.named_parameters(), *model.named_buffers())
+        seen = {id(tensor) for name, tensor in held if name in ran}
         # averages are cut along with what they average
         averages = tuple(f"{name}." for name in averaged_modules(model))
-        self._inputs = {
+        self._sizes = {
             name: sizes
             for name, module in model.named_modules()
-            if not f"{name}.".startswith(averages)
-            and (sizes := input_sizes(module, _unseen_parameters(module, seen)))
+            if not f"{name}.".startswith(averages) and (sizes := _unseen_sizes(module, seen))
         }
         self._shapes = {shape for each in passes for _, shapes in each.steps for shape in shapes}
 
     def reader_of(self, group: UnitGroup) -> str | None:
-        """Return the reason to keep a group that an unseen module may read; ``None`` if no module may.
+        """Return the reason to keep a group that an unseen module may read or meet; ``None`` if none may.
 
-        A module may read it if its inputs are as many as a layer of the group has channels, or as many as the
-        flattened activations of such a layer.
+        A module may if one of its tensors has a dimension of as many elements as a layer of the group has
+        channels, or as many as the flattened activations of such a layer.
         """
-        if not self._inputs:
+        if not self._sizes:
             return None
         widths = {part.weight.shape[part.dim] for part in axis_slices(group.masked)}
-        readable = {flat for shape in self._shapes if widths & {*shape} for flat in _flat_sizes(shape)} | widths
-        for name, sizes in self._inputs.items():
+        readable = widths.union(*(_flat_sizes(shape, widths) for shape in self._shapes))
+        for name, sizes in self._sizes.items():
             if sizes & readable:
                 return (
                     f"may be read by {name or 'the model itself'}, which the example does not run: give an"
@@ -55,16 +54,24 @@ class UnseenModules:
         return None
 
 
-def _unseen_parameters(module: nn.Module, seen: Container[int]) -> list[str]:
-    """Return the names within a module of its own parameters whose ``id`` is not among those that ran.
+def _unseen_sizes(module: nn.Module, seen: Container[int]) -> set[int]:
+    """Return the sizes of the dimensions of a module's own tensors whose ``id`` is not among those that ran.
 
-    If others of them did, those of one dimension do not count: a bias that is left out reads nothing.
+    A bias that is left out beside a weight that ran does not count, nor do the rows of an embedding.
     """
-    own = dict(module.named_parameters(recurse=False))
-    unseen = [leaf for leaf, parameter in own.items() if id(parameter) not in seen]
-    return unseen if len(unseen) == len(own) else [leaf for leaf in unseen if own[leaf].ndim > 1]
+    own: dict[str, Tensor] = dict(
+        (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    )
+    unseen = {
+        name: tensor for name, tensor in own.items() if id(tensor) not in seen and tensor.is_floating_point()
+    }
+    if "weight" in own and "weight" not in unseen:
+        unseen.pop("bias", None)
+    skipped = 1 if isinstance(module, nn.Embedding | nn.EmbeddingBag) else 0
+    return {size for tensor in unseen.values() for size in tensor.shape[skipped:] if size > 1}
 
 
-def _flat_sizes(shape: Iterable[int]) -> set[int]:
-    """Return the sizes that a tensor's last dimensions have when they are flattened, one of them or several."""
-    return set(accumulate(reversed([*shape]), mul))
+def _flat_sizes(shape: torch.Size, widths: Set[int]) -> set[int]:
+    """Return the sizes that the last dimensions have when they are flattened, if one of them is a width."""
+    tails = (shape[start:] for start in range(len(shape)))
+    return {prod(tail) for tail in tails if widths & {*tail}}

@@ -25,6 +25,11 @@ def same(call: Call) -> Sequence[Fields]:
     return [fields if output.shape == call.tensors[0].shape else () for output in call.outputs]
 
 
+def made_anew(call: Call) -> Sequence[Fields]:
+    """Return no fields: only the type and the device of the tensor are read."""
+    return [() for _ in call.outputs]
+
+
 def restride(call: Call) -> Sequence[Fields]:
     """Return the fields of a tensor whose strides change; freeze them if they do not fit its new shape.
 

@@ -28,6 +28,7 @@ class PassRecord(NamedTuple):
     Attributes:
         probe: Runs the pass.
         steps: For each op, in order, the op and the shapes of its outputs.
+        reads: For each op the names of the parameters and buffers that it reads.
         live: For each op whether the outputs of the pass, or the model's tensors, may depend on it.
         places: For each op the numbers of its outputs that outlive the pass.
         written: Names of the parameters that the pass has written to.
@@ -36,6 +37,7 @@ class PassRecord(NamedTuple):
 
     probe: Probe
     steps: list[OpRecord]
+    reads: list[tuple[str, ...]]
     live: list[bool]
     places: list[frozenset[int]]
     written: frozenset[str]
@@ -49,6 +51,7 @@ def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
     return PassRecord(
         probe,
         recorder.steps,
+        recorder.reads,
         recorder.live(result),
         recorder.places(result),
         frozenset(recorder.written),
@@ -76,19 +79,24 @@ class OpRecorder(TorchDispatchMode):
 
     Attributes:
         steps: For each op, in order, the op and the shapes of its outputs.
+        reads: For each op the names of the parameters and buffers that it reads.
         written: Names of the parameters that the pass has written to.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[OpRecord] = []
+        self.reads: list[tuple[str, ...]] = []
         # for each op, the memory that it reads and the memory that it writes
         self._traffic: list[tuple[_Memory, _Memory]] = []
         self._made: list[_Made] = []
         self.written: set[str] = set()
         # by memory, since a parameter may be written to through its ``data`` or a view
-        self._names = {_storage(tensor): name for name, tensor in model.named_parameters()}
+        self._names = {each: name for name, tensor in model.named_parameters() for each in _storages([tensor])}
         self._own = [*model.parameters(), *model.buffers()]
+        self._own_names = {
+            id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
         self._own_ids = {id(tensor) for tensor in self._own}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
 
@@ -165,6 +173,7 @@ class OpRecorder(TorchDispatchMode):
         given, outputs = tensors_of((*args, *kwargs.values())), tensors_of([result])
         number = len(self.steps)
         self.steps.append(op_record(func, outputs))
+        self.reads.append(tuple(self._own_names[id(each)] for each in given if id(each) in self._own_names))
         changed = [
             argument_of(func, args, kwargs, argument.name)
             for argument in func._schema.arguments
@@ -188,13 +197,13 @@ def op_record(func: Any, outputs: Sequence[Tensor]) -> OpRecord:
     return func, tuple(torch.Size() if tensor.is_nested else tensor.shape for tensor in outputs)
 
 
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    """Return a weak reference to the storage of a tensor, which keeps its address from being reused."""
-    return StorageWeakRef(tensor.untyped_storage())
-
-
 def _storages(tensors: Iterable[Tensor]) -> _Memory:
-    return frozenset(map(_storage, tensors))
+    """Return weak references to the storages of tensors, which keep their addresses from being reused.
+
+    Sparse tensors have none.
+    """
+    dense = (tensor for tensor in tensors if tensor.layout is torch.strided)
+    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in dense)
 
 
 def _references(tensor: TensorWeakRef) -> int:

@@ -139,10 +139,12 @@ class Trace(TorchDispatchMode):
         """Record outputs with one value everywhere; forget tensors in memory that the op has written to."""
         uniform = self.record.uniform
         if call.func._schema.is_mutable:
+            same = _is_mean_dropout(call) or (all(map(call.is_uniform, call.tensors)) and keeps_uniform(call))
             memory = {output.untyped_storage().data_ptr() for output in call.outputs}
             for tensor in list(uniform):
                 if tensor.untyped_storage().data_ptr() in memory:
                     del uniform[tensor]
+            uniform.update((output, True) for output in call.outputs if same and not _is_view(output))
         elif call.name in FILLED or (
             call.tensors and all(map(call.is_uniform, call.tensors)) and keeps_uniform(call)
         ):
@@ -185,6 +187,14 @@ def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
+def _is_mean_dropout(call: Call) -> bool:
+    """Return whether an op draws the mask of a dropout, which is one value everywhere: its mean."""
+    return call.func is torch.ops.aten.bernoulli_.float
+
+
 def _is_view(tensor: Tensor) -> bool:
     """Return whether a tensor does not fill its storage, as a view of a part of another tensor does not."""
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return (
+        tensor.layout is torch.strided
+        and tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    )
