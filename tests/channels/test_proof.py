@@ -589,7 +589,7 @@ def test_copies_have_closures_of_their_own() -> None:
 # --- the property
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_networks_are_equal_in_every_way_or_refused(seed: int) -> None:
     check(seed)

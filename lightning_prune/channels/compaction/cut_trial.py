@@ -125,9 +125,10 @@ class CutTrial:
     def refine(self) -> None:
         """Go on in double precision, if the model runs in it, with all passes and with other inputs.
 
-        Each pass in evaluation mode also runs on another batch size, other values and other sizes, as far as
-        the model takes them. If the model does not run in double precision, single precision goes on, and the
-        differences that are let pass are those that its rounding errors make.
+        Each pass in evaluation mode runs on another batch size, other values and other sizes, as far as the
+        model takes them; if the weights are masked, on the example as well. If the model does not run in double
+        precision, single precision goes on, and the differences that are let pass are those that its rounding
+        errors make.
 
         Raises:
             ValueError: If a pass fails.
@@ -137,8 +138,12 @@ class CutTrial:
             first, again = self._twice(each)
             same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
             self._passes.append(replace(each, compared=same))
-        variants = [self._variant(each) for each in self._passes if not each.probe.training]
-        self._narrow = [each for each in (*self._passes, *variants) if each is not None], self._cast
+        variants = [None if each.probe.training else self._variant(each) for each in self._passes]
+        if self._masked:
+            passes = [*self._passes, *(each for each in variants if each is not None)]
+        else:  # the example itself was run in the first trials, and is again when the model is cut
+            passes = [other or each for each, other in zip(self._passes, variants, strict=True)]
+        self._narrow = passes, self._cast
         self._passes = [each.to(torch.float64) for each in self._narrow[0]]
         self._dtype, self._cast = torch.float64, True
         if self._masked:

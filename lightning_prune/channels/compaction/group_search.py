@@ -70,10 +70,8 @@ class GroupSearch:
     def limit(self) -> None:
         """Find the groups of which two units have to stay, as where ``squeeze`` drops the dimension of one.
 
-        A group that fails with two left is dropped, and so is one that fails with one unit more than before, as
-        where a number has to be even.
+        A group that fails with two left is dropped.
         """
-        self._drop(self._trial.failing(uneven_cut([group for group, _ in self.passed], other=True)))
         for least in (1, 2):
             limited = [group for group, _ in self.passed if group.minimum == least]
             failing = self._trial.failing(least_cut(limited, least))
@@ -92,13 +90,13 @@ class GroupSearch:
         self.passed = [found for found in self.passed if found.group.name not in failing]
 
     def confirm(self) -> None:
-        """Try all groups in ``passed`` together, after the trial was refined, and drop those that fail.
+        """Try other cuts of all groups in ``passed`` together, when the trial is refined; drop what fails.
 
         Those that fail are tried again with integer attributes adjusted. The groups that are left are in the
         order of the model's parameters, and have names of their own.
         """
         self._sort()
-        failing = self._trial.failing(uneven_cut([group for group, _ in self.passed]))
+        failing = self._trial.failing(uneven_cut([group for group, _ in self.passed], other=True))
         again = [found for found in self.passed if found.group.name in failing]
         self._drop(failing)
         adjusted = self._try_adjusted([found for found in again if not found.group.attributes])
