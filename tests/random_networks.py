@@ -147,18 +147,16 @@ class Squeezed(nn.Module):
         return x * self.up(gate.relu()).sigmoid()[:, :, None]
 
 
-class Half(nn.Module):
-    """A block whose code fixes a type."""
+class Single(nn.Module):
+    """A block that casts to single precision and back."""
 
     def __init__(self, draw: random.Random, width: int) -> None:
         super().__init__()
         inner = draw.choice(WIDTHS)
         self.one, self.two = nn.Conv1d(width, inner, 1), nn.Conv1d(inner, width, 1)
-        self.fixed = draw.choice([torch.float32, torch.float32, torch.bfloat16])
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.one(x).relu()
-        return self.two(y.to(self.fixed).to(x.dtype) if self.fixed is torch.float32 else y)
+        return self.two(self.one(x).relu().float().to(x.dtype))
 
 
 class Fixed(nn.Module):
@@ -182,7 +180,7 @@ BLOCKS: tuple[Callable[[random.Random, int], nn.Module], ...] = (
     Heads,
     Mixed,
     Squeezed,
-    Half,
+    Single,
     Fixed,
 )
 
@@ -255,7 +253,7 @@ def calls(net: Net, example: Tensor) -> Iterator[tuple[bool, tuple[Any, ...]]]:
 def outputs(net: Net, arguments: tuple[Any, ...], *, training: bool) -> list[Tensor]:
     """Return what a call gives and keeps, with dropout off; in double precision, if the network runs in it."""
     net = copy.deepcopy(net).train(training)
-    if not any(isinstance(each, Fixed | Half) for each in net.blocks):
+    if not any(isinstance(each, Fixed | Single) for each in net.blocks):
         net, arguments = net.double(), (arguments[0].double(), *arguments[1:])
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d):

@@ -82,6 +82,12 @@ def averages_within(model: nn.Module) -> dict[str, Average]:
     return {name: average for name, average in found.items() if average is not None}
 
 
+def averaged_names(model: nn.Module) -> dict[str, str]:
+    """Return the name of each parameter and buffer of an average in a model, to that of what it averages."""
+    averages = averages_within(model).items()
+    return {f"{place}.{own}": name for place, average in averages for name, own in average.names.items()}
+
+
 def average_of(model: nn.Module, module: nn.Module) -> Average | None:
     """Return the average that a module holds of a model or of a part of it.
 

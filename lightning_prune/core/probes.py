@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.core.tensors import cast_or_move_tensor, map_tensors
-
-_MASKING = 1e4
+from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors
 
 
 class Probe(ABC):
@@ -129,6 +127,23 @@ def as_probe(example: Any) -> Probe:
         raise ValueError("example=[]: a list holds one example or several.")
     first, *others = map(as_probe, example)
     return first.with_further_passes(others)
+
+
+def map_example(example: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of an example, or of a probe, with a function applied to each tensor in it."""
+    return example.map_tensors(change) if isinstance(example, Probe) else map_tensors(example, change)
+
+
+def tensors_in(example: Any) -> list[Tensor]:
+    """Return the tensors in an example or a probe, each once, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_example(example, keep)
+    return found
 
 
 def own_example(model: nn.Module) -> Any:
@@ -245,7 +260,7 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
         apart = one != other  # infinite values may be equal, too
         if apart.any():
             # numbers that stand for infinity, as in masked scores, say nothing of the scale of the others
-            finite = one[one.isfinite() & (apart | (one.abs() < _MASKING))].abs()
+            finite = one[one.isfinite() & (apart | (one.abs() < MASKING))].abs()
             scale = max(float(finite.max()) if len(finite) else 0.0, torch.finfo(one.dtype).tiny)
             difference = float((one[apart] - other[apart]).abs().max()) / scale
             worst = max(worst, math.inf if math.isnan(difference) else difference)

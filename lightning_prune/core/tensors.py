@@ -1,4 +1,4 @@
-"""Tensors inside objects of any kind: change them in a copy, list them, find what an object refers to."""
+"""Tensors inside objects of any kind: change them in a copy, find those that an object refers to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+MASKING = 1e4  # from here on a number may stand for infinity, as -1e9 does in masks
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
@@ -54,18 +55,6 @@ def map_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
                 f"a {type(data).__name__} of inputs cannot be copied ({error!r}), and models are tried on"
                 " copies: leave out what cannot be copied, or give its class a __deepcopy__."
             ) from error
-
-
-def tensors_in(data: Any) -> list[Tensor]:
-    """Return the tensors in an object of any kind, each once, in order."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(data, keep)
-    return found
 
 
 def reachable_tensors(result: Any) -> list[Tensor]:

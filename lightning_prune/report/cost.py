@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import as_probe, evaluation_mode, math_attention
+from lightning_prune.core.probes import as_probe, evaluation_mode, map_example, math_attention, tensors_in
 
 SECONDS = 0.2  # default duration of a latency measurement
 
@@ -108,19 +107,19 @@ def _wait() -> None:
 
 def batch_size(example: Any) -> int:
     """Return the batch size of an example: the length of its first tensor that is not a scalar, otherwise 1."""
-    return next((len(leaf) for leaf in tree_leaves(example) if torch.is_tensor(leaf) and leaf.ndim), 1)
+    return next((len(tensor) for tensor in tensors_in(example) if tensor.ndim), 1)
 
 
 def resize_batch(example: Any, size: int) -> Any:
     """Return an example with its batch repeated or cut to a size; tensors with another first dimension stay."""
     before = batch_size(example)
 
-    def resized(leaf: Any) -> Any:
-        if not torch.is_tensor(leaf) or not leaf.ndim or len(leaf) != before:
-            return leaf
-        return leaf.repeat(-(-size // before), *(1 for _ in leaf.shape[1:]))[:size]
+    def resized(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != before:
+            return tensor
+        return tensor.repeat(-(-size // before), *(1 for _ in tensor.shape[1:]))[:size]
 
-    return tree_map(resized, example)
+    return map_example(example, resized)
 
 
 def parameters(model: nn.Module) -> int:

@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import math_attention
+from lightning_prune.core.probes import math_attention, tensors_in
 from lightning_prune.core.tensors import cast_or_move
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice
@@ -211,4 +210,4 @@ class _LossModule(nn.Module):
 
 def _largest_numel(batch: Any) -> int:
     """Return the number of elements of the largest tensor in a batch; 0 if there is none."""
-    return max((leaf.numel() for leaf in tree_leaves(batch) if torch.is_tensor(leaf)), default=0)
+    return max((tensor.numel() for tensor in tensors_in(batch)), default=0)

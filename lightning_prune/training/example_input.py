@@ -10,7 +10,7 @@ from torch import nn
 from lightning_prune.core.model_copies import is_compiled
 from lightning_prune.core.probes import Probe, own_example
 from lightning_prune.core.tensors import to_model
-from lightning_prune.training.hooks import ExampleCapture
+from lightning_prune.training.hooks import ForwardCapture, first_of
 from lightning_prune.training.sandbox import capture_example, find_probe
 
 
@@ -23,7 +23,7 @@ class ExampleInput:
 
     def __init__(self) -> None:
         self.probe: Probe | None = None
-        self._capture: ExampleCapture | None = None
+        self._capture: ForwardCapture | None = None
 
     @property
     def forward_captured(self) -> bool:
@@ -54,14 +54,17 @@ class ExampleInput:
 
         Args:
             trainer: The Trainer of the fit.
-            module: The module; a hook is on it until its next forward pass.
+            module: The module; it has another ``forward`` until its next forward pass.
             batch: A training batch, as ``training_step`` gets it.
             on_copy: Whether to run a copy of the module on the batch instead, because no forward pass follows.
-                A compiled module is always copied: a hook would make it compile again.
+                A compiled module is always copied: it would be compiled again.
         """
         if self._capture is None:
             on_copy = on_copy or is_compiled(module)
-            self._capture = capture_example(trainer, module, batch) if on_copy else ExampleCapture(module)
+            if on_copy:
+                self._capture = capture_example(trainer, module, batch)
+            else:
+                self._capture = ForwardCapture(module, first_of)
 
     def example(self, model: nn.Module) -> Any:
         """Return an input of ``forward``, on the model's device and of its type; ``None`` if there is none.
@@ -74,7 +77,7 @@ class ExampleInput:
         return None if example is None else to_model(example, model)  # the device may change in a fit
 
     def release(self) -> None:
-        """Remove the hook and drop the probe; the captured input stays."""
+        """Restore ``forward`` and drop the probe; the captured input stays."""
         self.probe = None
         if self._capture is not None:
             self._capture.release()

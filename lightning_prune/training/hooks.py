@@ -92,22 +92,35 @@ class GradientCopies:
         self._copies.clear()
 
 
-class ExampleCapture:
-    """Keeps the first example of the first batch that ``forward`` of a module is called with.
+class ForwardCapture:
+    """Keeps what ``forward`` of a module is called with the first time.
 
     The module has a ``forward`` of its own until then. A forward hook would not see ``self.forward(x)``.
 
+    Args:
+        module: The module.
+        take: Returns what is kept of a tensor.
+
     Attributes:
-        example: The positional arguments of ``forward`` for a batch of one example, or all arguments by name if
-            any was given by name; ``None`` before the first forward pass.
+        arguments: The positional and the keyword arguments; ``None`` before the first forward pass.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.example: tuple[Any, ...] | dict[str, Any] | None = None
+    def __init__(self, module: nn.Module, take: Callable[[Tensor], Tensor]) -> None:
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._take = take
+        self._names: Iterable[str] = ()
         self._module: nn.Module | None = module
         self._forward: Callable[..., Any] | None = module.forward
         self._own = vars(module).get("forward")
         vars(module)["forward"] = self._capture
+
+    @property
+    def example(self) -> tuple[Any, ...] | dict[str, Any] | None:
+        """The positional arguments, or all arguments by name if any was given by name; ``None`` as above."""
+        if self.arguments is None:
+            return None
+        args, kwargs = self.arguments
+        return dict(zip(self._names, args, strict=False)) | kwargs if kwargs else args
 
     def release(self) -> None:
         """Give the module its ``forward`` back, and drop the reference to it."""
@@ -122,10 +135,15 @@ class ExampleCapture:
         forward = self._forward
         assert forward is not None
         if self._module is not None:
-            given = dict(zip(signature(forward).parameters, args, strict=False)) | kwargs if kwargs else args
-            self.example = map_tensors(given, _first)
+            self.arguments = map_tensors((args, kwargs), self._take)
+            self._names = tuple(signature(forward).parameters) if kwargs else ()
             self.release()
         return forward(*args, **kwargs)
+
+
+def first_of(tensor: Tensor) -> Tensor:
+    """Return a copy of the first example of a batch."""
+    return (tensor[:1] if tensor.ndim else tensor).detach().clone()
 
 
 def unscaled_gradients(store: MaskStore, parameters: Iterable[Tensor], scale: float) -> dict[str, Tensor]:
@@ -138,7 +156,3 @@ def unscaled_gradients(store: MaskStore, parameters: Iterable[Tensor], scale: fl
 def parameters_in(optimizer: Optimizer) -> list[Tensor]:
     """Return all parameters of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _first(tensor: Tensor) -> Tensor:
-    return (tensor[:1] if tensor.ndim else tensor).detach().clone()

@@ -16,7 +16,7 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
 from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
-from lightning_prune.core.averages import Average, averages_within
+from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.probes import Deadline, Probe
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
@@ -67,7 +67,7 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     main = traces[last_dim]
     head_reasons: dict[str, str] = {}
     unseen = UnseenModules(model, main.ran, passes)
-    averages = averages_within(model)
+    averages = averaged_names(model)
 
     def why_not(group: UnitGroup) -> str | None:
         """Return the reason to keep a group without a trial; ``None`` if there is none."""
@@ -94,17 +94,17 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     return Units(tuple(group for group, _ in search.passed), frozen, costs)
 
 
-def _average_alone(group: UnitGroup, averages: Mapping[str, Average]) -> str | None:
+def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:
     """Return a reason if a group cuts an average otherwise than what it averages, and ``None`` if not."""
     cuts = {(part.name, part.dim): part.index for part in axis_slices((*group.masked, *group.buffers))}
-    for place, average in averages.items():
-        for name, own in average.names.items():
-            for dim in {dim for key, dim in cuts if key == f"{place}.{own}"}:
-                index, other = cuts[f"{place}.{own}", dim], cuts.get((name, dim))
-                if index is None or other is None or not torch.equal(index, other):
-                    alone = group.name.startswith(f"{place}.")
-                    copied = f"{place}.{own}, an average of {name} that cannot follow it"
-                    return "it is an average" if alone else f"is coupled with {copied}"
+    for (name, dim), index in cuts.items():
+        if name not in averages:
+            continue
+        other = cuts.get((averages[name], dim))
+        if index is None or other is None or not torch.equal(index, other):
+            if all(part.name in averages for part in group.slices):
+                return "it is an average"
+            return f"is coupled with {name}, an average of {averages[name]} that cannot follow it"
     return None
 
 

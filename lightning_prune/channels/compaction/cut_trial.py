@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,46 +13,17 @@ from lightning_prune.channels.compaction.perturbation import FloatTypes, jitter_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
-from lightning_prune.channels.graph.recorder import OpRecorder, PassRecord
-from lightning_prune.core.averages import averages_within
+from lightning_prune.channels.compaction.trial_pass import TrialPass
+from lightning_prune.channels.graph.recorder import PassRecord
+from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
-from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_difference
-from lightning_prune.core.tensors import cast_model_, reachable_tensors
-from lightning_prune.units.groups import UnitGroup
+from lightning_prune.core.probes import Deadline, Probe, relative_difference
+from lightning_prune.core.tensors import cast_model_
 
 _EXACT = {torch.float64: 1e-13, torch.float32: 1e-6}  # differences up to these are rounding errors
 _LARGEST = {torch.float64: 1e-9, torch.float32: 1e-3}  # and none is larger than these
 _SCALE = 3.0  # of the weights of trials in double precision
 _NOISE_FACTOR = 8  # how many times the measured rounding errors a difference may be
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass that trials run and compare.
-
-    Args:
-        probe: Runs the pass.
-        recorded: Whether tensors outlive the pass to which its result does not refer.
-        compared: Whether it has outputs, the same ones each time; otherwise it has to run, and no more.
-    """
-
-    probe: Probe
-    recorded: bool
-    compared: bool = True
-
-    def outputs(self, model: nn.Module) -> list[Tensor]:
-        """Run the model, which may change its state, and return all tensors that outlive the pass."""
-        probe = self.probe.map_tensors(torch.clone)  # a model may write to its inputs
-        with pass_mode(model, training=probe.training):
-            if not self.recorded:
-                return reachable_tensors(probe(model))
-            with OpRecorder(model) as recorder:
-                result = probe(model)
-            outputs: list[Tensor] = recorder.outputs(result)
-            return outputs
-
-    def to(self, dtype: torch.dtype) -> _Pass:
-        return replace(self, probe=self.probe.to(dtype))
 
 
 class CutTrial:
@@ -67,6 +38,9 @@ class CutTrial:
             Otherwise the weights of the copies are perturbed, and the masked copy has those of the units at 0.
         deadline: When trials have to end; ``None`` for no limit.
 
+    Attributes:
+        proof: The comparison that the last trial has made; ``None`` before the first one.
+
     Raises:
         ValueError: If the model cannot run on the example, or gives different outputs for it each time.
     """
@@ -77,21 +51,16 @@ class CutTrial:
         self._model, self._masked, self._deadline = model, masked, deadline
         self._dtype, self._cast = torch.float32, True  # or the types that the model has, if it is not cast
         self._scale, self._double_runs = 1.0, False
-        self._averages: dict[str, list[str]] = {}  # name of a parameter to those of its averages
-        for place, average in averages_within(model).items():
-            for name, own in average.names.items():
-                self._averages.setdefault(name, []).append(f"{place}.{own}")
+        self._averages = averaged_names(model)
         self._written = frozenset[str]().union(*(each.written for each in passes))
-        given = [_Pass(each.probe, each.kept_elsewhere) for each in passes]
+        given = [TrialPass(each.probe, each.kept_elsewhere) for each in passes]
         self._shared: nn.Module | None = None
         try:
             first, again = self._begin([each.to(self._dtype) for each in given])
         except ValueError:  # the model's code fixes other types
             self._cast = False
             first, again = self._begin(given)
-        # of the last trial: the largest difference, the numbers of passes and of tensors
-        self._worst = 0.0
-        self._compared = 0, 0
+        self.proof: Proof | None = None
         if not first:
             raise ValueError(
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
@@ -101,7 +70,7 @@ class CutTrial:
         if relative_difference(first, again) > _LARGEST[torch.float32]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _begin(self, passes: Sequence[_Pass]) -> tuple[list[Tensor], list[Tensor]]:
+    def _begin(self, passes: Sequence[TrialPass]) -> tuple[list[Tensor], list[Tensor]]:
         """Take the passes in the precision of the first trials; return the outputs of the first one, twice.
 
         First trials are many: their copies share the memory of one, except changed weights.
@@ -114,13 +83,6 @@ class CutTrial:
         self._first, *self._others = passes
         self._passes = [self._first]
         return self._twice(self._first)
-
-    @property
-    def proof(self) -> Proof:
-        """The comparison that the last trial has made."""
-        passes, tensors = self._compared
-        dtype = str(self._dtype).removeprefix("torch.") if self._cast else "the types of the model"
-        return Proof(dtype, self._worst, passes, tensors)
 
     def refine(self) -> None:
         """Go on in double precision, if the model runs in it, with all passes and with other inputs.
@@ -194,10 +156,11 @@ class CutTrial:
         if self._scale != 1 and _worst(expected, expected):  # nan
             self._scale = 1
             return self._failure(kept)
-        self._compared = len(expected), sum(map(len, expected))
-        self._worst = _worst(expected, found)
-        if self._worst > self._tolerance(kept, expected):
-            return f"cannot be cut: outputs change by {self._worst:.1e}"
+        difference = _worst(expected, found)
+        precision = str(self._dtype).removeprefix("torch.") if self._cast else "the types of the model"
+        self.proof = Proof(precision, difference, len(expected), sum(map(len, expected)))
+        if difference > self._tolerance(kept, expected, difference):
+            return f"cannot be cut: outputs change by {difference:.1e}"
         return None
 
     def _uses_single_precision(self, kept: Kept) -> bool:
@@ -213,7 +176,7 @@ class CutTrial:
             return True
         return False
 
-    def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]]) -> float:
+    def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]], difference: float) -> float:
         """Return the largest difference that rounding errors may make.
 
         Rounding errors are measured: they are the difference between the outputs of the masked copy and those
@@ -221,8 +184,8 @@ class CutTrial:
         that with weights that are rounded otherwise counts, too.
         """
         exact = _EXACT[self._dtype]
-        if self._worst <= exact or self._worst > _LARGEST[torch.float32]:
-            return exact
+        if difference <= exact or difference > _LARGEST[torch.float32]:
+            return exact  # measuring would change nothing
         try:
             reorder_(model := self._masked_copy(kept), [group for group, _ in kept])
             with FloatTypes() as types:
@@ -237,7 +200,7 @@ class CutTrial:
         # where order changes more than rounding does, the network depends on it, and nothing is measured
         return max(exact, _NOISE_FACTOR * noise) if _NOISE_FACTOR * noise < largest else exact
 
-    def _twice(self, each: _Pass) -> tuple[list[Tensor], list[Tensor]]:
+    def _twice(self, each: TrialPass) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of a pass on two copies.
 
         Raises:
@@ -248,7 +211,7 @@ class CutTrial:
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(self._model).__name__} cannot run on the example: {error!r}") from error
 
-    def _variant(self, each: _Pass) -> _Pass | None:
+    def _variant(self, each: TrialPass) -> TrialPass | None:
         """Return the same pass with other inputs, if the model runs on any."""
 
         def runs(probe: Probe) -> bool:
@@ -310,8 +273,8 @@ class CutTrial:
                 # in the weight's dtype, since any other would be converted after it is expanded to full size
                 weight = self._model.get_parameter(part.name)
                 factor = part.spread(units.to(weight.device, self._dtype))
-                for name in (part.name, *self._averages.get(part.name, ())):
-                    factors.setdefault(name, []).append(factor)
+                factors.setdefault(part.name, []).append(factor)
+        factors |= {own: factors[name] for own, name in self._averages.items() if name in factors}
         model = self._copy(factors)
         for name, each in factors.items():
             for factor in each:
@@ -322,30 +285,3 @@ class CutTrial:
 def _worst(expected: Iterable[list[Tensor]], found: Iterable[list[Tensor]]) -> float:
     """Return the largest relative difference between the outputs of several passes."""
     return max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
-
-
-def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
-    """Return for each group a random choice of units to keep, from a fixed seed.
-
-    Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
-    equal numbers of units fail. Two units stay where there are three or more.
-
-    Args:
-        groups: The groups.
-        other: Whether to keep one more or one less than otherwise: a number that has to be even fails.
-    """
-    generator = torch.Generator().manual_seed(0)
-    kept = []
-    for group in groups:
-        ranks = torch.randperm(group.size, generator=generator).argsort()
-        share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
-        count = min(max(2, round(group.size * share)), group.size - 1)
-        if other:
-            count = max(1, count + 1 if count + 1 < group.size else count - 1)
-        kept.append((group, ranks < count))
-    return kept
-
-
-def least_cut(groups: Sequence[UnitGroup], count: int) -> Kept:
-    """Return for each group the choice to keep its first ``count`` units."""
-    return [(group, torch.arange(group.size) < count) for group in groups]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.compaction.perturbation import is_mask
-from lightning_prune.core.probes import Probe
+from lightning_prune.core.probes import Probe, tensors_in
 
 # larger values first: they tell more, as where attention to all positions is nearly equal
 _FACTORS = (3, 0.9)
@@ -27,13 +27,7 @@ def variant_that_runs(probe: Probe, runs: Callable[[Probe], bool]) -> Probe | No
         probe: Runs the model on the example.
         runs: Returns whether the model runs with a probe, and gives numbers.
     """
-    sizes: set[int] = set()
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes.update(() if tensor.is_nested else tensor.shape)
-        return tensor
-
-    probe.map_tensors(note)
+    sizes = {size for tensor in tensors_in(probe) if not tensor.is_nested for size in tensor.shape}
     found = None
     for factor in _FACTORS:
         variant = probe.map_tensors(partial(_other_values, factor=factor))

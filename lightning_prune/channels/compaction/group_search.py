@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from lightning_prune.channels.compaction.cut_trial import CutTrial, least_cut, uneven_cut
+from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.size_attributes import Attribute, attribute_choices
+from lightning_prune.channels.compaction.trial_cuts import least_cut, uneven_cut
 from lightning_prune.channels.graph.groups import unique_names
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import AxisSlice, Slice, axis_slices

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.channels.graph.calls import tensors_of
+from lightning_prune.core.tensors import MASKING
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
 _PIECE = 2**18  # elements
-_MASKING = 1e4  # from here on a number stands for infinity, as -1e9 does in masks
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def perturb_(model: nn.Module, seed: int = 0) -> None:
 def is_mask(tensor: Tensor) -> bool:
     """Return whether a tensor has inf, nan or numbers that stand for inf."""
     real = tensor.is_floating_point() and tensor.layout is torch.strided and tensor.numel() > 0
-    return real and not bool(torch.linalg.vector_norm(tensor, torch.inf) < _MASKING)
+    return real and not bool(torch.linalg.vector_norm(tensor, torch.inf) < MASKING)
 
 
 def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:

@@ -126,7 +126,7 @@ def compact_(
     replay_(model, plan, optimizers)
     cut_masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in masks.items()}
     left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
-    return Compacted(plan, left, trial.proof if kept else None, unchanged)
+    return Compacted(plan, left, trial.proof, unchanged)
 
 
 def _with_second(units: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
     """Return the sets of attributes to shrink with a group, in the order of their trials: small sets first.
 
     A number that the network does not depend on is therefore left alone: the same set without it comes first.
+    Of many candidates only the first sets are tried.
     """
     found = size_attributes(model, group)
     sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))

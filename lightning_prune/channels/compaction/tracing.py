@@ -44,8 +44,8 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
     """Return the records of all passes of a probe.
 
     If none of them is in training mode, the first one is added in that mode, and left out if it fails: the
-    model may need other arguments then. Of passes that run the same ops on the same
-    weights the first one is kept.
+    model may need other arguments then. Of passes that run the same ops on the same weights the first one is
+    kept.
 
     Args:
         model: Is not changed; each pass runs on a copy.

@@ -93,11 +93,9 @@ class OpRecorder(TorchDispatchMode):
         self.written: set[str] = set()
         # by memory, since a parameter may be written to through its ``data`` or a view
         self._names = {each: name for name, tensor in model.named_parameters() for each in _storages([tensor])}
-        self._own = [*model.parameters(), *model.buffers()]
-        self._own_names = {
-            id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        }
-        self._own_ids = {id(tensor) for tensor in self._own}
+        own = dict((*model.named_parameters(), *model.named_buffers()))
+        self._own = list(own.values())
+        self._own_names = {id(tensor): name for name, tensor in own.items()}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
 
     def live(self, result: Any) -> list[bool]:
@@ -124,7 +122,7 @@ class OpRecorder(TorchDispatchMode):
         """
         alive = [each.tensor() for each in self._outliving(result)]
         made = {id(tensor): tensor for tensor in alive if tensor is not None}
-        held = [tensor for tensor in reachable_tensors(result) if id(tensor) in self._own_ids]
+        held = [tensor for tensor in reachable_tensors(result) if id(tensor) in self._own_names]
         return [*made.values(), *(tensor for tensor in held if id(tensor) not in made)]
 
     def places(self, result: Any) -> list[frozenset[int]]:
@@ -187,7 +185,7 @@ class OpRecorder(TorchDispatchMode):
             self._made.append(_Made(number, place, TensorWeakRef(tensor)))
             if static:
                 self._static[tensor] = True
-            elif id(tensor) not in self._own_ids:
+            elif id(tensor) not in self._own_names:
                 self._static.pop(tensor, None)
         return result
 

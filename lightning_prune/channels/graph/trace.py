@@ -67,7 +67,7 @@ class Trace(TorchDispatchMode):
         self.record = TraceRecord(model, split)
         self._model = model
         self._deadline = deadline
-        self._counting = False
+        self._counting = self._training = False
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
         self._outputs: list[Tensor] = []
 
@@ -84,7 +84,7 @@ class Trace(TorchDispatchMode):
         Raises:
             ValueError: If the pass does not run the same ops as before.
         """
-        self._counting = count
+        self._counting, self._training = count, known.probe.training
         self._steps = list(zip(known.steps, known.live, known.places, strict=True))[::-1]
         self._outputs = []
         copied = copy_sharing_weights(self._model, known.written)
@@ -139,7 +139,9 @@ class Trace(TorchDispatchMode):
         """Record outputs with one value everywhere; forget tensors in memory that the op has written to."""
         uniform = self.record.uniform
         if call.func._schema.is_mutable:
-            same = _is_mean_dropout(call) or (all(map(call.is_uniform, call.tensors)) and keeps_uniform(call))
+            # in training mode dropout has its mean in place of a mask
+            mean = self._training and call.func is torch.ops.aten.bernoulli_.float
+            same = mean or (all(map(call.is_uniform, call.tensors)) and keeps_uniform(call))
             memory = {output.untyped_storage().data_ptr() for output in call.outputs}
             for tensor in list(uniform):
                 if tensor.untyped_storage().data_ptr() in memory:
@@ -185,11 +187,6 @@ def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     """Return the multiply-adds of an op: half of the FLOPs that torch counts, 0 for ops it does not count."""
     flops = flop_registry.get(func._overloadpacket)
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
-
-
-def _is_mean_dropout(call: Call) -> bool:
-    """Return whether an op draws the mask of a dropout, which is one value everywhere: its mean."""
-    return call.func is torch.ops.aten.bernoulli_.float
 
 
 def _is_view(tensor: Tensor) -> bool:
