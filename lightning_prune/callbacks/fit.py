@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +45,7 @@ class PruningFit:
     _step_hooks: StepHooks | None = None
     _global_step: int = 0
     _logged: float | None = None
-    _validation_batch: Any = None  # of the sanity check
+    _validation_batches: dict[int, Any] = field(default_factory=dict)  # of the sanity check, by loader
     _folder: Path = Path()
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class PruningFit:
         """Take the example input from a first batch; ``on_copy`` if no training step on the batch follows."""
         state, parts = self.state, self.parts
         if parts.needs_probe:
-            state.example.find_probe(self.trainer, self.module, batch, self._validation_batch)
-            self._validation_batch = None
+            state.example.find_probe(self.trainer, self.module, batch, self._validation_batches)
+            self._validation_batches.clear()
         if not self.running:
             self._bind()
         if not state.network.sharded:  # a forward pass for a report would need all processes
@@ -227,10 +227,10 @@ class PruningFit:
         """Remember the monitored metric, to tell whether this validation logs it."""
         self.state.history.begin_validation(self.trainer.callback_metrics)
 
-    def begin_validation_batch(self, batch: Any) -> None:
-        """Keep the first batch of the sanity check until the module is traced."""
-        if self.trainer.sanity_checking and self._validation_batch is None and self.parts.needs_probe:
-            self._validation_batch = batch
+    def begin_validation_batch(self, batch: Any, loader: int) -> None:
+        """Keep the first batch of each loader in the sanity check until the module is traced."""
+        if self.trainer.sanity_checking and self.parts.needs_probe:
+            self._validation_batches.setdefault(loader, batch)
 
     def end_validation(self) -> None:
         """Record the monitored metric with the sparsity at which it was measured."""

@@ -264,8 +264,8 @@ class PruningCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first batch of the sanity check, to follow ``validation_step`` on it."""
-        self._run.begin_validation_batch(batch)
+        """Keep the first batch of each loader in the sanity check, to follow ``validation_step`` on it."""
+        self._run.begin_validation_batch(batch, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the monitored metric, if this validation logged it."""

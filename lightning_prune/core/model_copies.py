@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Mapping
+from collections.abc import Container
+from contextlib import suppress
+from functools import partial
 from inspect import isfunction, ismethod
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -44,23 +46,41 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
         if isinstance(module, OptimizedModule):
             module.forward = module._orig_mod.__call__
         for owned in (vars(module), *(value for value in vars(module).values() if isinstance(value, dict))):
-            owned |= {key: _rebound(value, memo) for key, value in owned.items() if isfunction(value)}
+            owned |= {key: _rebound(value, memo) for key, value in owned.items()}
     return twin
 
 
-def _rebound(function: FunctionType, memo: Mapping[int, Any]) -> FunctionType:
-    """Return a function whose closure refers to copies, where ``memo`` has them by ``id`` of the original."""
-    cells = function.__closure__ or ()
-    try:
-        contents = [cell.cell_contents for cell in cells]
-    except ValueError:  # a name that has no value yet
-        return function
-    if not any(id(each) in memo for each in contents):
-        return function
-    closure = tuple(CellType(memo.get(id(each), each)) for each in contents)
-    code, defaults = function.__code__, function.__defaults__
-    twin = FunctionType(code, function.__globals__, function.__name__, defaults, closure)
-    twin.__kwdefaults__, twin.__dict__ = function.__kwdefaults__, function.__dict__
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a value in which functions and bound methods refer to copies instead of the originals.
+
+    Args:
+        value: A function, bound method, module or tensor, a container of these, or anything else.
+        memo: The copies, by ``id`` of the original; those of functions and of their cells are added.
+    """
+    leaves, structure = tree_flatten(value)
+    rebound = [_rebound_leaf(leaf, memo) for leaf in leaves]
+    changed = any(one is not other for one, other in zip(leaves, rebound, strict=True))
+    return tree_unflatten(rebound, structure) if changed else value
+
+
+def _rebound_leaf(leaf: Any, memo: dict[int, Any]) -> Any:
+    if ismethod(leaf) and id(leaf.__self__) in memo:
+        return MethodType(leaf.__func__, memo[id(leaf.__self__)])
+    if isinstance(leaf, partial):
+        return partial(_rebound(leaf.func, memo), *_rebound(leaf.args, memo), **_rebound(leaf.keywords, memo))
+    if isinstance(leaf, nn.Module | Tensor | FunctionType) and id(leaf) in memo:
+        return memo[id(leaf)]
+    if not isfunction(leaf) or not leaf.__closure__:
+        return leaf
+    cells = [memo.get(id(cell)) or CellType() for cell in leaf.__closure__]
+    twin = FunctionType(leaf.__code__, leaf.__globals__, leaf.__name__, leaf.__defaults__, tuple(cells))
+    twin.__kwdefaults__, twin.__dict__ = leaf.__kwdefaults__, leaf.__dict__
+    memo[id(leaf)] = twin  # before its cells, one of which may hold the function itself
+    for cell, own in zip(leaf.__closure__, cells, strict=True):
+        if id(cell) not in memo:
+            memo[id(cell)] = own
+            with suppress(ValueError):  # a name that has no value yet
+                own.cell_contents = _rebound(cell.cell_contents, memo)
     return twin
 
 

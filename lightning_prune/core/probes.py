@@ -181,7 +181,7 @@ def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             yield
     else:
         # fused attention has dropout of its own
-        with _mode(model, _train_), sdpa_kernel(SDPBackend.MATH), _MeanDropout():  # type: ignore[no-untyped-call]
+        with _mode(model, _train_), sdpa_kernel(SDPBackend.MATH), _MeanDropout():
             yield
 
 
@@ -217,7 +217,16 @@ def _train_(model: nn.Module) -> None:
             module.eval()
 
 
-class _MeanDropout(TorchDispatchMode):
+class OpMode(TorchDispatchMode):
+    """A dispatch mode that sees each op, those that run functions as one, such as ``torch.cond``."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+class _MeanDropout(OpMode):
     """Replaces the random masks of dropout by their mean; other random numbers stay random."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

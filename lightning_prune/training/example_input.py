@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -31,7 +32,11 @@ class ExampleInput:
         return self._capture is not None
 
     def find_probe(
-        self, trainer: Trainer, module: LightningModule, batch: Any, validation_batch: Any = None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: Any,
+        validation_batches: Mapping[int, Any] | None = None,
     ) -> None:
         """Set ``probe``, unless it is set.
 
@@ -39,13 +44,13 @@ class ExampleInput:
             trainer: The Trainer of the fit.
             module: The module; it does not change.
             batch: A training batch, as ``training_step`` gets it.
-            validation_batch: A batch of validation; ``None`` if none was seen.
+            validation_batches: Number of a validation loader to a batch of it, as far as they were seen.
 
         Raises:
             ValueError: If the module cannot be run outside the fit loop.
         """
         if self.probe is None:
-            self.probe = find_probe(trainer, module, batch, validation_batch)
+            self.probe = find_probe(trainer, module, batch, validation_batches)
 
     def capture_forward(
         self, trainer: Trainer, module: LightningModule, batch: Any, *, on_copy: bool = False

@@ -25,20 +25,24 @@ class NoLossError(ValueError):
     """``training_step`` returned no loss for a batch."""
 
 
-def find_probe(trainer: Trainer, module: LightningModule, batch: Any, validation_batch: Any = None) -> Probe:
+def find_probe(
+    trainer: Trainer, module: LightningModule, batch: Any, validation_batches: Mapping[int, Any] | None = None
+) -> Probe:
     """Return a probe of a module with the passes that a fit makes.
 
     The first pass is one of ``forward`` in evaluation mode, on the module's ``example_input_array`` or, if it
     has none, on the arguments that ``training_step`` calls ``forward`` with. Further passes are
-    ``training_step``, for the first and the second number of a batch, and ``validation_step``, as far as they
-    run outside the loop. If no call of ``forward`` runs, ``training_step`` is the first pass.
+    ``training_step``, as for the first and the second batch, and for the last one of the last epoch, and
+    ``validation_step`` for each loader, as far as they run outside the loop. If no call of ``forward`` runs,
+    ``training_step`` is the first pass.
 
     Args:
         trainer: The module's Trainer.
         module: The module; it does not change.
         batch: A training batch, as ``training_step`` gets it. The probe keeps its first two examples, or all of
             it if the step fails on two.
-        validation_batch: A batch of validation, as ``validation_step`` gets it; ``None`` to take ``batch``.
+        validation_batches: Number of a validation loader to a batch of it, as ``validation_step`` gets it;
+            without one, ``batch`` is taken as one of the first loader.
 
     Raises:
         ValueError: If ``training_step`` fails and the module has no example, or ``forward`` fails on the
@@ -59,10 +63,10 @@ def find_probe(trainer: Trainer, module: LightningModule, batch: Any, validation
     if step is None:
         rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failure!r}.")
     else:
-        second = step.with_number(1)
-        steps += [step, second] if _failure(second, module) is None else [step]
+        steps += [step, *(each for each in step.elsewhere if _failure(each, module) is None)]
     if is_overridden("validation_step", module):
-        steps += _validation_passes(trainer, module, batch if validation_batch is None else validation_batch)
+        for loader, each in (validation_batches or {0: batch}).items():
+            steps += _validation_passes(trainer, module, each, loader)
     first, *others = steps if forward is None else (forward, *steps)
     return first.with_further_passes(others)
 
@@ -88,10 +92,10 @@ def _find_step(
     return None, None, failure
 
 
-def _validation_passes(trainer: Trainer, module: LightningModule, batch: Any) -> list[Probe]:
+def _validation_passes(trainer: Trainer, module: LightningModule, batch: Any, loader: int) -> list[Probe]:
     """Return a pass of ``validation_step`` on two examples of a batch or on the batch, if one of them runs."""
     for examples in (map_tensors(batch, _first_examples), batch):
-        step = StepProbe(trainer, examples, "validation_step")
+        step = StepProbe(trainer, examples, "validation_step", loader=loader)
         if (failure := _failure(step, module)) is None:
             return [step]
     rank_zero_info(f"validation_step is not looked at, it fails outside the loop with {failure!r}.")

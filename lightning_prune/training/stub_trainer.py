@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
+
+
+class Position(NamedTuple):
+    """A position in a fit.
+
+    Attributes:
+        epoch: The Trainer's ``current_epoch``.
+        step: The Trainer's ``global_step``.
+    """
+
+    epoch: int
+    step: int
 
 
 class _NullObject:
@@ -47,10 +59,11 @@ class _OptimizerStub(_NullObject):
 
 
 class _TrainerStub:
-    """Reads all attributes from a Trainer, except for its loggers, which do nothing."""
+    """Reads all attributes from a Trainer, except for its position and its loggers, which do nothing."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, position: Position) -> None:
         self._trainer = trainer
+        self.current_epoch, self.global_step = position
         self.logger = _NullObject()
         self.loggers: list[Any] = []
 
@@ -61,6 +74,7 @@ class _TrainerStub:
 def use_stubs_(
     copy: nn.Module,
     trainer: Trainer,
+    position: Position,
     on_backward: Callable[[Any], object] = lambda loss: None,
     on_log: Callable[[Any], object] = lambda value: None,
 ) -> None:
@@ -69,6 +83,7 @@ def use_stubs_(
     Args:
         copy: A copy of the module, changed in place.
         trainer: The module's Trainer, which does not change.
+        position: The position that the stub has.
         on_backward: Called with each loss that is given to ``manual_backward``.
         on_log: Called with each value, or mapping of values, that is logged.
     """
@@ -77,7 +92,7 @@ def use_stubs_(
     for module in copy.modules():
         if isinstance(module, LightningModule):
             vars(module).update(
-                _trainer=_TrainerStub(trainer),
+                _trainer=_TrainerStub(trainer, position),
                 log=lambda name, value, *_, **__: on_log(value),
                 log_dict=lambda dictionary, *_, **__: on_log(dictionary),
                 manual_backward=lambda loss, *_, **__: on_backward(loss),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -265,6 +267,14 @@ def test_a_list_of_no_examples_is_refused() -> None:
         pruned(Rows(), [])
 
 
+@pytest.mark.parametrize(("inputs", "kept"), [(32, "one"), (24, "two"), (28, "one"), (28, "two")])
+def test_a_layer_that_may_read_two_outputs_side_by_side_keeps_them(inputs: int, kept: str) -> None:
+    model = Rows()
+    model.pair = nn.Linear(inputs, 2)
+    with pytest.raises(ValueError, match=rf"{kept}: may be read by pair") if inputs == 28 else nullcontext():
+        assert pruned(model, ROWS).frozen[kept].startswith("may be read by pair")
+
+
 def test_a_head_with_other_inputs_keeps_nothing() -> None:
     model = Rows()
     model.probe = nn.Linear(7, 2)
@@ -449,6 +459,36 @@ def test_one_part_freezes_what_it_touches_and_nothing_else(
     same(model, compact(model, pruner.masks, example), example)
 
 
+def mapped(model: Rows, hidden: Tensor) -> Tensor:
+    return torch.vmap(lambda row: model.more(model.extra(row).relu()))(hidden)
+
+
+def chosen(model: Rows, hidden: Tensor) -> Tensor:
+    return torch.cond(hidden.sum() > 0, lambda rows: rows.relu(), lambda rows: rows.tanh(), (hidden,))
+
+
+def uneven(model: Rows, hidden: Tensor) -> Tensor:
+    return torch.cat(hidden.split([4, 2, 4, 2], 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("between", "frozen", "reason"),
+    [
+        (mapped, "extra.weight", "reaches squeeze_ in a form that is not followed"),
+        (chosen, "two.weight", "reaches cond, which has no rule"),
+        (uneven, "two.weight", "is split into parts of different sizes"),
+    ],
+)
+def test_an_op_that_is_not_followed_freezes_what_it_meets_and_nothing_else(
+    between: Any, frozen: str, reason: str
+) -> None:
+    model = Rows(between)
+    model.extra, model.more = nn.Linear(12, 12), nn.Linear(12, 12)
+    pruner = pruned(model, ROWS)
+    assert sizes(pruner)["one"] == 16
+    assert pruner.frozen[frozen] == reason
+
+
 def test_a_closure_over_another_model_freezes_what_it_touches() -> None:
     assert sizes(pruned(Hooked(foreign=True), ROWS)) == {"two": 12}
 
@@ -584,6 +624,35 @@ def test_copies_have_closures_of_their_own() -> None:
     twin(ROWS)
     (cell,) = (each.cell_contents for hook in twin.one._forward_hooks.values() for each in hook.__closure__)
     assert cell is twin.adapter
+
+
+class Wrapped(Rows):
+    """Runs its layers through closures in closures, lists, partial functions and its own bound ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def twice(run: Any, count: int) -> Any:
+            return (lambda rows: run(rows) + 0) if count == 0 else twice(run, count - 1)
+
+        self.runs = [lambda rows: self.one(rows) + 0, partial(lambda layer, rows: layer(rows), self.two)]
+        self.last = partial(lambda rows: self.three(rows) + 0)
+        self.forward = twice(self.forward, 2)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        first, second = self.runs
+        return self.last(second(first(rows).relu()).relu())
+
+
+def test_copies_have_functions_of_their_own() -> None:
+    model, rows = Wrapped(), ROWS
+    before, twin = model(rows), copy_model(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(rows), before)
+    assert not model(rows).any()
+    assert sizes(pruned(Wrapped(), rows)) == {"one": 16, "two": 12}
 
 
 # --- the property

@@ -77,6 +77,15 @@ class TwoBackwards(Base):
         optimizer.step()
 
 
+class PastLightning(TwoBackwards):
+    def training_step(self, batch: Any, number: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        F.cross_entropy(self(batch[0]), batch[1]).backward()
+        self.domain_loss(batch).backward()
+        optimizer.step()
+
+
 class ClippedByHand(TwoBackwards):
     """What comes after the first backward pass does not run outside the loop, where there are no gradients."""
 
@@ -92,6 +101,25 @@ class ClippedByHand(TwoBackwards):
 class Alternating(Base):
     def training_step(self, batch: Any, number: int) -> Tensor:
         return super().training_step(batch, number) if number % 2 == 0 else self.domain_loss(batch)
+
+
+class Late(Base):
+    """Adds the loss of domains from the second epoch on."""
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        loss = super().training_step(batch, number)
+        return loss + self.domain_loss(batch) if self.current_epoch > 0 else loss
+
+
+class LateSteps(Base):
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        loss = super().training_step(batch, number)
+        return loss + self.domain_loss(batch) if self.trainer.global_step > 4 else loss
+
+
+class LastBatch(Base):
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        return self.domain_loss(batch) if number == 3 else super().training_step(batch, number)
 
 
 class Validating(Base):
@@ -131,7 +159,7 @@ class Queue(Base):
         return (keys @ self.queue).logsumexp(1).mean() + self.domain_loss(batch)
 
 
-WAYS = [TwoBackwards, Alternating, Validating, Directly, Both, Queue]
+WAYS = [TwoBackwards, PastLightning, Alternating, Late, LateSteps, LastBatch, Validating, Directly, Both, Queue]
 
 
 @pytest.mark.parametrize(("make", "sanity"), [*((way, 0) for way in WAYS), (Validating, 1)])
@@ -160,6 +188,24 @@ def test_validation_is_followed_on_a_batch_of_its_own(tmp_path: Path, sanity: in
     else:  # no batch of validation is seen in time: what only it runs keeps what it reads
         with pytest.raises(ValueError, match=r"body\.0: may be read by domain, which the example does not run"):
             run.fit(OtherBatches(), DATA, DataLoader(rows, 4))
+
+
+class SecondLoader(Base):
+    """Validates with the head of domains on a second loader."""
+
+    def validation_step(self, batch: Any, number: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            self.log("label", F.cross_entropy(self(batch[0]), batch[1]))
+        else:
+            self.log("domain", F.cross_entropy(self.domain(self.body(batch["images"])), batch["domains"]))
+
+
+def test_validation_is_followed_on_each_loader(tmp_path: Path) -> None:
+    rows = [{"images": image, "domains": torch.tensor(number % 2)} for number, image in enumerate(IMAGES)]
+    run = trainer(tmp_path, pruning := callback(), max_epochs=2, num_sanity_val_steps=1)
+    run.fit(model := SecondLoader(), DATA, [DATA, DataLoader(rows, 4)])
+    assert (model.body[0].out_channels, model.domain.in_features) == (8, 8)
+    assert pruning.report.frozen["domain.weight"] == CLASSES
 
 
 def test_what_a_step_does_not_reach_outside_the_loop_keeps_what_it_reads(tmp_path: Path) -> None:

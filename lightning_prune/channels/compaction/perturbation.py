@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.channels.graph.calls import tensors_of
+from lightning_prune.core.probes import OpMode
 from lightning_prune.core.tensors import MASKING
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
@@ -107,7 +107,7 @@ def jitter_(model: nn.Module, epsilon: float) -> None:
             parameter.data = parameter.data * noise.to(parameter.device)  # a copy may share its memory
 
 
-class FloatTypes(TorchDispatchMode):
+class FloatTypes(OpMode):
     """Dispatch mode that finds the narrowest floating-point type that ops give.
 
     Attributes:
@@ -115,7 +115,7 @@ class FloatTypes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.epsilon = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

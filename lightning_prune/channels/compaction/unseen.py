@@ -28,25 +28,30 @@ class UnseenModules:
         seen = {id(tensor) for name, tensor in held if name in ran}
         # averages are cut along with what they average
         averages = tuple(f"{name}." for name in averaged_modules(model))
-        self._sizes = {
-            name: sizes
+        self._unseen = {
+            name: unseen
             for name, module in model.named_modules()
-            if not f"{name}.".startswith(averages) and (sizes := _unseen_sizes(module, seen))
+            if not f"{name}.".startswith(averages) and (unseen := _unseen_shapes(module, seen))
         }
+        self._widths = {each.shape[0] for each in model.parameters() if each.ndim > 1}
         self._shapes = {shape for each in passes for _, shapes in each.steps for shape in shapes}
 
     def reader_of(self, group: UnitGroup) -> str | None:
         """Return the reason to keep a group that an unseen module may read or meet; ``None`` if none may.
 
         A module may if one of its tensors has a dimension of as many elements as a layer of the group has
-        channels, or as many as the flattened activations of such a layer.
+        channels, or as many as the flattened activations of such a layer; or if one of its matrices has as many
+        rows or columns as there are outputs of such a layer and of any other one, side by side.
         """
-        if not self._sizes:
+        if not self._unseen:
             return None
         widths = {part.weight.shape[part.dim] for part in axis_slices(group.masked)}
         readable = widths.union(*(_flat_sizes(shape, widths) for shape in self._shapes))
-        for name, sizes in self._sizes.items():
-            if sizes & readable:
+        sums = {width + other for width in widths for other in self._widths}
+        for name, shapes in self._unseen.items():
+            sizes = {size for shape in shapes for size in shape if size > 1}
+            matrices = {size for shape in shapes if len(shape) > 1 for size in shape[:2]}
+            if sizes & readable or matrices & sums:
                 return (
                     f"may be read by {name or 'the model itself'}, which the example does not run: give an"
                     " example that does, among several (example=[...]), or leave it out of the model"
@@ -54,8 +59,8 @@ class UnseenModules:
         return None
 
 
-def _unseen_sizes(module: nn.Module, seen: Container[int]) -> set[int]:
-    """Return the sizes of the dimensions of a module's own tensors whose ``id`` is not among those that ran.
+def _unseen_shapes(module: nn.Module, seen: Container[int]) -> set[torch.Size]:
+    """Return the shapes of a module's own tensors whose ``id`` is not among those that ran.
 
     A bias that is left out beside a weight that ran does not count, nor do the rows of an embedding.
     """
@@ -68,7 +73,7 @@ def _unseen_sizes(module: nn.Module, seen: Container[int]) -> set[int]:
     if "weight" in own and "weight" not in unseen:
         unseen.pop("bias", None)
     skipped = 1 if isinstance(module, nn.Embedding | nn.EmbeddingBag) else 0
-    return {size for tensor in unseen.values() for size in tensor.shape[skipped:] if size > 1}
+    return {tensor.shape[skipped:] for tensor in unseen.values()}
 
 
 def _flat_sizes(shape: torch.Size, widths: Set[int]) -> set[int]:

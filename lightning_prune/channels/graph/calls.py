@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from lightning_prune.channels.graph.label_fields import Fields, partition, varying_dims
@@ -19,7 +20,7 @@ class Call:
 
     Args:
         record: The record of the trace.
-        func: The op, an ``OpOverload``.
+        func: The op: an ``OpOverload``, or one that runs functions, such as ``torch.cond``.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors that it returned.
@@ -51,7 +52,7 @@ class Call:
     @property
     def name(self) -> str:
         """Name of the op, without namespace and overload."""
-        return str(self.func._schema.name.split("::")[-1])
+        return str(self.func.name().split("::")[-1].partition(".")[0])
 
     def argument(self, name: str) -> Any:
         """Return an argument of the op, or its default, by name; ``None`` if the schema has no such name."""
@@ -93,6 +94,11 @@ class Call:
         return tuple(field for number, field in enumerate(fields) if number not in stuck)
 
 
+def schema_of(func: Any) -> Any:
+    """Return the schema of an op; an empty one for those that run functions, such as ``torch.cond``."""
+    return getattr(func, "_schema", _NO_SCHEMA)
+
+
 def tensors_of(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among an op's arguments or results, which may be in lists, in order.
 
@@ -109,7 +115,7 @@ def tensors_of(values: Iterable[Any]) -> list[Tensor]:
 
 def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
     """Return an argument of an op, or its default, by name; ``None`` if the op's schema has no such name."""
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.name == name:
             if position < len(args):
                 return args[position]
@@ -117,4 +123,5 @@ def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: 
     return None
 
 
+_NO_SCHEMA = torch._C.parse_schema("none() -> ()")
 Rule: TypeAlias = Callable[[Call], Sequence[Fields]]  # returns the label fields of each output

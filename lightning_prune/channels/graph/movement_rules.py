@@ -141,11 +141,12 @@ def split(call: Call) -> Sequence[Fields]:
     """
     tensor = call.tensors[0]
     dim = call.argument("dim") % tensor.ndim
-    if len({output.shape for output in call.outputs}) > 1:
+    equal = len({output.shape for output in call.outputs}) == 1
+    if not equal:
         call.freeze_along(call.fields(tensor), frozenset({dim}), "is split into parts of different sizes")
     first, *others = results = move(call)
     for result in others:
-        if len(result) == len(first) and call.outputs[0].shape == call.outputs[-1].shape:
+        if len(result) == len(first) and equal:
             for left, right in zip(first, result, strict=True):
                 call.labels.couple(left, right)
     return results

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from lightning_prune.channels.graph.calls import argument_of, tensors_of
-from lightning_prune.core.probes import Probe, math_attention, pass_mode
+from lightning_prune.channels.graph.calls import argument_of, schema_of, tensors_of
+from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
 OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
@@ -67,7 +66,7 @@ class _Made(NamedTuple):
     tensor: TensorWeakRef
 
 
-class OpRecorder(TorchDispatchMode):
+class OpRecorder(OpMode):
     """Dispatch mode that records each op of one pass.
 
     A tensor outlives the pass if anything still refers to it afterwards: the result, whatever its type, an
@@ -84,7 +83,7 @@ class OpRecorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.steps: list[OpRecord] = []
         self.reads: list[tuple[str, ...]] = []
         # for each op, the memory that it reads and the memory that it writes
@@ -174,7 +173,7 @@ class OpRecorder(TorchDispatchMode):
         self.reads.append(tuple(self._own_names[id(each)] for each in given if id(each) in self._own_names))
         changed = [
             argument_of(func, args, kwargs, argument.name)
-            for argument in func._schema.arguments
+            for argument in schema_of(func).arguments
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
         written = tensors_of(changed)

@@ -87,7 +87,11 @@ def rule_for(call: Call) -> Rule:
     if name.startswith("_foreach_") and single is not None:
         tags = getattr(single, single.overloads()[0]).tags
         return coupling.each_pointwise if torch.Tag.pointwise in tags or name == "_foreach_copy" else unknown
-    return RULES.get(name, coupling.pointwise if torch.Tag.pointwise in call.func.tags else unknown)
+    return RULES.get(name, coupling.pointwise if torch.Tag.pointwise in _tags(call) else unknown)
+
+
+def _tags(call: Call) -> Sequence[torch.Tag]:
+    return getattr(call.func, "tags", ())
 
 
 def keeps_uniform(call: Call) -> bool:
@@ -95,7 +99,9 @@ def keeps_uniform(call: Call) -> bool:
 
     It does not for random ops, nor for ops that depend on the index, such as a cumulative sum.
     """
-    return (
-        rule_for(call) in (movement.same, coupling.pointwise, movement.move, movement.reshape)
-        and torch.Tag.nondeterministic_seeded not in call.func.tags
-    )
+    return rule_for(call) in (
+        movement.same,
+        coupling.pointwise,
+        movement.move,
+        movement.reshape,
+    ) and torch.Tag.nondeterministic_seeded not in _tags(call)

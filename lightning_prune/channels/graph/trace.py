@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_prune.channels.graph.calls import Call, tensors_of
+from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
-from lightning_prune.core.probes import Deadline, math_attention, pass_mode
+from lightning_prune.core.probes import Deadline, OpMode, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
 _MOST_LABELS = 2**25  # elements in the label fields of one tensor
@@ -50,7 +49,7 @@ def first_dim(sizes: Sequence[int]) -> int:
     return 0
 
 
-class Trace(TorchDispatchMode):
+class Trace(OpMode):
     """Dispatch mode that follows labels through one or several passes of a model.
 
     Args:
@@ -63,7 +62,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.record = TraceRecord(model, split)
         self._model = model
         self._deadline = deadline
@@ -124,9 +123,9 @@ class Trace(TorchDispatchMode):
             record.op_factors = [], frozenset()
             # an op that no result depends on may lose any value, but its operands must still agree in size
             with record.labels.without_freezing(not live):
-                results = rule_for(call)(call)
+                results = _followed(call)
             for output, fields in zip(outputs, results, strict=True):
-                if func._schema.is_mutable and _is_view(output):
+                if schema_of(func).is_mutable and _is_view(output):
                     _check_unchanged(call, output, fields)
                 record.set_fields(output, _bounded(call, fields))
         if macs and self._counting:
@@ -138,7 +137,7 @@ class Trace(TorchDispatchMode):
     def _note_uniform(self, call: Call) -> None:
         """Record outputs with one value everywhere; forget tensors in memory that the op has written to."""
         uniform = self.record.uniform
-        if call.func._schema.is_mutable:
+        if schema_of(call.func).is_mutable:
             # in training mode dropout has its mean in place of a mask
             mean = self._training and call.func is torch.ops.aten.bernoulli_.float
             same = mean or (all(map(call.is_uniform, call.tensors)) and keeps_uniform(call))
@@ -159,6 +158,16 @@ class Trace(TorchDispatchMode):
             raise ValueError(
                 "the model takes another way through its code each time: no cut can be tried on it."
             )
+
+
+def _followed(call: Call) -> Sequence[Fields]:
+    """Return the label fields of each output of an op; freeze those of its inputs if its rule fails."""
+    try:
+        return rule_for(call)(call)
+    except Exception:  # an op may run in another form than its rule knows, as within a transform of functions
+        for tensor in call.tensors:
+            call.freeze(call.fields(tensor), f"reaches {call.name} in a form that is not followed")
+        return [() for _ in call.outputs]
 
 
 def _bounded(call: Call, fields: Fields) -> Fields:
@@ -185,7 +194,7 @@ def _check_unchanged(call: Call, part: Tensor, fields: Fields) -> None:
 
 def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     """Return the multiply-adds of an op: half of the FLOPs that torch counts, 0 for ops it does not count."""
-    flops = flop_registry.get(func._overloadpacket)
+    flops = flop_registry.get(getattr(func, "_overloadpacket", func))
     return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
