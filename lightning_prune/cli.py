@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from pydoc import ErrorDuringImport, locate
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import yaml
 from torch import nn
 
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
@@ -22,12 +23,28 @@ from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import save_packed
 from lightning_prune.report.cost import dense_bytes
 from lightning_prune.report.sensitivity import RATIOS, sensitivity
+from lightning_prune.training.lightning_packages import (
+    PACKAGES,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    classes,
+    package_of,
+)
 from lightning_prune.training.sandbox import forward_probe
 from lightning_prune.training.trainer_queries import first_batch, monitored_metric
 
+if TYPE_CHECKING:  # the classes that the two below are mixed into
+    _Trainer = Trainer
+    _CLI = LightningCLI
+else:
+    _Trainer = _CLI = object
 
-class PruningTrainer(Trainer):
-    """A Trainer that can also plan, report and export pruning, and measure the sensitivity of layers.
+
+class PruningCommands(_Trainer):
+    """What a Trainer gets to plan, report and export pruning, and to measure the sensitivity of layers.
 
     Each method accepts the configuration file of a fit, and so has its arguments even if it does not use them.
     """
@@ -188,29 +205,83 @@ class PruningTrainer(Trainer):
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 
-class PruningCLI(LightningCLI):
-    """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
+class PruningArguments(_CLI):
+    """What a LightningCLI gets to have a PruningCallback, configured under ``--pruning``.
 
     Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``.
     """
 
+    pruning_trainer: type[Trainer]  # the class that is used unless another one is given
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("trainer_class", PruningTrainer)
+        kwargs.setdefault("trainer_class", self.pruning_trainer)
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of PruningCallback as ``--pruning``."""
         parser.add_lightning_class_args(PruningCallback, "pruning")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
         """Return the arguments that LightningCLI sets itself for each subcommand, by subcommand."""
         ours = {"model", "datamodule"}
-        return LightningCLI.subcommands() | dict.fromkeys(("plan", "report", "export", "sensitivity"), ours)
+        theirs: dict[str, set[str]] = super().subcommands()
+        return theirs | dict.fromkeys(("plan", "report", "export", "sensitivity"), ours)
+
+
+class PruningTrainer(PruningCommands, Trainer):
+    """A Trainer that can also plan, report and export pruning, and measure the sensitivity of layers."""
+
+
+class PruningCLI(PruningArguments, LightningCLI):
+    """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
+
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``. Modules
+    are those of ``lightning.pytorch``, if that is installed: see :func:`cli_of`.
+    """
+
+    pruning_trainer = PruningTrainer
+
+
+def cli_of(package: str) -> type[LightningCLI]:
+    """Return the PruningCLI for modules of a package: ``"lightning.pytorch"`` or ``"pytorch_lightning"``."""
+    place = PACKAGES.index(package)
+    if place == 0:
+        return PruningCLI
+    trainer = type("PruningTrainer", (PruningCommands, classes("trainer", "Trainer")[place]), {})
+    bases = (PruningArguments, classes("cli", "LightningCLI")[place])
+    return type("PruningCLI", bases, {"pruning_trainer": trainer})
 
 
 def main() -> None:
     """Run the ``lightning-prune`` command, for any LightningModule and data module given by class path."""
     # unlike `python -m`, an installed script does not have the working directory on the import path
     sys.path.insert(0, os.getcwd())
-    PruningCLI()
+    cli_of(_package_of_model(sys.argv[1:]))()
+
+
+def _package_of_model(arguments: Sequence[str]) -> str:
+    """Return the package of the LightningModule that arguments or configuration files name, or the first."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", "--model.class_path")
+    parser.add_argument("--config", "-c", action="append", default=[])
+    given, _ = parser.parse_known_args(arguments)
+    for path in (given.model, *map(_model_in, given.config)):
+        try:
+            found = locate(path) if isinstance(path, str) else None
+        except ErrorDuringImport:  # the command will tell
+            continue
+        if isinstance(found, type) and (package := package_of(found)):
+            return package
+    return PACKAGES[0]
+
+
+def _model_in(path: str) -> Any:
+    """Return the class path of the model in a configuration file, for all commands or for one."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError):  # the command will tell
+        return None
+    sections = [content, *content.values()] if isinstance(content, dict) else []
+    model = next((each["model"] for each in sections if isinstance(each, dict) and "model" in each), None)
+    return model.get("class_path") if isinstance(model, dict) else model

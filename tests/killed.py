@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightnings import NAME, Trainer
 from lit import same
 from quick import render_nothing, time_latency_quickly
 from runs import PARTS, EveryEpoch, EveryStep, resumable, run
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="at least so many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger(NAME).setLevel(logging.ERROR)
     torch.set_num_threads(1)  # a process with threads cannot be forked
     time_latency_quickly()
     render_nothing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightnings import LightningModule
 
 from lightning_prune import Channels, Global, NofM, PruningCallback, Unstructured
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightnings import Callback, Trainer, seed_everything
 from lit import Lit, digits, seeded, trainer
 from quick import render_nothing, time_latency_quickly
 from resumable import ResumableLoader

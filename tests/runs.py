@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightnings import Callback, ModelCheckpoint
 from lit import Lit, digits, seeded, trainer
 from resumable import RandomState, ResumableLoader
 from torch import Tensor

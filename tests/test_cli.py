@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightnings import NAME, LightningDataModule
 from lit import Lit, digits, fit, seeded
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import Channels, PruningCallback, Report, Steps, Taylor, Unstructured, load_packed
-from lightning_prune.cli import PruningCLI
+from lightning_prune.cli import cli_of
 
 IMAGES = next(iter(digits()))[0]
 PARTS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ class Apart(Net):
 
 def cli(*arguments: str, model: type[Lit] = Net, data: type[LightningDataModule] = Data) -> None:
     quiet = ("--trainer.logger", "false", "--trainer.accelerator", "cpu", "--pruning.target", "0.5")
-    PruningCLI(model, data, args=[arguments[0], *quiet, *arguments[1:]])
+    cli_of(NAME)(model, data, args=[arguments[0], *quiet, *arguments[1:]])
 
 
 @pytest.fixture(scope="module", params=PARTS)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightnings import Callback, LightningModule, Trainer
 from lit import Lit, digits, hooks, same, seeded, trainer
 from test_contract import TARGETS, shipped
 from torch import Tensor, nn

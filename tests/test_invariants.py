@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightnings import Callback, LightningModule, MixedPrecision, ModelCheckpoint, Trainer
 from lit import Lit, Manual, digits, fit, hooks, seeded
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import Callback, ModelParallelStrategy
 from lit import Lit, fit, seeded
 from quick import render_nothing, time_latency_quickly
 from torch.optim import SGD

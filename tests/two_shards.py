@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import Callback, LightningModule, ModelParallelStrategy, Trainer
 from lit import Lit, digits, seeded, trainer
 from quick import render_nothing, time_latency_quickly
 from torch import Tensor, nn

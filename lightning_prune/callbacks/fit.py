@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.load_hook import LoadHook
@@ -20,6 +17,7 @@ from lightning_prune.export.compacted import callback_state_in
 from lightning_prune.report.report import Report
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.example_input import ExampleInput
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, TrainerFn, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.step_hooks import StepHooks

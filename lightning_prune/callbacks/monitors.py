@@ -9,11 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lightning_prune.callbacks.pruning import pruning_callbacks
+from lightning_prune.training.lightning_packages import (
+    Callback,
+    EarlyStopping,
+    LightningModule,
+    ModelCheckpoint,
+    Trainer,
+)
 
 
 class _BestAtFinalSparsity(Callback, ABC):

@@ -7,8 +7,6 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,6 +23,7 @@ from lightning_prune.structures.base import Structure
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.training.fit_events import FitEvents
 from lightning_prune.training.guard import Guard
+from lightning_prune.training.lightning_packages import Callback, LightningModule, Trainer, TrainerFn
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.rewind import Rewind
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_prune.core import schema
@@ -16,6 +15,7 @@ from lightning_prune.report.history import HISTORY, History
 from lightning_prune.report.report import Report
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
+from lightning_prune.training.lightning_packages import rank_zero_info, rank_zero_warn
 from lightning_prune.training.pruned_network import PrunedNetwork, read_pruned_network
 
 STATE_VERSION = 1

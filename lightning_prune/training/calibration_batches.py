@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_prune.core import schema
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.losses import Losses
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info
 from lightning_prune.training.sandbox import NoLossError, failure_of, training_loss
 from lightning_prune.training.trainer_queries import gather_objects
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_prune.core.model_copies import is_compiled
 from lightning_prune.core.probes import Probe, own_example
 from lightning_prune.core.tensors import to_model
 from lightning_prune.training.hooks import ForwardCapture, first_of
+from lightning_prune.training.lightning_packages import LightningModule, Trainer
 from lightning_prune.training.sandbox import capture_example, find_probe
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
 from lightning_prune.core import schema
 from lightning_prune.core.parts import describe
 from lightning_prune.export.compacted import PRUNING_STATE
@@ -20,6 +17,7 @@ from lightning_prune.statistics.observer import Needs
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
 from lightning_prune.training.guard_state import GUARD_STATE, GuardState
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.rewind_state import RewindState
 from lightning_prune.training.snapshots import SNAPSHOT, TrainingObjects

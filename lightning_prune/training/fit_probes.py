@@ -9,14 +9,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_prune.core.probes import ForwardProbe, Probe
 from lightning_prune.core.tensors import map_tensors
+from lightning_prune.training.lightning_packages import Trainer, is_param_in_hook_signature, isolate_rng
 from lightning_prune.training.stub_trainer import Position, use_stubs_
 from lightning_prune.training.trainer_queries import fit_length
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
 from lightning_prune.core import schema
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
 from lightning_prune.training import snapshots
 from lightning_prune.training.guard import Guard
+from lightning_prune.training.lightning_packages import Trainer, rank_zero_info, rank_zero_warn
 from lightning_prune.training.trainer_queries import WarnOnce
 from lightning_prune.units.masks import MASKS, MaskStore
 

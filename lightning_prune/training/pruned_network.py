@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -25,6 +23,7 @@ from lightning_prune.export import compacted
 from lightning_prune.pruner import PRUNED, Pruner
 from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
+from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module, rank_zero_warn
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
 
@@ -189,7 +188,7 @@ class PrunedNetwork:
         assert self.pruner is not None
         model = cast(nn.Module, self.model)
         dense = copy_model(model)
-        if isinstance(model, LightningModule):
+        if is_lightning_module(model):
             # a copy has no Trainer, and forward may read from it
             cast(LightningModule, dense).trainer = model.trainer
         done = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)

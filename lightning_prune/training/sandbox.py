@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_prune.core.model_copies import copy_model
@@ -17,6 +14,7 @@ from lightning_prune.core.tensors import map_tensors, to_model
 from lightning_prune.statistics.losses import LossFunction
 from lightning_prune.training.fit_probes import ForwardInFitProbe, StepProbe
 from lightning_prune.training.hooks import ForwardCapture, first_of
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, overrides, rank_zero_info
 
 _EXAMPLES = 2  # taken of a batch: with one alone, a squeeze would drop the batch dimension
 
@@ -64,7 +62,7 @@ def find_probe(
         rank_zero_info(f"training_step is not looked at, it fails outside the loop with {failure!r}.")
     else:
         steps += [step, *(each for each in step.elsewhere if _failure(each, module) is None)]
-    if is_overridden("validation_step", module):
+    if overrides(module, "validation_step"):
         for loader, each in (validation_batches or {0: batch}).items():
             steps += _validation_passes(trainer, module, each, loader)
     first, *others = steps if forward is None else (forward, *steps)

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 
-from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules.event_queue import EventQueue
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.training.hooks import GradientCopies, OptimizerHooks, parameters_in, unscaled_gradients
+from lightning_prune.training.lightning_packages import LightningModule, Trainer
 from lightning_prune.training.trainer_queries import loss_scale, will_step
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MaskStore

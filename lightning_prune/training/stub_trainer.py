@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
+
+from lightning_prune.training.lightning_packages import Trainer, is_lightning_module
 
 
 class Position(NamedTuple):
@@ -90,7 +91,7 @@ def use_stubs_(
     assert copy is not trainer.lightning_module
     optimizers = [_OptimizerStub(optimizer) for optimizer in trainer.optimizers]
     for module in copy.modules():
-        if isinstance(module, LightningModule):
+        if is_lightning_module(module):
             vars(module).update(
                 _trainer=_TrainerStub(trainer, position),
                 log=lambda name, value, *_, **__: on_log(value),

@@ -9,13 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
@@ -23,8 +16,26 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.core.averages import Average, average_of
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.training.lightning_packages import (
+    CombinedLoader,
+    LightningDataModule,
+    LightningModule,
+    Strategy,
+    Trainer,
+    classes,
+    isolate_rng,
+    overrides,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_prune.training.snapshots import TrainingObjects
 from lightning_prune.units.masks import MaskStore
+
+_ACCUMULATION = classes("callbacks", "GradientAccumulationScheduler")
+_SWA = classes("callbacks", "StochasticWeightAveraging")
+_OWN_FORM = (*classes("strategies", "DeepSpeedStrategy"), *classes("strategies", "FSDPStrategy"))
+_DIVIDED = classes("strategies", "ModelParallelStrategy")
+_MULTI_PROCESSING = classes("strategies.launchers", "_MultiProcessingLauncher")
 
 
 def fit_length(trainer: Trainer) -> FitLength:
@@ -44,7 +55,7 @@ def _accumulation_factors(trainer: Trainer) -> list[int]:
     """Return how many batches make an optimizer step: the number at the first epoch and after each change."""
     end = training_epochs(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
+        if isinstance(callback, _ACCUMULATION):
             changes = sorted(callback.scheduling.items())
             return [factor for epoch, factor in changes if epoch == 0 or end is None or epoch < end]
     return [trainer.accumulate_grad_batches]
@@ -55,9 +66,9 @@ def training_epochs(trainer: Trainer) -> int | None:
 
     The epoch that SWA adds, to update the batch norm statistics of its average, does not count.
     """
-    if trainer.max_epochs in (None, -1):
+    if trainer.max_epochs is None or trainer.max_epochs == -1:
         return None
-    return min([trainer.max_epochs, *(each.swa_end + 1 for each in _swa(trainer))])
+    return min([trainer.max_epochs, *(int(each.swa_end) + 1 for each in _swa(trainer))])
 
 
 def averaged_by_callbacks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
@@ -84,9 +95,9 @@ def averages_in_callbacks(trainer: Trainer, model: nn.Module) -> list[Average]:
     return [average for average in found if average is not None]
 
 
-def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
+def _swa(trainer: Trainer) -> list[Any]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
+    return [each for each in callbacks if isinstance(each, _SWA)]
 
 
 def first_metric_position(trainer: Trainer, unit: TimeUnit) -> int:
@@ -185,12 +196,12 @@ def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
         ValueError: If the strategy flattens or copies parameters, or divides them and ``whole`` is not empty.
     """
     name = type(strategy).__name__
-    if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
+    if isinstance(strategy, _OWN_FORM):
         raise ValueError(
             f"strategy={name} keeps parameters in a form of its own, in which they cannot be pruned: use DDP or"
             " FSDP2, which is ModelParallelStrategy with fully_shard in configure_model."
         )
-    if isinstance(strategy, ModelParallelStrategy) and whole:
+    if isinstance(strategy, _DIVIDED) and whole:
         raise ValueError(
             f"strategy={name} splits the model up: {', '.join(whole)} cannot work on parts of it. Do without,"
             " or keep it whole, as with DDP or a single device."
@@ -209,7 +220,7 @@ def check_launcher(trainer: Trainer, compact: bool) -> None:
     Raises:
         ValueError: If there is such a launcher, and the module is to be compacted.
     """
-    if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if not isinstance(trainer.strategy.launcher, _MULTI_PROCESSING):
         return
     if compact:
         raise ValueError(
@@ -288,7 +299,7 @@ def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningD
         owner.prepare_data()
         owner.setup("fit")
     for name, owner in product(("val_dataloader", "train_dataloader"), owners):
-        if is_overridden(name, owner):
+        if overrides(owner, name):
             # there may be several loaders, in lists or dicts
             for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
                 return _transferred(batch, owners)
@@ -298,6 +309,6 @@ def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningD
 def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
     """Return a batch after the transfer hooks; each is taken from the first owner that overrides it."""
     for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
-        owner = next((owner for owner in owners if is_overridden(name, owner)), owners[0])
+        owner = next((owner for owner in owners if overrides(owner, name)), owners[0])
         batch = getattr(owner, name)(batch, 0)
     return batch

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightnings import Callback, LightningModule, ModelCheckpoint
 from lit import Lit, digits, fit, seeded, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F

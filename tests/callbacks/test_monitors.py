@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightnings import ModelCheckpoint
 from lit import Lit, fit, seeded
 
 from lightning_prune import Channels, Guard, OneShot, PrunedCheckpoint, PrunedEarlyStopping, PruningCallback

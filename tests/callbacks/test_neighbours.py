@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS, loose, masked
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.tuner import Tuner
+from lightnings import (
+    BatchSizeFinder,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateFinder,
+    LightningModule,
+    ModelCheckpoint,
+    Trainer,
+    Tuner,
+)
 from lit import Lit, digits, hooks, same, seeded, trainer
 from torch.optim import SGD
 

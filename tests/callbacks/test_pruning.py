@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightnings import NAME, Callback, CSVLogger, EarlyStopping, LightningModule, ModelCheckpoint, Trainer
 from lit import Lit, Manual, digits, fit, same, seeded, trainer
 from torch import nn
 
@@ -140,7 +138,7 @@ def test_a_resume_with_other_settings_says_what_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # whether Lightning's records reach the root logger depends on who was imported first
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger(NAME), "propagate", True)
     run_to_the_end(tmp_path, PruningCallback(0.5, schedule=Cubic("1ep", "2ep")), 3)
     again = PruningCallback(0.8, criterion=Taylor(), schedule=Cubic("1ep", "4ep"))
     with caplog.at_level(logging.INFO), pytest.warns(UserWarning, match="event waits"):
@@ -235,7 +233,7 @@ def test_patterns_are_the_same_however_they_are_written(one: Any, other: Any) ->
 def test_a_resume_with_the_same_settings_written_otherwise_changes_nothing(
     tmp_path: Path, target: float | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger(NAME), "propagate", True)
 
     class Own(Taylor):
         """What it is made of has an address, another one in each process."""

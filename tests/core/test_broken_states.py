@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightnings import NAME, ModelCheckpoint
 from lit import Lit, digits, fit, same, seeded, trainer
 from torch import nn
 from torch.optim import SGD
@@ -34,7 +34,7 @@ from lightning_prune import (
     load_packed,
     save_packed,
 )
-from lightning_prune.cli import PruningTrainer
+from lightning_prune.cli import PruningCommands, cli_of
 from lightning_prune.export.compacted import plans_in
 
 WHEN = Cubic("1ep", "3ep")
@@ -431,8 +431,8 @@ READERS: dict[str, tuple[str, Callable[[Path, Lit], Any]]] = {
 }
 
 
-def looking(path: Path) -> PruningTrainer:
-    return PruningTrainer(
+def looking(path: Path) -> PruningCommands:
+    return cli_of(NAME).pruning_trainer(
         callbacks=[PruningCallback(0.5)],
         accelerator="cpu",
         logger=False,

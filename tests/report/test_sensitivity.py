@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightnings import NAME, LightningDataModule
 from lit import Lit, digits, fit, seeded
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
 from lightning_prune import FPGM, Channels, Magnitude, PruningCallback, Taylor, sensitivity
-from lightning_prune.cli import PruningCLI
+from lightning_prune.cli import cli_of
 
 BATCH = next(iter(digits()))
 RATIOS = (0.25, 0.5, 0.9)
@@ -129,7 +129,7 @@ def test_the_command_line_validates_a_checkpoint(
     run = fit(tmp_path, model, PruningCallback(0.2), max_epochs=4)
     run.save_checkpoint(tmp_path / "last.ckpt")
     (dense,) = run.validate(model, digits(examples=100), verbose=False)
-    PruningCLI(
+    cli_of(NAME)(
         Net,
         Data,
         args=[
@@ -151,4 +151,4 @@ def test_a_metric_that_is_not_logged_is_named(tmp_path: Path) -> None:
     arguments = ["sensitivity", "--pruning.target", "0.5", "--metric", "accuracy"]
     arguments += ["--trainer.default_root_dir", str(tmp_path)]
     with pytest.raises(ValueError, match="metric='accuracy' must be one that validation logs: acc"):
-        PruningCLI(Net, Data, args=[*arguments, "--path", str(tmp_path / "sweep")])
+        cli_of(NAME)(Net, Data, args=[*arguments, "--path", str(tmp_path / "sweep")])

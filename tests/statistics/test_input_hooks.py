@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightnings import Callback, MixedPrecision
 from lit import Lit, Manual, fit, seeded
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightnings import Callback, ModelCheckpoint
 from lit import Lit, Manual, digits, fit, seeded, trainer
 from torch import Tensor, nn
 from torch.func import functional_call

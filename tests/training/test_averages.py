@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS, loose, masked
-from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightnings import Callback, LightningModule, ModelCheckpoint, StochasticWeightAveraging, Trainer, callbacks
 from lit import Lit, digits, fit, same, seeded, trainer
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 

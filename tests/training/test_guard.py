@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightnings import Callback, LightningModule, ModelCheckpoint, Trainer
 from lit import Lit, Manual, digits, fit, same, seeded, trainer
 
 from lightning_prune import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightnings import LightningModule
 from lit import trainer
 from torch import Tensor, nn
 from torch.nn import functional as F

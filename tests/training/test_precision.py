@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS, loose, masked
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightnings import BackboneFinetuning, Callback, LightningModule, MixedPrecision, Trainer
 from lit import Lit, Manual, fit, same, seeded
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW

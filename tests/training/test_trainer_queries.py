@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightnings import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LightningModule,
+    ModelCheckpoint,
+    Trainer,
+)
 from lit import Lit, Manual, digits, fit, trainer
 from torch.utils.data import DataLoader, IterableDataset
 

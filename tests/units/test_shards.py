@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightnings import DeepSpeedStrategy, FSDPStrategy
 from lit import same
 from torch import Tensor, nn
 from two_plain import PLAIN
