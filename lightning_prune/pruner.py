@@ -26,6 +26,7 @@ from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures.base import Structure
+from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
@@ -77,7 +78,6 @@ class Pruner:
         frozen: Name to reason of what cannot be pruned.
         protected: Names of the groups that would have been emptied, and keep one unit.
         store: The masks, and the methods that enforce them.
-        masks: Bool masks by parameter name, True where a weight is kept; live, not copies.
         needs: What training must offer.
 
     Raises:
@@ -124,7 +124,7 @@ class Pruner:
                 " divided among processes: take Unstructured() with budget='units', or keep the model whole, as"
                 " with DDP."
             )
-        found = structure.units(model, example if needs_example else None)
+        found = touchable_units(structure.units(model, example if needs_example else None), model, structure)
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
@@ -135,10 +135,14 @@ class Pruner:
         selector.check(self._share, units)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
         self.store = MaskStore(model, masked, shards)
-        self.masks: Mapping[str, Tensor] = self.store.masks
         self.needs = criterion.needs | selector.needs
         groups = [(group, layers[group.name]) for group in self.groups]
         self._scoring = Scoring(model, criterion, selector, groups, self.store)
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Bool masks by parameter name, True where a weight is kept; live, not copies."""
+        return self.store.masks
 
     @property
     def channel_groups(self) -> tuple[UnitGroup, ...] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.load_hook import LoadHook
 from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_modules
+from lightning_prune.core.trained import training_only
 from lightning_prune.export.compacted import callback_state_in
 from lightning_prune.report.report import Report
 from lightning_prune.training import trainer_queries
@@ -32,15 +33,17 @@ class PruningFit:
         state: The state of the callback, which outlives the run.
         trainer: The Trainer.
         module: The module that the Trainer runs.
-        neighbours: The networks of the Trainer's other pruning callbacks.
+        neighbours: Returns the networks of the Trainer's other pruning callbacks.
     """
 
     parts: PruningParts
     state: PruningState
     trainer: Trainer
     module: LightningModule
-    neighbours: Sequence[PrunedNetwork]
+    neighbours: Callable[[], Sequence[PrunedNetwork]]
+    released: bool = False  # when the run has ended
     _step_hooks: StepHooks | None = None
+    _marks: ExitStack = field(default_factory=ExitStack)  # of the parameters that train
     _global_step: int = 0
     _logged: float | None = None
     _validation_batches: dict[int, Any] = field(default_factory=dict)  # of the sanity check, by loader
@@ -106,8 +109,10 @@ class PruningFit:
             state.events.check_state(
                 read_state(state.pending), trainer_queries.training_objects(trainer, self.module)
             )
+        trained = trainer_queries.trained_parameters(trainer, self.module)
+        self._marks.enter_context(training_only(self.module, trained))
         probe = state.example.probe
-        state.bind(self.module, lambda: parts.new_pruner(self.module, probe), parts.describe())
+        state.bind(self.module, probe)
         self._check_neighbours()
         state.events.check(self.module)
         network = state.network
@@ -124,16 +129,17 @@ class PruningFit:
                 "rewind and guard bring back weights, which an averaging callback would go on to average with"
                 " those that were given up: take one or the other."
             )
-        for other in self.neighbours:
+        neighbours = self.neighbours()
+        for other in neighbours:
             shared = sorted(network.covered & other.covered)
             if shared and other.model is network.model:
                 raise ValueError(
                     f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
                     " that keep them apart."
                 )
-        if self.neighbours and self.parts.restores_weights:
+        if neighbours and self.parts.restores_weights:
             raise ValueError("rewind and guard bring back weights: they are for a single PruningCallback.")
-        if self.neighbours and self.parts.compact:
+        if neighbours and self.parts.compact:
             raise ValueError(
                 "compact=True is for a single PruningCallback: with several, call"
                 " compact(model, masks, example) after the fit, with the masks of each in turn."
@@ -316,7 +322,9 @@ class PruningFit:
 
     def release(self) -> None:
         """Remove all hooks from the module and its optimizers."""
+        self.released = True
         self.state.example.release()
         self._load_hook.release()
+        self._marks.close()
         if self._step_hooks is not None:
             self._step_hooks.release()

@@ -21,10 +21,10 @@ from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.weights import Unstructured
-from lightning_prune.training.fit_events import FitEvents
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.lightning_packages import Callback, LightningModule, Trainer, TrainerFn
 from lightning_prune.training.parts import PruningParts
+from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
 
 
@@ -76,8 +76,12 @@ class PruningCallback(Callback):
         self.guard = guard
         self.compact = compact
         self.name = name
-        self._state = PruningState(FitEvents(self._parts))
+        self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the present run, whose Trainer holds what cannot be copied."""
+        return vars(self) | {"_fit": None}
 
     @property
     def _parts(self) -> PruningParts:
@@ -149,7 +153,7 @@ class PruningCallback(Callback):
             ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
                 version of lightning_prune.
         """
-        return PruningState.of_saved(model, state, FitEvents(self._parts)).report(example)
+        return PruningState.of_saved(model, state, self._parts).report(example)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """Return the report of a dry run: what would be removed at the end, what stays and why.
@@ -177,25 +181,35 @@ class PruningCallback(Callback):
         Raises:
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.
         """
-        parts = self._parts
-        self._state.bind(model, lambda: parts.new_pruner(model, example), parts.describe())
+        self._state.bind(model, example)
+
+    def reset(self) -> None:
+        """Drop network, masks and history: the next fit prunes from the start, the same model too."""
+        self._state, self._fit = PruningState(self._parts), None
 
     @property
     def _shown(self) -> PruningState:
         """The state that the properties describe: a loaded one until a fit takes it over."""
-        if self._state.pending is None or self._fit is None:
-            return self._state
-        return PruningState.of_saved(self._fit.module, self._state.pending, FitEvents(self._parts))
+        state = self._state
+        if state.pending is None or state.given or self._fit is None:
+            return state
+        return PruningState.of_saved(self._fit.module, state.pending, self._parts)
 
     # --- a run begins and ends
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin a run: drop the state of another module, and hook into the loading of checkpoints."""
-        self._state.pending = None
-        if stage == TrainerFn.FITTING and self._state.network.model is not pl_module:
-            self._state.network.reset()
-        others = [each._state.network for each in pruning_callbacks(trainer) if each is not self]
-        self._fit = PruningFit(self._parts, self._state, trainer, pl_module, others)
+        """Begin a run: take the arguments as they are now, and hook into the loading of checkpoints."""
+        parts = self._parts
+        if not self._state.given:
+            self._state.pending = None
+        if stage == TrainerFn.FITTING:
+            self._state = self._state.begin(pl_module, parts)
+        others = [each for each in pruning_callbacks(trainer) if each is not self]
+
+        def neighbours() -> list[PrunedNetwork]:
+            return [each._state.network for each in others]
+
+        self._fit = PruningFit(parts, self._state, trainer, pl_module, neighbours)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute when events are due, and bind a loaded state to the module unless that needs a batch."""
@@ -279,16 +293,17 @@ class PruningCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return masks, statistics, position and history: tensors and plain values only."""
         uncounted = 0 if self._fit is None else self._fit.uncounted_steps
-        return self._state.state_dict(self._parts.describe(), uncounted)
+        return self._state.state_dict(uncounted)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a saved state until the fit begins; take it over at once if the fit has begun.
+        """Keep a saved state until the next fit begins; take it over at once if the fit has begun.
 
         Raises:
             ValueError: If it is not a callback's state, or a later version of lightning_prune wrote it.
         """
         read_state(state_dict)
         self._state.pending = state_dict
+        self._state.given = self._fit is None or self._fit.released
         network = self._state.network
         if (self._fit is not None and self._fit.running) or network.plan is not None:
             self.bind(cast(nn.Module, network.model), self._state.example.probe)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from lightning_prune.core import schema
 from lightning_prune.export.compacted import PRUNING_STATE
-from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import HISTORY, History
 from lightning_prune.report.report import Report
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
 from lightning_prune.training.lightning_packages import rank_zero_info, rank_zero_warn
+from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork, read_pruned_network
 
 STATE_VERSION = 1
@@ -37,42 +38,63 @@ class PruningState:
     """The state of a PruningCallback: what it saves in a checkpoint, and the example input of the fit.
 
     Args:
-        events: The events of a fit.
+        parts: The arguments of the callback.
 
     Attributes:
+        parts: The arguments of the callback.
         network: The network and its masks.
         history: Pruning events and measurements of the monitored metric.
         events: The events of the present fit.
         example: The example input taken from the first batch of the present fit; not saved.
         pending: A loaded state that no fit has taken over yet; ``None`` if there is none.
+        given: Whether the pending state was loaded outside of a run, and so is for the next fit.
     """
 
-    def __init__(self, events: FitEvents) -> None:
+    def __init__(self, parts: PruningParts) -> None:
+        self.parts = parts
         self.network = PrunedNetwork()
         self.history = History()
-        self.events = events
+        self.events = FitEvents(parts)
         self.example = ExampleInput()
         self.pending: dict[str, Any] | None = None
+        self.given = False
 
     @classmethod
-    def of_saved(cls, model: nn.Module, state: Mapping[str, Any], events: FitEvents) -> PruningState:
+    def of_saved(cls, model: nn.Module, state: Mapping[str, Any], parts: PruningParts) -> PruningState:
         """Return the state that a checkpoint holds, of a network that is not pruned any further.
 
         Args:
             model: The model, with the weights of the checkpoint.
             state: The state that a callback has saved.
-            events: New events, from the settings of the callback; the saved ones are loaded into them.
+            parts: The arguments of the callback.
 
         Raises:
             ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
                 version of lightning_prune.
         """
         saved = read_state(state)
-        found = cls(events)
+        found = cls(parts)
         found.network.bind_saved(model, saved["pruner"])
         found.history.load_state_dict(saved)
         found.events.load_state_dict(saved)
         return found
+
+    def begin(self, model: nn.Module, parts: PruningParts) -> PruningState:
+        """Return the state with which a fit of a model begins: this one, unless arguments have changed since.
+
+        Args:
+            model: The model; the network of another one is dropped.
+            parts: The arguments of the callback as they are now.
+        """
+        if self.network.model is not model:
+            self.network.reset()
+        if parts == self.parts:
+            return self
+        changed = PruningState(parts)
+        changed.pending, changed.given = self.pending, self.given
+        if self.pending is None and self.network.store is not None:  # go on, as from a checkpoint
+            changed.pending, changed.given = self.state_dict(0), True
+        return changed
 
     @property
     def events_left(self) -> bool:
@@ -99,13 +121,12 @@ class PruningState:
             decisions=tuple(self.events.guard_state.decisions),
         )
 
-    def bind(self, model: nn.Module, make: Callable[[], Pruner], settings: Mapping[str, str]) -> None:
+    def bind(self, model: nn.Module, example: Any) -> None:
         """Prune this model from now on, with the pending state or, for the same model, the present one.
 
         Args:
             model: The model to prune.
-            make: Returns a pruner of it.
-            settings: The callback's arguments, to log which of them differ from the pending state.
+            example: An input of ``forward``, or a probe, if structure or selector needs one.
 
         Raises:
             ValueError: If there is nothing to prune, or the pending state is not of this model; nothing has
@@ -117,18 +138,26 @@ class PruningState:
         if saved is not None and saved["pruner"]["plan"] is not None:
             self.network.bind_saved(model, saved["pruner"])
         else:
+            make = partial(self.parts.new_pruner, model, example)
             notes = self.network.bind(model, make, None if saved is None else saved["pruner"])
         if not known:
             self.history = History()
         if saved is not None:
-            self._take_over(saved, notes, settings)
-            self.pending = None
+            self._take_over(saved, notes)
+            self.pending, self.given = None, False
+        elif known and not self.network.masked:
+            rank_zero_warn(
+                "Weights that an earlier fit has removed are not 0 any more: the model was changed since. They"
+                " are set to 0 again, and pruning goes on. If the model is to start anew, call the callback's"
+                " reset() before the fit."
+            )
+            self.network.mask()
         self.network.count()
 
-    def _take_over(self, saved: Mapping[str, Any], notes: list[str], settings: Mapping[str, str]) -> None:
+    def _take_over(self, saved: Mapping[str, Any], notes: list[str]) -> None:
         self.events.load_state_dict(saved)
         self.history.load_state_dict(saved)
-        changed = changed_settings(saved["settings"], settings)
+        changed = changed_settings(saved["settings"], self.parts.describe())
         if other := changed.keys() & _FINAL_MASKS:
             if self.network.plan is None:
                 self.events.resume(anew=other != {"target"})
@@ -137,11 +166,10 @@ class PruningState:
         for note in (*notes, *changed.values()):
             rank_zero_info(f"Pruning resumes with a change: {note}.")
 
-    def state_dict(self, settings: Mapping[str, str], uncounted_steps: int) -> dict[str, Any]:
+    def state_dict(self, uncounted_steps: int) -> dict[str, Any]:
         """Return tensors and plain values only.
 
         Args:
-            settings: The callback's arguments.
             uncounted_steps: Optimizer steps that were taken and are not counted yet.
         """
         if self.pending is not None:
@@ -150,7 +178,7 @@ class PruningState:
             return {}
         state = {
             "version": STATE_VERSION,
-            "settings": dict(settings),
+            "settings": self.parts.describe(),
             "pruner": self.network.state_dict(),
             **self.events.state_dict(),
             **self.history.state_dict(),

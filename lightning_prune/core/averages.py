@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_prune.core.trained import trains
+
 
 @dataclass(frozen=True)
 class Average:
@@ -36,8 +38,8 @@ def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules inside a model that hold an average of weights, by name in the model.
 
     These are the averaged module of each ``AveragedModel``, and moving copies, as momentum encoders and mean
-    teachers are: no parameter of theirs requires a gradient, and another part of the model that trains has
-    parameters of the same names and shapes, and similar weights.
+    teachers are: no parameter of theirs trains, and another part of the model that trains has parameters of the
+    same names and shapes, and similar weights.
     """
     averaged = {
         f"{name}.module": module.module
@@ -48,14 +50,14 @@ def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    trains = {id(each) for each in model.modules() if any(own.requires_grad for own in each.parameters())}
-    if not trains:
+    training = {id(each) for each in model.modules() if _trains(each)}
+    if not training:
         return {}
     seen = {id(each) for average in averaged.values() for each in average.modules()}
-    parts = [each for each in model.modules() if id(each) in trains and id(each) not in seen]
+    parts = [each for each in model.modules() if id(each) in training and id(each) not in seen]
     found = {}
     for name, module in model.named_modules():
-        frozen = any(each.ndim > 1 for each in module.parameters()) and id(module) not in trains
+        frozen = any(each.ndim > 1 for each in module.parameters()) and id(module) not in training
         if name and frozen and id(module) not in seen:
             shapes = _shapes(module)
             alike = [part for part in parts if _shapes(part) == shapes]
@@ -64,6 +66,10 @@ def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[
                 _KNOWN.add(module)
                 seen |= {id(each) for each in module.modules()}
     return found
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(each.requires_grad and trains(each) for each in module.parameters())
 
 
 @torch.no_grad()
@@ -93,7 +99,7 @@ def average_of(model: nn.Module, module: nn.Module) -> Average | None:
 
     The averaged part is the submodule of ``model``, or ``model`` itself, whose parameters have the same names
     and shapes as those of ``module``. Modules inside an average are not candidates. If several candidates
-    match, only those with a parameter that requires a gradient count, and of these those with similar weights.
+    match, only those with a parameter that trains count, and of these those with similar weights.
 
     Args:
         model: The model.
@@ -106,7 +112,7 @@ def average_of(model: nn.Module, module: nn.Module) -> Average | None:
     inner = {id(each) for average in averaged_modules(model).values() for each in average.modules()}
     parts = [part for part in model.modules() if id(part) not in inner and _shapes(part) == shapes]
     if len(parts) > 1:  # such as a frozen teacher of the same architecture
-        parts = [part for part in parts if any(each.requires_grad for each in part.parameters())]
+        parts = [part for part in parts if _trains(part)]
     if len(parts) > 1:  # such as two critics, each of which has its own target
         parts = [part for part in parts if _similar(part, module)]
     return Average(module, _names(model, parts[0])) if shapes and len(parts) == 1 else None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_prune.core.parts import Part
-from lightning_prune.units.groups import Units
+from lightning_prune.units.groups import UnitGroup, Units
 
 
 class Structure(Part, ABC):
@@ -32,3 +32,7 @@ class Structure(Part, ABC):
         Raises:
             ValueError: If there is nothing to prune.
         """
+
+    def names(self, group: UnitGroup) -> bool:
+        """Return whether the user has asked for the units of a group by name; if so, they need not train."""
+        return False

@@ -96,7 +96,11 @@ class Coupled(Structure):
         minimum = max(math.ceil(least), group.minimum)
         return replace(group, minimum=minimum, multiple=math.lcm(*multiples))
 
+    def names(self, group: UnitGroup) -> bool:
+        """Return whether ``include`` matches a weight that makes the units."""
+        return any(matches(part.name, self.include) for part in group.slices)
+
     def _wants(self, group: UnitGroup) -> bool:
-        names = [part.name for part in group.slices]
-        included = self.include is None or any(matches(name, self.include) for name in names)
-        return self.includes(group) and included and not any(matches(name, self.exclude) for name in names)
+        included = self.include is None or self.names(group)
+        excluded = any(matches(part.name, self.exclude) for part in group.slices)
+        return self.includes(group) and included and not excluded

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.channels.compaction.tracing import macs_by_weight
@@ -17,21 +17,35 @@ from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
+from lightning_prune.structures.matrices import input_dim_of, is_matrix
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import BlockSlice, ElementSlice, Slice
 
-_Use: TypeAlias = tuple[str, nn.Module]  # one of a parameter's names, and the module that holds it
-
 _LAYERS = (nn.Linear, _ConvNd)
 _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-class Weights(Structure):
-    """Units that lie within one tensor; by default in the weights of Linear and Conv modules.
+class _Use(NamedTuple):
+    """One of a parameter's names, the module that holds it, and its name there."""
 
-    A tied weight belongs to one group, under its first name, if every module that uses it can be pruned.
+    name: str
+    module: nn.Module
+    leaf: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter."""
+        return cast(nn.Parameter, getattr(self.module, self.leaf))
+
+
+class Weights(Structure):
+    """Units that lie within one tensor; by default in the weights of matrix products in known modules.
+
+    These modules are Linear, Bilinear, Conv and recurrent ones, ``nn.MultiheadAttention``, and Hugging Face's
+    ``Conv1D``. A tied weight belongs to one group, under its first name, if every module that uses it can be
+    pruned.
 
     Attributes:
         include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
@@ -63,50 +77,79 @@ class Weights(Structure):
         """Return one group for each weight tensor; the example is used only to count multiply-adds."""
         uses = _uses(model)
         names = {name for name, _ in model.named_modules() if name}
-        names |= {name for places in uses.values() for name, _ in places}
+        names |= {each.name for places in uses.values() for each in places}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
-        groups, frozen = [], _computed_weights(model)
+        groups: list[UnitGroup] = []
+        whole: dict[str, str] = {}
         averages = tuple(averaged_modules(model))
         for name, parameter in model.named_parameters():
-            if not self._wants(parameter, uses[name]):
-                continue
-            if isinstance(parameter, UninitializedParameter):
+            why = self._stays(parameter, uses[name])
+            if why is None and isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
-            input_dim = _input_dim(uses[name])
-            average = "it is an average" if matches(name, averages) else None
-            why = average or self._stays(parameter, uses[name]) or self.refuses(parameter, input_dim)
-            if why is not None:
-                frozen[name] = why
-            else:
+            if why is None and matches(name, averages):
+                why = "it is an average"
+            if why is None:
+                input_dim = _input_dim(uses[name])
+                why = self.refuses(parameter, input_dim)
+            if why is None:
                 part = self.slice_of(name, parameter, input_dim)
                 groups.append(UnitGroup(name, (part,), input_dim=input_dim))
+            else:
+                whole[name] = why
+        frozen = _computed_weights(model) | self._listed(whole, groups, uses)
         if not groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
         return Units(tuple(groups), frozen, _budgets(model, groups, example))
 
-    def _wants(self, parameter: nn.Parameter, uses: list[_Use]) -> bool:
-        if any(matches(name, self.exclude) for name, _ in uses):
-            return False
-        if self.include is None:
-            return any(name.endswith("weight") and isinstance(module, _LAYERS) for name, module in uses)
-        wanted = any(matches(name, self.include) for name, _ in uses)
-        return wanted and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
+    def names(self, group: UnitGroup) -> bool:
+        """Return whether ``include`` matches the tensor."""
+        return any(matches(part.name, self.include) for part in group.slices)
+
+    def _listed(
+        self, whole: Mapping[str, str], groups: Sequence[UnitGroup], uses: Mapping[str, list[_Use]]
+    ) -> dict[str, str]:
+        """Return the reasons that are told: those of matrices, and of what a pattern names that prunes nothing.
+
+        Args:
+            whole: Name of each parameter that stays whole, to the reason.
+            groups: One for each parameter that is pruned.
+            uses: All uses of each parameter.
+        """
+        pruned = [each.name for group in groups for each in uses[group.name]]
+        idle = [each for each in self.include or () if not any(matches(name, [each]) for name in pruned)]
+        return {
+            name: why
+            for name, why in whole.items()
+            if _is_large(uses[name][0].parameter) or any(matches(each.name, idle) for each in uses[name])
+        }
+
+    def _named(self, uses: list[_Use]) -> bool:
+        return any(matches(each.name, self.include) for each in uses)
 
     def _stays(self, parameter: nn.Parameter, uses: list[_Use]) -> str | None:
-        """Return why a parameter may not be pruned: its size, or a module that uses it; ``None`` if it may."""
-        for _, module in uses:
-            if isinstance(module, _NEVER) or (self.include is None and not isinstance(module, _LAYERS)):
-                return f"{type(module).__name__} uses it"
+        """Return why a parameter is not pruned: its name, its size, or a module that uses it; else ``None``."""
+        if any(matches(each.name, self.exclude) for each in uses):
+            return "exclude names it"
+        if self.include is not None and not self._named(uses):
+            return "include does not name it"
+        known = self.include is not None
+        why = next((why for each in uses if (why := _stays_in(each, known=known)) is not None), None)
+        if why is not None or isinstance(parameter, UninitializedParameter):
+            return why
+        if not _is_large(parameter):
+            return "it has one dimension: biases and the like are not pruned"
         return None if parameter.numel() else "it has no elements"
 
 
 @dataclass(frozen=True, repr=False)
 class Unstructured(Weights):
-    """Single weights: by default those of Linear and Conv modules, one group for each weight tensor.
+    """Single weights: by default those of matrix products in known modules, one group for each weight tensor.
 
-    A tied weight belongs to one group, under its first name, if every module that uses it can be pruned.
+    Known modules are Linear, Bilinear, Conv and recurrent ones, ``nn.MultiheadAttention``, and Hugging Face's
+    ``Conv1D``. A tied weight belongs to one group, under its first name, if every module that uses it can be
+    pruned. Every other parameter of two or more dimensions is frozen, with the reason.
 
     Args:
         include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
@@ -190,21 +233,39 @@ def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[st
 
 
 def _uses(model: nn.Module) -> dict[str, list[_Use]]:
-    """Return every name and module that holds each parameter, by the parameter's first name."""
+    """Return all uses of each parameter, by the parameter's first name."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     uses: dict[str, list[_Use]] = {name: [] for name in first.values()}
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
-            uses[first[id(parameter)]].append((f"{prefix}.{leaf}".lstrip("."), module))
+            uses[first[id(parameter)]].append(_Use(f"{prefix}.{leaf}".lstrip("."), module, leaf))
     return uses
 
 
+def _is_large(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter has two dimensions or more; one without a shape yet has not."""
+    return not isinstance(parameter, UninitializedParameter) and parameter.ndim > 1
+
+
+def _stays_in(use: _Use, *, known: bool) -> str | None:
+    """Return why a parameter stays whole where a module uses it; ``None`` if it does not.
+
+    Args:
+        use: The module, with the name that the parameter has in it.
+        known: Whether the parameter is known to be pruned, whatever module uses it in which way.
+    """
+    kind = type(use.module).__name__
+    if isinstance(use.module, _NEVER):
+        return f"{kind} uses it"
+    if not known and not is_matrix(use.module, use.leaf):
+        return f"{kind} uses it in a way that is not known: name it in include to prune it"
+    return None
+
+
 def _input_dim(uses: list[_Use]) -> int | None:
-    """Return the dimension of a weight that runs over inputs; ``None`` for a grouped transposed convolution."""
-    transposed = [module for _, module in uses if isinstance(module, _ConvTransposeNd)]
-    if any(module.groups > 1 for module in transposed):
-        return None
-    return 0 if transposed else 1
+    """Return the dimension of a weight that runs over inputs; ``None`` if that is unknown, or there are two."""
+    dims = {input_dim_of(each.module, each.leaf) for each in uses}
+    return dims.pop() if len(dims) == 1 else None
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:

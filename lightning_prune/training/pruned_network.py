@@ -78,6 +78,17 @@ class PrunedNetwork:
         return self.model is model and self.store is not None
 
     @property
+    def masked(self) -> bool:
+        """Whether all masked weights of the network are 0, as they are unless others have changed them."""
+        assert self.store is not None
+        return self.store.enforced
+
+    def mask(self) -> None:
+        """Set all masked weights to 0."""
+        assert self.store is not None
+        self.store.apply_()
+
+    @property
     def sharded(self) -> bool:
         """Whether the parameters are divided among processes."""
         return self.store is not None and self.store.shards.sharded

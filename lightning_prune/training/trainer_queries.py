@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.core.averages import Average, average_of
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.training.hooks import parameters_in
 from lightning_prune.training.lightning_packages import (
     CombinedLoader,
     LightningDataModule,
@@ -32,6 +33,7 @@ from lightning_prune.training.snapshots import TrainingObjects
 from lightning_prune.units.masks import MaskStore
 
 _ACCUMULATION = classes("callbacks", "GradientAccumulationScheduler")
+_FINETUNING = classes("callbacks", "BaseFinetuning")
 _SWA = classes("callbacks", "StochasticWeightAveraging")
 _OWN_FORM = (*classes("strategies", "DeepSpeedStrategy"), *classes("strategies", "FSDPStrategy"))
 _DIVIDED = classes("strategies", "ModelParallelStrategy")
@@ -154,6 +156,21 @@ def training_objects(trainer: Trainer, module: LightningModule) -> TrainingObjec
     """Return the module, optimizers and learning-rate schedules of a fit."""
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     return TrainingObjects(module, trainer.optimizers, schedules)
+
+
+def trained_parameters(trainer: Trainer, module: LightningModule) -> list[nn.Parameter]:
+    """Return the parameters that a fit trains: those that optimizers hold and that require gradients.
+
+    Where a finetuning callback thaws parts of the module later, parameters that are frozen now count, too. If
+    Lightning has no optimizer, all that require gradients do.
+    """
+    held = {id(each) for optimizer in trainer.optimizers for each in parameters_in(optimizer)}
+    thaws = any(isinstance(each, _FINETUNING) for each in trainer.callbacks)  # type: ignore[attr-defined]
+    return [
+        each
+        for each in module.parameters()
+        if ((not held or id(each) in held) if each.requires_grad else thaws)
+    ]
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:

@@ -41,6 +41,11 @@ class MaskStore:
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._masks = {name: self._fresh(name) for name in names}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copied or unpickled store, whose parameters are other objects."""
+        vars(self).update(state)
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+
     @torch.no_grad()
     def _fresh(self, name: str) -> Tensor:
         parameter = self._parameters[name]
@@ -57,6 +62,12 @@ class MaskStore:
         here = [to_local(mask) for mask in self._masks.values()]
         removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in here)
         return int(self.shards.add_up(torch.tensor(removed)))
+
+    @property
+    def enforced(self) -> bool:
+        """Whether each masked weight that this process holds is exactly 0."""
+        held = ((to_local(self._parameters[name]), to_local(mask)) for name, mask in self._masks.items())
+        return not any(bool(parameter[~mask].count_nonzero()) for parameter, mask in held)
 
     def digest(self) -> str:
         """Return a SHA-256 hex digest of the names and masks, to compare masks between processes."""

@@ -33,8 +33,15 @@ class Zoo(nn.Module):
         self.head = nn.Linear(8, 5)
 
 
-DEFAULT = ["stem.0.weight", "up.weight", "line.weight", "volume.weight", "attention.out_proj.weight"]
-DEFAULT += ["head.weight"]
+DEFAULT = ["stem.0.weight", "up.weight", "line.weight", "volume.weight", "attention.in_proj_weight"]
+DEFAULT += ["attention.out_proj.weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "head.weight"]
+LEFT = {
+    "embedding.weight": "Embedding uses it",
+    "bag.weight": "EmbeddingBag uses it",
+    "plane.weight": "LayerNorm uses it",
+    "plane.bias": "LayerNorm uses it",
+}
+UNKNOWN = "uses it in a way that is not known: name it in include to prune it"
 
 
 def names(units: Units) -> list[str]:
@@ -54,7 +61,7 @@ def test_the_weights_of_linear_and_conv_by_default() -> None:
     model = Zoo()
     units = Unstructured().units(model)
     assert names(units) == DEFAULT
-    assert units.frozen == {}
+    assert units.frozen == {"token": f"Zoo {UNKNOWN}"} | LEFT
     parameters = dict(model.named_parameters())
     for group in units.groups:
         (part,) = group.slices
@@ -111,7 +118,8 @@ def test_include_names_parameters_or_modules(include: str | list[str], found: li
 def test_exclude_leaves_dense(exclude: str | list[str], found: list[str]) -> None:
     units = Unstructured(exclude=exclude).units(encoder_and_decoder())
     assert names(units) == found
-    assert units.frozen == {}
+    weights = {name for name, each in encoder_and_decoder().named_parameters() if each.ndim > 1}
+    assert units.frozen == dict.fromkeys(weights - set(found), "exclude names it")
 
 
 def test_exclude_wins_over_include() -> None:
@@ -141,12 +149,26 @@ def test_include_takes_any_matrix_but_no_bias_norm_or_embedding() -> None:
         "recurrent.weight_hh_l0",
         "head.weight",
     ]
-    assert units.frozen == {
-        "embedding.weight": "Embedding uses it",
-        "bag.weight": "EmbeddingBag uses it",
-        "plane.weight": "LayerNorm uses it",
-        "plane.bias": "LayerNorm uses it",
+    assert units.frozen == LEFT
+
+
+def test_what_include_names_and_is_no_matrix_has_a_reason() -> None:
+    units = Unstructured(include=["*bias*", "line", "embedding"]).units(Zoo())
+    assert names(units) == ["line.weight"]
+    why = "it has one dimension: biases and the like are not pruned"
+    assert {name for name, each in units.frozen.items() if each == why} == {
+        *(
+            "line.bias",
+            "stem.0.bias",
+            "up.bias",
+            "attention.in_proj_bias",
+            "attention.out_proj.bias",
+            "head.bias",
+        ),
+        *("recurrent.bias_ih_l0", "recurrent.bias_hh_l0"),
     }
+    assert units.frozen["embedding.weight"] == "Embedding uses it"
+    assert units.frozen["head.weight"] == "include does not name it"
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
@@ -214,7 +236,7 @@ def test_a_weight_that_a_module_of_another_kind_uses_is_frozen() -> None:
     model = nn.Sequential(linear, Other(linear.weight), nn.Linear(4, 2))
     units = Unstructured().units(model)
     assert names(units) == ["2.weight"]
-    assert units.frozen == {"0.weight": "Other uses it"}
+    assert units.frozen == {"0.weight": f"Other {UNKNOWN}"}
 
 
 def test_a_weight_that_two_linears_share_is_one_group() -> None:
@@ -252,7 +274,13 @@ def test_a_parametrised_weight_is_frozen() -> None:
     units = Unstructured().units(model)
     assert names(units) == ["1.weight"]
     reason = "computed from other parameters (a parametrisation)"
-    assert units.frozen == {"0.weight": reason, "2.weight": reason}
+    sources = dict.fromkeys(("original0", "original1"), f"ParametrizationList {UNKNOWN}")
+    assert units.frozen == {
+        "0.weight": reason,
+        "2.weight": reason,
+        **{f"0.parametrizations.weight.{name}": why for name, why in sources.items()},
+        "2.parametrizations.weight.original": f"ParametrizationList {UNKNOWN}",
+    }
 
 
 def test_a_parametrised_bias_freezes_nothing() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.recorder import PassRecord
 from lightning_prune.core.averages import averaged_modules
+from lightning_prune.core.trained import metric_tensors
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -25,7 +26,7 @@ class UnseenModules:
 
     def __init__(self, model: nn.Module, ran: Container[str], passes: Iterable[PassRecord]) -> None:
         held = (*model.named_parameters(), *model.named_buffers())
-        seen = {id(tensor) for name, tensor in held if name in ran}
+        seen = {id(tensor) for name, tensor in held if name in ran} | metric_tensors(model)
         # averages are cut along with what they average
         averages = tuple(f"{name}." for name in averaged_modules(model))
         self._unseen = {

@@ -1,0 +1,68 @@
+"""Unit groups that stay whole whatever a criterion says of them: what does not train, and what is no number."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.core.trained import metric_tensors, trains
+from lightning_prune.structures.base import Structure
+from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.shards import to_local
+
+
+def touchable_units(found: Units, model: nn.Module, structure: Structure) -> Units:
+    """Return the units with the groups that pruning must not touch moved to ``frozen``, each with the reason.
+
+    Where no parameter of the model trains, as in one for inference, all count as if they did.
+
+    Args:
+        found: The unit groups that a structure has found.
+        model: Their model.
+        structure: The structure.
+
+    Raises:
+        ValueError: If no group is left.
+    """
+    still = {id(each) for each in model.parameters() if not trains(each)}
+    if len(still) == len(list(model.parameters())):
+        still = set()
+    return found.without_refused(partial(_stays, structure, still | metric_tensors(model)), repr(structure))
+
+
+def _stays(structure: Structure, still: set[int], group: UnitGroup) -> str | None:
+    """Return why a group stays whole; ``None`` if it may be pruned.
+
+    Args:
+        structure: The structure that found the group.
+        still: The ``id`` of each parameter that does not train.
+        group: The group.
+    """
+    for part in group.masked:
+        if why := _is_no_number(part.weight):
+            return why if len(group.masked) == 1 else f"{part.name} {why}"
+    if structure.names(group):
+        return None
+    if any(id(part.weight) in still for part in group.matrices.slices):
+        return "does not train: name it in include to prune it"
+    return None
+
+
+def _is_no_number(weight: Tensor) -> str | None:
+    """Return why a tensor does not do plain arithmetic on floating-point numbers; ``None`` if it does."""
+    if not (weight.is_floating_point() or weight.is_complex()):
+        kind = str(weight.dtype).removeprefix("torch.")
+        return f"holds {kind}, not floating-point numbers, as the codes of a quantized layer"
+    local = to_local(weight)
+    if type(local) in (Tensor, nn.Parameter):
+        return None
+    try:
+        with torch.no_grad():
+            numbers = local.detach().clone()
+            numbers.masked_fill_(numbers != 0, 0)
+            plain = not bool(numbers.count_nonzero())
+    except Exception:  # a subclass may raise anything
+        plain = False
+    return None if plain else f"is a {type(local).__name__}, which does no plain arithmetic"
