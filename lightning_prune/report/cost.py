@@ -1,4 +1,4 @@
-"""Costs of a model: multiply-adds, latency, parameters and bytes."""
+"""Costs of a model: latency, parameters and bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import as_probe, evaluation_mode, map_example, math_attention, tensors_in
+from lightning_prune.core.probes import as_probe, evaluation_mode, map_example, tensors_in
 
 SECONDS = 0.2  # default duration of a latency measurement
 
@@ -25,8 +24,8 @@ class Cost:
     Args:
         params: Number of parameters, zeros included.
         bytes: Bytes of all parameters and buffers, stored densely.
-        macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
-            ``torch.utils.flop_counter``); ``None`` without an example.
+        macs: Multiply-adds of a forward pass of one example, zeros included, as ``macs_by_parameter`` counts
+            them; ``None`` without an example.
         latency: Batch size to seconds of a forward pass (median of several) on the model's device.
     """
 
@@ -44,34 +43,6 @@ COST = schema.dataclass_of(
     macs=schema.optional(schema.integer()),
     latency=LATENCY,
 )
-
-
-def macs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Return the multiply-adds of one forward pass by module: half the count of ``torch.utils.flop_counter``.
-
-    The model runs once, in evaluation mode and without gradients.
-
-    Args:
-        model: The model; it is not changed.
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments. The result is
-            for the whole batch that it holds.
-
-    Returns:
-        Module name to multiply-adds of the module, submodules included; "" is the whole model.
-
-    >>> import torch
-    >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
-    {'': 12, '0': 12, '1': 0}
-    """
-    probe = as_probe(example)
-    counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), math_attention(), counter:
-        probe(model)
-    counts = counter.get_flop_counts()
-    root = type(model).__name__
-    result = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name, _ in model.named_modules()}
-    result[""] = counter.get_total_flops() // 2
-    return result
 
 
 def latency(models: Sequence[nn.Module], example: Any, seconds: float | None = None) -> list[float]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.probes import first_example
 from lightning_prune.report.cost import (
     Cost,
     batch_size,
     dense_bytes,
     latency,
-    macs,
     packed_bytes,
     parameters,
     resize_batch,
@@ -75,12 +75,8 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
     seconds = {}
     if example is not None:
         counts = _macs_of_one(model, example)
-        total = counts[""]
-        gone = sum(
-            counts.get(layer.name.rpartition(".")[0], 0) * (1 - layer.remaining / layer.size)
-            for layer in layers
-            if len(layer.shape) > 1
-        )
+        total = sum(counts.values())
+        gone = sum(counts.get(layer.name, 0) * (layer.size - layer.remaining) / layer.size for layer in layers)
         kept = round(total - gone)
         seconds = {batch_size(example): latency([model], example)[0]}
     return Report(
@@ -124,7 +120,7 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
         Cost(
             parameters(model),
             dense_bytes(model),
-            None if example is None else _macs_of_one(model, example)[""],
+            None if example is None else sum(_macs_of_one(model, example).values()),
             {size: times[place] for size, times in seconds.items()},
         )
         for place, model in enumerate(models)
@@ -132,15 +128,16 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
 
 
 def _macs_of_one(model: nn.Module, example: Any) -> dict[str, int]:
-    """Return multiply-adds by module: of one example if they double with the batch, else of the whole batch."""
-    found, size = macs(model, example), batch_size(example)
+    """Return multiply-adds by parameter: of one example if they double with the batch, else of the batch."""
+    found, size = macs_by_parameter(model, example), batch_size(example)
     if size == 1:
         return found
     try:  # a larger batch, because indices in the example may be out of range in a smaller one
-        twice = macs(model, resize_batch(example, 2 * size))
+        twice = macs_by_parameter(model, resize_batch(example, 2 * size))
     except Exception:  # a user's forward may raise anything
         return found
-    return {name: count // size for name, count in found.items()} if twice[""] == 2 * found[""] else found
+    doubled = all(twice.get(name, 0) == 2 * count for name, count in found.items())
+    return {name: count // size for name, count in found.items()} if doubled else found
 
 
 def _width(mask: Tensor) -> int:

@@ -86,8 +86,9 @@ class Report:
         bytes_packed: Bytes of the file that ``save_packed`` writes, apart from some hundred bytes per tensor. A
             masked parameter takes one bit per weight and its kept values, if that is less than all its values.
         macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
-            ``torch.utils.flop_counter``); ``None`` without an example.
+            ``torch.utils.flop_counter``, and recurrent layers); ``None`` without an example.
         macs_kept: Multiply-adds with kept weights only, as in an ideal sparse kernel; ``None`` if not counted.
+            Products of several parameters, and of none, count as kept.
         latency: Batch size to seconds of a forward pass; empty without an example.
         dense: Costs of the model before compaction; ``None`` if it is not compacted.
         frozen: Name of each parameter or group that is not pruned to the reason.
