@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,6 @@ from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_modules
 from lightning_prune.core.trained import training_only
 from lightning_prune.export.compacted import callback_state_in
-from lightning_prune.report.report import Report
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, TrainerFn, rank_zero_warn
@@ -258,7 +257,7 @@ class PruningFit:
     # --- the run ends
 
     def end_training(self) -> None:
-        """End the last round, and write the report unless the network is to be compacted first."""
+        """End the last round."""
         state, trainer = self.state, self.trainer
         network, events = state.network, state.events
         if not self.running or not (state.example.forward_captured or network.sharded):
@@ -277,11 +276,11 @@ class PruningFit:
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if not self.parts.compact:
-            self._write_report()
 
     def end(self) -> None:
-        """Compact the network: every ``on_train_end`` has run, and the strategy has released the model.
+        """Compact the network if that is wanted, and write the report.
+
+        Every ``on_train_end`` has run, so checkpoints are saved, and the strategy has released the model.
 
         Raises:
             CompactionError: If the outputs would change; the module is unchanged then.
@@ -295,24 +294,17 @@ class PruningFit:
         if not self.running:
             rank_zero_warn("The fit ended before its first batch: nothing is pruned, compacted or reported.")
             return
-        if not self.parts.compact:
-            return
         probe = state.example.probe
-        if network.pruner is not None and probe is not None and network.sparsity > 0:
+        work = state.example.workload(self.module, self.parts.measure_seconds, trainer.strategy.root_device)
+        if self.parts.compact and network.pruner is not None and probe is not None and network.sparsity > 0:
             network.compact_(
                 probe.to(self.module.device),
-                state.example.example(self.module),
+                work,
                 trainer.optimizers,
                 trainer_queries.averages_in_callbacks(trainer, self.module),
-                self._report(),
+                state.report(replace(work, seconds=0.0)),
             )
-        self._write_report()
-
-    def _report(self) -> Report:
-        return self.state.report(self.state.example.example(self.module))
-
-    def _write_report(self) -> None:
-        trainer_queries.write_report(self.trainer, self._report(), self._folder, self.parts.name)
+        trainer_queries.write_report(trainer, state.report(work), self._folder, self.parts.name)
 
     def interrupt(self) -> None:
         """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""

@@ -14,6 +14,7 @@ from lightning_prune.callbacks.fit import PruningFit
 from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
+from lightning_prune.report.cost import Workload
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.base import Schedule
 from lightning_prune.schedules.curves import Cubic
@@ -47,6 +48,8 @@ class PruningCallback(Callback):
             a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
             smaller network.
         name: Tells two callbacks in one Trainer, and their reports, apart.
+        measure_seconds: Time limit in seconds for the report's measurements of latency at the end of the fit,
+            all together: at least 0, which measures none. One forward pass on a batch of the fit may exceed it.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
@@ -66,6 +69,7 @@ class PruningCallback(Callback):
         guard: Guard | None = None,
         compact: bool = False,
         name: str | None = None,
+        measure_seconds: float = 2.0,
     ) -> None:
         self.target = target
         self.criterion = criterion
@@ -76,6 +80,7 @@ class PruningCallback(Callback):
         self.guard = guard
         self.compact = compact
         self.name = name
+        self.measure_seconds = measure_seconds
         self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
 
@@ -130,7 +135,7 @@ class PruningCallback(Callback):
 
     @property
     def report(self) -> Report:
-        """The report of the network as it stands.
+        """The report of the network as it stands; its latency was measured at the end of the last fit.
 
         Raises:
             RuntimeError: Before the first fit.
@@ -139,7 +144,7 @@ class PruningCallback(Callback):
         model = shown.network.model
         if model is None or shown.network.store is None:
             raise RuntimeError("there is nothing to report before trainer.fit(); plan() looks ahead.")
-        return shown.report(self._state.example.example(model))
+        return shown.report(self._state.example.workload(model))
 
     def report_of(self, model: nn.Module, state: Mapping[str, Any], example: Any = None) -> Report:
         """Return the report of a network from a checkpoint; this callback need not be pruning it.
@@ -147,13 +152,14 @@ class PruningCallback(Callback):
         Args:
             model: The model with the weights of the checkpoint, as ``load_compact`` returns it.
             state: The entry of this ``state_key`` in the checkpoint's ``callbacks``.
-            example: An input of ``forward``, to count multiply-adds on.
+            example: An input of ``forward``, to count multiply-adds and measure latency on.
 
         Raises:
             ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
                 version of lightning_prune.
         """
-        return PruningState.of_saved(model, state, self._parts).report(example)
+        work = Workload(example, seconds=self.measure_seconds)
+        return PruningState.of_saved(model, state, self._parts).report(work)
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:
         """Return the report of a dry run: what would be removed at the end, what stays and why.
@@ -216,11 +222,11 @@ class PruningCallback(Callback):
         self._run.start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the last round, and write the report unless the network is to be compacted first."""
+        """End the last round."""
         self._run.end_training()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compact the network if ``compact=True``, then write the report."""
+        """Compact the network if ``compact=True``, then write the report: checkpoints are saved by now."""
         self._run.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_prune.core import schema
 from lightning_prune.export.compacted import PRUNING_STATE
+from lightning_prune.report.cost import Workload
 from lightning_prune.report.history import HISTORY, History
 from lightning_prune.report.report import Report
 from lightning_prune.training.example_input import ExampleInput
@@ -108,14 +109,14 @@ class PruningState:
             return False
         return self.network.plan is not None or self.events.guard_state.is_good(self.history.measured)
 
-    def report(self, example: Any) -> Report:
+    def report(self, work: Workload) -> Report:
         """Return the report of the network as it stands.
 
         Args:
-            example: An input of ``forward``, to count multiply-adds on.
+            work: What to run the network on.
         """
         return replace(
-            self.network.report(example),
+            self.network.report(work),
             monitor=self.history.monitor,
             history=tuple(self.history.entries),
             decisions=tuple(self.events.guard_state.decisions),

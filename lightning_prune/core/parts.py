@@ -54,6 +54,21 @@ def check_counts(**arguments: int) -> None:
             raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
 
 
+def check_seconds(**arguments: float) -> None:
+    """Check that each argument is a finite number of at least 0.
+
+    >>> check_seconds(measure_seconds=-1)
+    Traceback (most recent call last):
+    ValueError: measure_seconds=-1 must be a finite number of seconds, at least 0.
+
+    Raises:
+        ValueError: If an argument is not; the message names it.
+    """
+    for name, number in arguments.items():
+        if not is_number(number) or number < 0:
+            raise ValueError(f"{name}={number!r} must be a finite number of seconds, at least 0.")
+
+
 def check_seed(seed: int) -> None:
     """Check that a seed is an integer of at most 63 bits, which torch accepts.
 

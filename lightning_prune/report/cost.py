@@ -1,21 +1,22 @@
-"""Costs of a model: multiply-adds, latency, parameters and bytes."""
+"""Costs of a model: latency, parameters and bytes."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import as_probe, evaluation_mode, map_example, math_attention, tensors_in
+from lightning_prune.core.probes import Probe, as_probe, evaluation_mode, map_example, tensors_in
 
-SECONDS = 0.2  # default duration of a latency measurement
+SECONDS = 0.2  # default duration of a latency measurement, for one batch size
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,42 @@ class Cost:
     Args:
         params: Number of parameters, zeros included.
         bytes: Bytes of all parameters and buffers, stored densely.
-        macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
-            ``torch.utils.flop_counter``); ``None`` without an example.
-        latency: Batch size to seconds of a forward pass (median of several) on the model's device.
+        macs: Multiply-adds of a forward pass of one example, zeros included, as ``macs_by_parameter`` counts
+            them; ``None`` without an example.
+        latency: Batch size to seconds of a forward pass (median of several).
     """
 
     params: int
     bytes: int
     macs: int | None = None
     latency: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What models are run on to measure their costs.
+
+    Args:
+        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments; ``None`` to
+            run nothing. An example with a larger batch is cut.
+        largest: The largest batch size that is run; ``None`` for that of the example.
+        seconds: Time limit for all measurements of latency together; 0 to measure none.
+        device: The device to run the models on; ``None`` for the one that they are on.
+    """
+
+    example: Any = None
+    largest: int | None = None
+    seconds: float = 0.0
+    device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if self.example is not None and batch_size(self.example) > self.batch:
+            object.__setattr__(self, "example", resize_batch(self.example, self.batch))
+
+    @property
+    def batch(self) -> int:
+        """The largest batch size that is run."""
+        return batch_size(self.example) if self.largest is None else self.largest
 
 
 LATENCY = schema.mapping(schema.number("a number above 0", lambda value: value > 0), key=schema.integer(1))
@@ -46,58 +74,63 @@ COST = schema.dataclass_of(
 )
 
 
-def macs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Return the multiply-adds of one forward pass by module: half the count of ``torch.utils.flop_counter``.
-
-    The model runs once, in evaluation mode and without gradients.
-
-    Args:
-        model: The model; it is not changed.
-        example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments. The result is
-            for the whole batch that it holds.
-
-    Returns:
-        Module name to multiply-adds of the module, submodules included; "" is the whole model.
-
-    >>> import torch
-    >>> macs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(1, 4))
-    {'': 12, '0': 12, '1': 0}
-    """
-    probe = as_probe(example)
-    counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), math_attention(), counter:
-        probe(model)
-    counts = counter.get_flop_counts()
-    root = type(model).__name__
-    result = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name, _ in model.named_modules()}
-    result[""] = counter.get_total_flops() // 2
-    return result
-
-
-def latency(models: Sequence[nn.Module], example: Any, seconds: float | None = None) -> list[float]:
+def latency(
+    models: Sequence[nn.Module], example: Any, seconds: float | None = None, limit: float = math.inf
+) -> list[float]:
     """Return the median seconds of a forward pass of each model, over rounds in which each model runs once.
 
-    The models run in evaluation mode and without gradients.
+    The models run in evaluation mode and without gradients. The first round warms up, and counts only if it is
+    the only one.
 
     Args:
         models: The models; they are not changed.
         example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments.
-        seconds: Duration of the measurement, by default ``SECONDS``; after one warm-up round, at least three
-            rounds are measured.
+        seconds: Duration of the measurement, by default ``SECONDS``; it has at least four rounds.
+        limit: Seconds in which all rounds have to fit. After each round another one as long has to fit, or it
+            is the last one.
     """
     duration = SECONDS if seconds is None else seconds
     probe = as_probe(example)
-    times: list[list[float]] = [[] for _ in models]
+    rounds: list[list[float]] = []
     start = time.perf_counter()
-    while len(times[0]) < 4 or time.perf_counter() - start < duration:
-        for model, own in zip(models, times, strict=True):
-            with evaluation_mode(model):
-                _wait()
-                before = time.perf_counter()
-                probe(model)
-                _wait()
-                own.append(time.perf_counter() - before)
-    return [median(own[1:]) for own in times]
+    elapsed = last = 0.0
+    while not rounds or (elapsed + last <= limit and (len(rounds) < 4 or elapsed < duration)):
+        rounds.append([_seconds(model, probe) for model in models])
+        before, elapsed = elapsed, time.perf_counter() - start
+        last = elapsed - before
+    return [median(times) for times in zip(*(rounds[1:] or rounds), strict=True)]
+
+
+def latencies(models: Sequence[nn.Module], work: Workload) -> dict[int, list[float]]:
+    """Return the latencies of models by batch size: for 1 and for the largest size of the workload.
+
+    A size on which a model does not run is left out, and so is the larger one if the time limit leaves no
+    time for it.
+
+    Args:
+        models: The models; they are not changed.
+        work: The workload, with an example.
+    """
+    found: dict[int, list[float]] = {}
+    end = time.perf_counter() + work.seconds
+    sizes = sorted({1, work.batch})
+    for place, size in enumerate(sizes):
+        left = end - time.perf_counter()
+        if left <= sum(found.get(1, ())):  # a larger batch takes at least the time of a smaller one
+            break
+        with suppress(Exception):  # a user's forward may raise anything
+            found[size] = latency(models, resize_batch(work.example, size), limit=left / (len(sizes) - place))
+    return found
+
+
+def _seconds(model: nn.Module, probe: Probe) -> float:
+    """Return the seconds of one forward pass."""
+    with evaluation_mode(model):
+        _wait()
+        before = time.perf_counter()
+        probe(model)
+        _wait()
+        return time.perf_counter() - before
 
 
 def _wait() -> None:

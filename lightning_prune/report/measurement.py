@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.core.parts import check_seconds
 from lightning_prune.core.probes import first_example
 from lightning_prune.report.cost import (
     Cost,
+    Workload,
     batch_size,
     dense_bytes,
-    latency,
-    macs,
+    latencies,
     packed_bytes,
     parameters,
     resize_batch,
@@ -24,10 +26,14 @@ from lightning_prune.report.report import Layer, Report
 from lightning_prune.units.masks import masked_parameters
 from lightning_prune.units.shards import Shards, shards_of, to_local
 
-_SIZES = (1, 64)
 
-
-def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example: Any = None) -> Report:
+def measure(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None = None,
+    example: Any = None,
+    *,
+    seconds: float = 2.0,
+) -> Report:
     """Return a report of a model.
 
     If the parameters are sharded among processes, all processes must call this, and the example is not run.
@@ -36,16 +42,20 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
         model: The model; it is not changed.
         masks: Name to bool mask, True where kept, of each parameter that pruning covers.
         example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds and measure latency on.
-            Latency is of the whole batch. Multiply-adds are of one example of the batch if a batch of twice the
-            size takes twice as many, otherwise of the whole batch.
+            Latency is that of a batch of 1 and of the whole batch. Multiply-adds are of one example if two take
+            twice as many, otherwise of the whole batch.
+        seconds: Time limit for all measurements of latency together: at least 0, which measures none. One
+            forward pass may exceed it.
 
     Raises:
-        ValueError: If a mask belongs to no parameter, or to one of another shape.
+        ValueError: If a mask belongs to no parameter, or to one of another shape, or ``seconds`` is wrong.
     """
+    check_seconds(seconds=seconds)
     masks = masks or {}
     masked_parameters(model, masks)
     shards = shards_of(model)
-    return measure_layers(model, count_kept(masks, shards), None if shards.sharded else first_example(example))
+    work = Workload(None if shards.sharded else first_example(example), seconds=seconds)
+    return measure_layers(model, count_kept(masks, shards), work)
 
 
 def count_kept(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:
@@ -63,26 +73,22 @@ def count_kept(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]
     )
 
 
-def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = None) -> Report:
+def measure_layers(model: nn.Module, layers: tuple[Layer, ...], work: Workload) -> Report:
     """Return a report of a model whose masks have been counted by :func:`count_kept`.
 
     Args:
         model: The model.
         layers: The result of :func:`count_kept`.
-        example: As for :func:`measure`.
+        work: What to run the model on.
     """
     total = kept = None
-    seconds = {}
-    if example is not None:
-        counts = _macs_of_one(model, example)
-        total = counts[""]
-        gone = sum(
-            counts.get(layer.name.rpartition(".")[0], 0) * (1 - layer.remaining / layer.size)
-            for layer in layers
-            if len(layer.shape) > 1
-        )
+    seconds: dict[int, list[float]] = {}
+    if work.example is not None:
+        counts = _macs_of_one(model, work.example)
+        total = sum(counts.values())
+        gone = sum(counts.get(layer.name, 0) * (layer.size - layer.remaining) / layer.size for layer in layers)
         kept = round(total - gone)
-        seconds = {batch_size(example): latency([model], example)[0]}
+        seconds = latencies([model], work)
     return Report(
         layers=layers,
         params=parameters(model),
@@ -90,12 +96,12 @@ def measure_layers(model: nn.Module, layers: tuple[Layer, ...], example: Any = N
         bytes_packed=packed_bytes(model, {layer.name: layer.remaining for layer in layers}),
         macs=total,
         macs_kept=kept,
-        latency=seconds,
+        latency={size: times[0] for size, times in seconds.items()},
     )
 
 
 def measure_compacted(
-    report: Report, dense: nn.Module, compacted: nn.Module, masks: Mapping[str, Tensor], example: Any = None
+    report: Report, dense: nn.Module, compacted: nn.Module, masks: Mapping[str, Tensor], work: Workload
 ) -> Report:
     """Return the report of a masked model, updated with the costs of the dense and of the compacted model.
 
@@ -104,10 +110,10 @@ def measure_compacted(
         dense: The model before compaction.
         compacted: The compacted model.
         masks: Name to mask of each parameter of the compacted model that is still masked.
-        example: As for :func:`measure`.
+        work: What to run both models on.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
-    before, after = _costs([dense, compacted], example)
+    before, after = _costs([dense, compacted], work)
     return replace(
         report,
         layers=tuple(replace(layer, compacted=shapes[layer.name]) for layer in report.layers),
@@ -117,14 +123,14 @@ def measure_compacted(
     )
 
 
-def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
-    """Return the costs of models, with latencies measured in alternation, for several batch sizes."""
-    seconds = {} if example is None else {size: latency(models, resize_batch(example, size)) for size in _SIZES}
+def _costs(models: Sequence[nn.Module], work: Workload) -> list[Cost]:
+    """Return the costs of models, with latencies measured in alternation."""
+    seconds = {} if work.example is None else latencies(models, work)
     return [
         Cost(
             parameters(model),
             dense_bytes(model),
-            None if example is None else _macs_of_one(model, example)[""],
+            None if work.example is None else sum(_macs_of_one(model, work.example).values()),
             {size: times[place] for size, times in seconds.items()},
         )
         for place, model in enumerate(models)
@@ -132,15 +138,21 @@ def _costs(models: Sequence[nn.Module], example: Any) -> list[Cost]:
 
 
 def _macs_of_one(model: nn.Module, example: Any) -> dict[str, int]:
-    """Return multiply-adds by module: of one example if they double with the batch, else of the whole batch."""
-    found, size = macs(model, example), batch_size(example)
-    if size == 1:
-        return found
-    try:  # a larger batch, because indices in the example may be out of range in a smaller one
-        twice = macs(model, resize_batch(example, 2 * size))
-    except Exception:  # a user's forward may raise anything
-        return found
-    return {name: count // size for name, count in found.items()} if twice[""] == 2 * found[""] else found
+    """Return multiply-adds by parameter: of one example if they double with the batch, else of the batch."""
+    size = batch_size(example)
+    # a model may need more examples than one, such as pairs
+    for few in sorted({1, size // 2}) if size > 1 else ():
+        try:
+            found = macs_by_parameter(model, resize_batch(example, few))
+            twice = macs_by_parameter(model, resize_batch(example, 2 * few))
+        except (
+            Exception
+        ):  # a user's forward may raise anything, as where indices of an example are out of range
+            continue
+        if all(twice.get(name, 0) == 2 * count for name, count in found.items()):
+            return {name: count // few for name, count in found.items()}
+        break
+    return macs_by_parameter(model, example)
 
 
 def _width(mask: Tensor) -> int:

@@ -86,9 +86,11 @@ class Report:
         bytes_packed: Bytes of the file that ``save_packed`` writes, apart from some hundred bytes per tensor. A
             masked parameter takes one bit per weight and its kept values, if that is less than all its values.
         macs: Multiply-adds of a forward pass of one example, zeros included (half the count of
-            ``torch.utils.flop_counter``); ``None`` without an example.
+            ``torch.utils.flop_counter``, and recurrent layers); ``None`` without an example.
         macs_kept: Multiply-adds with kept weights only, as in an ideal sparse kernel; ``None`` if not counted.
-        latency: Batch size to seconds of a forward pass; empty without an example.
+            Products of several parameters, and of none, count as kept.
+        latency: Batch size, 1 and the whole batch, to seconds of a forward pass; without those on which
+            ``forward`` fails or for which the time limit left no time.
         dense: Costs of the model before compaction; ``None`` if it is not compacted.
         frozen: Name of each parameter or group that is not pruned to the reason.
         protected: Names of groups that would have been emptied, and keep a last unit.

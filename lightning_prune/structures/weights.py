@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.channels.compaction.tracing import macs_by_weight
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import averaged_modules
+from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
-from lightning_prune.core.probes import as_probe
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.matrices import input_dim_of, is_matrix
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
@@ -225,7 +225,7 @@ def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[st
     }
     budgets = {"params": sizes}
     if example is not None:
-        budgets["macs"] = macs_by_weight(model, as_probe(example))
+        budgets["macs"] = macs_by_parameter(copy_model(model), example)
     return {
         budget: Budget([Term(amount, shares.get(name, ())) for name, amount in amounts.items()])
         for budget, amounts in budgets.items()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.model_copies import is_compiled
 from lightning_prune.core.probes import Probe, own_example
 from lightning_prune.core.tensors import to_model
+from lightning_prune.report.cost import Workload
 from lightning_prune.training.hooks import ForwardCapture, first_of
 from lightning_prune.training.lightning_packages import LightningModule, Trainer
 from lightning_prune.training.sandbox import capture_example, find_probe
@@ -25,6 +28,7 @@ class ExampleInput:
     def __init__(self) -> None:
         self.probe: Probe | None = None
         self._capture: ForwardCapture | None = None
+        self._loaded: int | None = None  # the size of the first batch
 
     @property
     def forward_captured(self) -> bool:
@@ -65,6 +69,8 @@ class ExampleInput:
                 A compiled module is always copied: it would be compiled again.
         """
         if self._capture is None:
+            leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+            self._loaded = next((len(leaf) for leaf in leaves), None)
             on_copy = on_copy or is_compiled(module)
             if on_copy:
                 self._capture = capture_example(trainer, module, batch)
@@ -80,6 +86,18 @@ class ExampleInput:
         if example is None and self._capture is not None:
             example = self._capture.example
         return None if example is None else to_model(example, model)  # the device may change in a fit
+
+    def workload(self, model: nn.Module, seconds: float = 0.0, device: torch.device | None = None) -> Workload:
+        """Return what to measure the model on: no more than a batch of the fit.
+
+        Args:
+            model: The model.
+            seconds: Time limit for all measurements of latency together; 0 to measure none.
+            device: The device to run the model on; ``None`` for the one that it is on.
+        """
+        captured = self._capture is not None and self._capture.arguments is not None
+        largest = self._capture.batch_size if self._capture is not None and captured else self._loaded
+        return Workload(self.example(model), largest, seconds, device)
 
     def release(self) -> None:
         """Restore ``forward`` and drop the probe; the captured input stays."""

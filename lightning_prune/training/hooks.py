@@ -103,10 +103,12 @@ class ForwardCapture:
 
     Attributes:
         arguments: The positional and the keyword arguments; ``None`` before the first forward pass.
+        batch_size: Length of their first tensor that is not a scalar; 1 if there is none.
     """
 
     def __init__(self, module: nn.Module, take: Callable[[Tensor], Tensor]) -> None:
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.batch_size = 1
         self._take = take
         self._names: Iterable[str] = ()
         self._module: nn.Module | None = module
@@ -135,7 +137,14 @@ class ForwardCapture:
         forward = self._forward
         assert forward is not None
         if self._module is not None:
-            self.arguments = map_tensors((args, kwargs), self._take)
+            sizes: list[int] = []
+
+            def take(tensor: Tensor) -> Tensor:
+                sizes.extend(tensor.shape[:1])
+                return self._take(tensor)
+
+            self.arguments = map_tensors((args, kwargs), take)
+            self.batch_size = next(iter(sizes), 1)
             self._names = tuple(signature(forward).parameters) if kwargs else ()
             self.release()
         return forward(*args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.core.parts import check_flag, check_part, describe
+from lightning_prune.core.parts import check_flag, check_part, check_seconds, describe
 from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.pruner import Pruner, check_parts
@@ -40,6 +40,7 @@ class PruningParts:
     guard: Guard | None
     compact: bool
     name: str | None
+    measure_seconds: float
 
     def __post_init__(self) -> None:
         check_parts(self.target, self.criterion, self.structure, self.selector)
@@ -47,6 +48,7 @@ class PruningParts:
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
         check_flag(compact=self.compact)
+        check_seconds(measure_seconds=self.measure_seconds)
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name={self.name!r} must be 1 to 100 characters without slashes: files have it.")
 
@@ -119,7 +121,7 @@ class PruningParts:
         unknown = self.criterion.needs | self.selector.needs
         if not unknown:
             pruner.select(1.0)
-        report = measure(model, pruner.masks, example)
+        report = measure(model, pruner.masks, example, seconds=self.measure_seconds)
         if unknown:
             layers = tuple(replace(layer, kept=None) for layer in report.layers)
             report = replace(report, layers=layers, macs_kept=None)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,9 +20,11 @@ from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
 from lightning_prune.export import compacted
 from lightning_prune.pruner import PRUNED, Pruner
+from lightning_prune.report.cost import Workload
 from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
-from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module, rank_zero_warn
+from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module
+from lightning_prune.training.measuring import measured
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
 
@@ -58,6 +59,7 @@ class PrunedNetwork:
         plan: The plan by which it was compacted; ``None`` if it was not.
         record: The report that was made at compaction; ``None`` if it was not compacted.
         layers: Kept and total size of each layer, as of the last :meth:`count`.
+        latency: Batch size to seconds of a forward pass, as last measured.
     """
 
     def __init__(self) -> None:
@@ -71,6 +73,7 @@ class PrunedNetwork:
         self.plan: Plan | None = None
         self.record: Report | None = None
         self.layers: tuple[Layer, ...] = ()
+        self.latency: Mapping[int, float] = {}
         self._saved: Mapping[str, Any] = {}
 
     def bound_to(self, model: nn.Module) -> bool:
@@ -154,22 +157,24 @@ class PrunedNetwork:
         removed = sum(layer.size - cast(int, layer.kept) for layer in self.layers)
         return removed / sum(layer.size for layer in self.layers)
 
-    def report(self, example: Any = None) -> Report:
-        """Return the report of the network as it stands.
+    def report(self, work: Workload) -> Report:
+        """Return the report of the network as it stands, with the latency that was last measured.
 
         Args:
-            example: An input of ``forward``, to count multiply-adds on; ``None`` to leave them out.
+            work: What to run the network on.
         """
         if self.record is not None:
             return self.record
         assert self.model is not None
         assert self.store is not None
         if self.sharded:
-            example = None  # a forward pass would need all processes
-        report = _measured(partial(measure_layers, self.model, self.layers), example)
+            work = Workload()  # a forward pass would need all processes
+        report = measured(partial(measure_layers, self.model, self.layers), [self.model], work)
+        self.latency = report.latency or self.latency
         remarks = self._saved if self.pruner is None else self.pruner.remarks
         return replace(
             report,
+            latency=self.latency,
             frozen=remarks["frozen"],
             protected=tuple(remarks["protected"]),
             left_out=remarks["left_out"],
@@ -178,7 +183,7 @@ class PrunedNetwork:
     def compact_(
         self,
         probe: Probe,
-        example: Any,
+        work: Workload,
         optimizers: Iterable[Optimizer],
         averages: Iterable[Average],
         report: Report,
@@ -187,8 +192,7 @@ class PrunedNetwork:
 
         Args:
             probe: Runs the network, to prove that its outputs stay the same.
-            example: An input of ``forward``, to measure the dense and the compacted network on; ``None`` to
-                leave that out.
+            work: What to run the dense and the compacted network on, to measure them.
             optimizers: The optimizers of its parameters; their state is cut, too.
             averages: Weight averages outside the network; they are cut in the same way.
             report: The report of the masked network.
@@ -210,7 +214,7 @@ class PrunedNetwork:
         for name, mask in masks.items():
             self.store.masks[name].copy_(mask)
         self.pruner = None
-        report = _measured(partial(measure_compacted, report, dense, model, masks), example)
+        report = measured(partial(measure_compacted, report, dense, model, masks), [dense, model], work)
         self.record = replace(report, proof=done.proof, unchanged=done.unchanged)
 
     @contextmanager
@@ -264,16 +268,6 @@ class PrunedNetwork:
             "plan": self.plan.to_state(),
             "report": self.record.to_state(),
         }
-
-
-def _measured(measure: Callable[[Any], Report], example: Any) -> Report:
-    """Return the report measured on the example, or without it if the forward pass fails."""
-    try:
-        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a report
-            return measure(example)
-    except Exception as error:  # a user's forward may raise anything, and a report must not end a fit
-        rank_zero_warn(f"The report goes without multiply-adds: forward failed with {error!r}.")
-        return measure(None)
 
 
 def _apply_plan(

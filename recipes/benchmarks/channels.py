@@ -36,6 +36,7 @@ from shared import (
     save,
     training_batches,
 )
+from torch import nn
 
 from lightning_prune import (
     Channels,
@@ -49,7 +50,8 @@ from lightning_prune import (
     Schedule,
     Taylor,
 )
-from lightning_prune.report.cost import macs, parameters
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.report.cost import parameters
 
 Arm = Callable[[Classifier, Images, float], list[Callback]]
 
@@ -107,10 +109,10 @@ def theirs(importance: str, whole: bool = True) -> Arm:
             iterative_steps=400,
             ignored_layers=[net.fc],
         )
-        goal = macs(net, EXAMPLE)[""] / speedup
+        goal = _macs(net) / speedup
         for batch in training_batches(data, 10):
             loss_of(net, batch).backward()
-        while macs(net, EXAMPLE)[""] > goal:
+        while _macs(net) > goal:
             pruner.step()
         net.zero_grad()
         net.train()  # Torch-Pruning leaves evaluation mode on, in which batch norm statistics are not updated
@@ -144,6 +146,11 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def _macs(net: nn.Module) -> int:
+    """Return the multiply-adds of a network on the example."""
+    return sum(macs_by_parameter(net, EXAMPLE).values())
+
+
 def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Namespace) -> dict[str, Any]:
     """Prune, train and test one arm with one seed, and return the results.
 
@@ -156,12 +163,12 @@ def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Na
     """
     seed_everything(seed, verbose=False)
     model = Classifier(lr=options.lr, init_from=options.init_from)
-    dense = macs(model.net, EXAMPLE)[""], parameters(model.net)
+    dense = _macs(model.net), parameters(model.net)
     begun = time.perf_counter()
     callbacks = ARMS[name](model, data, speedup)
     cutting = time.perf_counter() - begun
     validated, tested, fitting = fit_and_test(model, data, options.epochs, callbacks)
-    left = macs(model.net, EXAMPLE)[""], parameters(model.net)
+    left = _macs(model.net), parameters(model.net)
     return {
         "arm": name,
         "wanted": speedup,

@@ -19,7 +19,8 @@ from shared import Table, arguments, save
 from torch import nn
 
 from lightning_prune import Channels, Global, Pruner, compact
-from lightning_prune.report.cost import latency, macs, parameters
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.report.cost import latency, parameters
 
 SELECTOR = Global(budget="macs", normalize="mean")
 
@@ -52,7 +53,7 @@ def measure(name: str, target: float, batches: list[int], seconds: float, round_
     pruner = Pruner(model, target, structure=structure, selector=SELECTOR, schedule=None, example=image)
     pruner.prune(1.0)
     smaller = compact(model, pruner.masks, image)
-    counts = [macs(each, image)[""] for each in (model, smaller)]
+    counts = [sum(macs_by_parameter(each, image).values()) for each in (model, smaller)]
     row: dict[str, Any] = {
         "network": name,
         "target": target,

@@ -1,4 +1,4 @@
-"""The passes of a model: their records and traces, and its multiply-adds by weight."""
+"""The passes of a model: their records and traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.graph.recorder import PassRecord, record_pass
-from lightning_prune.channels.graph.trace import Trace, last_dim
+from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, Probe
@@ -67,18 +67,6 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
         if all((record.steps, record.reads) != (other.steps, other.reads) for other in records):
             records.append(record)
     return records
-
-
-def macs_by_weight(model: nn.Module, probe: Probe) -> dict[str, int]:
-    """Return the multiply-adds of one pass by the name of the parameter that they read.
-
-    The key "" is for all that read no parameter, or several.
-    """
-    amounts = {"": 0}
-    for amount, _, names in trace_model(model, [record_pass(copy_model(model), probe)], last_dim).op_costs:
-        name = next(iter(names)) if len(names) == 1 else ""
-        amounts[name] = amounts.get(name, 0) + amount
-    return amounts
 
 
 def trace_model(

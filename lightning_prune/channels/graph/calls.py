@@ -123,5 +123,15 @@ def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: 
     return None
 
 
+def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors among the arguments of an op that it writes to."""
+    written = [
+        argument.name
+        for argument in schema_of(func).arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return tensors_of([argument_of(func, args, kwargs, name) for name in written])
+
+
 _NO_SCHEMA = torch._C.parse_schema("none() -> ()")
 Rule: TypeAlias = Callable[[Call], Sequence[Fields]]  # returns the label fields of each output

@@ -58,7 +58,7 @@ def budgets(
     for same_op in zip(*(trace.op_costs for trace in traces), strict=True):
         factors = [
             labels
-            for number, (_, lines, _) in enumerate(same_op)
+            for number, (_, lines) in enumerate(same_op)
             for labels in lines
             if trace_of(labels) == number
         ]

@@ -196,7 +196,7 @@ def matmul(call: Call) -> Sequence[Fields]:
     inner = (left.ndim - 1, max(0, right.ndim - 2))
     fields = _contract(call, [left, right], inner, frozenset(range(left.ndim - 2)))
     summed = partition(call.fields(left), inner[:1])[0] or partition(call.fields(right), inner[1:])[0]
-    call.record.note_macs([*fields, *summed[:1]], [left, right])
+    call.record.note_macs([*fields, *summed[:1]])
     if not call.of_weights(left) and not call.of_weights(right):
         for field in fields:
             if max(varying_dims(field)) < left.ndim - 2:
@@ -264,5 +264,5 @@ def convolution(call: Call) -> Sequence[Fields]:
         for field in call.fields(bias):
             labels.couple(made, field)
     call.record.note(Role.OUTPUT, made)
-    call.record.note_macs([*sides[0][:1], *sides[1][:1]], [weight])
+    call.record.note_macs([*sides[0][:1], *sides[1][:1]])
     return [merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from lightning_prune.channels.graph.calls import argument_of, schema_of, tensors_of
+from lightning_prune.channels.graph.calls import tensors_of, written_tensors
 from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
@@ -91,7 +91,7 @@ class OpRecorder(OpMode):
         self._made: list[_Made] = []
         self.written: set[str] = set()
         # by memory, since a parameter may be written to through its ``data`` or a view
-        self._names = {each: name for name, tensor in model.named_parameters() for each in _storages([tensor])}
+        self._names = {each: name for name, tensor in model.named_parameters() for each in memory_of([tensor])}
         own = dict((*model.named_parameters(), *model.named_buffers()))
         self._own = list(own.values())
         self._own_names = {id(tensor): name for name, tensor in own.items()}
@@ -103,7 +103,7 @@ class OpRecorder(OpMode):
         Args:
             result: The result of the pass.
         """
-        memory = set(_storages([*self.outputs(result), *self._own]))
+        memory = set(memory_of([*self.outputs(result), *self._own]))
         found = []
         for reads, writes in reversed(self._traffic):
             found.append(not memory.isdisjoint(writes))
@@ -171,14 +171,9 @@ class OpRecorder(OpMode):
         number = len(self.steps)
         self.steps.append(op_record(func, outputs))
         self.reads.append(tuple(self._own_names[id(each)] for each in given if id(each) in self._own_names))
-        changed = [
-            argument_of(func, args, kwargs, argument.name)
-            for argument in schema_of(func).arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        written = tensors_of(changed)
-        self.written |= {self._names[each] for each in _storages(written) if each in self._names}
-        self._traffic.append((_storages(given), _storages(outputs + written)))
+        written = written_tensors(func, args, kwargs)
+        self.written |= {self._names[each] for each in memory_of(written) if each in self._names}
+        self._traffic.append((memory_of(given), memory_of(outputs + written)))
         static = all(tensor in self._static for tensor in given)
         for place, tensor in enumerate(outputs):
             self._made.append(_Made(number, place, TensorWeakRef(tensor)))
@@ -194,7 +189,7 @@ def op_record(func: Any, outputs: Sequence[Tensor]) -> OpRecord:
     return func, tuple(torch.Size() if tensor.is_nested else tensor.shape for tensor in outputs)
 
 
-def _storages(tensors: Iterable[Tensor]) -> _Memory:
+def memory_of(tensors: Iterable[Tensor]) -> _Memory:
     """Return weak references to the storages of tensors, which keep their addresses from being reused.
 
     Sparse tensors have none.

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
 
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields
+from lightning_prune.channels.graph.products import products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
@@ -110,17 +110,16 @@ class Trace(OpMode):
         record = self.record
         call = Call(record, func, args, kwargs, outputs)
         if all(map(call.of_weights, call.tensors)):
-            names = frozenset[str]().union(*(record.weights[tensor] for tensor in call.tensors))
-            record.weights.update((output, names) for output in outputs)
+            record.weights.update((output, True) for output in outputs)
         read = {record.names.get(id(tensor), "") for tensor in call.tensors}
         record.ran |= read
         if live:
             record.used |= read
-        macs = _macs(func, args, kwargs, result)
+        macs = sum(product.macs for product in products(func, args, kwargs, result))
         if macs or any(record.fields(tensor) for tensor in call.tensors):
             if self._deadline is not None:
                 self._deadline.check()
-            record.op_factors = [], frozenset()
+            record.op_factors = []
             # an op that no result depends on may lose any value, but its operands must still agree in size
             with record.labels.without_freezing(not live):
                 results = _followed(call)
@@ -129,7 +128,7 @@ class Trace(OpMode):
                     _check_unchanged(call, output, fields)
                 record.set_fields(output, _bounded(call, fields))
         if macs and self._counting:
-            record.op_costs.append((macs, *record.op_factors))
+            record.op_costs.append((macs, record.op_factors))
         self._note_uniform(call)
         self._outputs += [outputs[place] for place in outliving]
         return result
@@ -190,12 +189,6 @@ def _check_unchanged(call: Call, part: Tensor, fields: Fields) -> None:
     )
     if not same:
         call.freeze((*before, *fields), "is written into a part of another tensor")
-
-
-def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Return the multiply-adds of an op: half of the FLOPs that torch counts, 0 for ops it does not count."""
-    flops = flop_registry.get(getattr(func, "_overloadpacket", func))
-    return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
 def _is_view(tensor: Tensor) -> bool:

@@ -40,14 +40,13 @@ class TraceRecord:
         labels: All labels, coupled and frozen by the ops that ran.
         axis_labels: Name of each parameter and buffer to its labels, one tensor for each dimension.
         names: ``id`` of each parameter and buffer of the copy that runs to its name.
-        weights: Tensors that are weights (parameters or buffers), or computed from weights alone, to the names
-            of those weights.
+        weights: Tensors that are weights (parameters or buffers), or computed from weights alone.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
         ran: Names of the parameters and buffers that an op has read.
         used: Names of the parameters and buffers that the results depend on.
-        op_costs: For each op that was counted its multiply-adds, the labels along each dimension that these run
-            over, and the names of the weights among its operands.
-        op_factors: The last two of these, for the op that is running.
+        op_costs: For each op that was counted its multiply-adds, and the labels along each dimension that these
+            run over.
+        op_factors: These labels, for the op that is running.
         split_used: Whether ``split`` was called.
     """
 
@@ -59,8 +58,8 @@ class TraceRecord:
         self.uniform: Any = WeakTensorKeyDictionary()
         self.ran: set[str] = set()
         self.used: set[str] = set()
-        self.op_costs: list[tuple[int, list[Tensor], frozenset[str]]] = []
-        self.op_factors: tuple[list[Tensor], frozenset[str]] = [], frozenset()
+        self.op_costs: list[tuple[int, list[Tensor]]] = []
+        self.op_factors: list[Tensor] = []
         self.split_used = False
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
@@ -82,7 +81,7 @@ class TraceRecord:
         held = (*model.named_parameters(), *model.named_buffers())
         self.names = {id(tensor): name for name, tensor in held}
         for name, tensor in _floating_point(model).items():
-            self.weights[tensor] = frozenset([name])
+            self.weights[tensor] = True
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
                 for dim, line in enumerate(self.axis_labels[name])
@@ -111,15 +110,9 @@ class TraceRecord:
         """Record the role of the labels of a field."""
         self._roles[role].append(_flat_copy(field))
 
-    def note_macs(self, lines: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Record what the multiply-adds of the op that is running depend on.
-
-        Args:
-            lines: The labels along each dimension that the multiply-adds run over.
-            tensors: The operands, whose weights are named.
-        """
-        names = (self.weights.get(tensor, frozenset[str]()) for tensor in tensors)
-        self.op_factors = [_flat_copy(line) for line in lines], frozenset().union(*names)
+    def note_macs(self, lines: Sequence[Tensor]) -> None:
+        """Record the labels along each dimension that the multiply-adds of the running op run over."""
+        self.op_factors = [_flat_copy(line) for line in lines]
 
     def has_role(self, role: Role) -> Tensor:
         """Return a bool for each label: whether it has this role."""
