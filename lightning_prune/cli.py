@@ -34,7 +34,8 @@ from lightning_prune.training.lightning_packages import (
     package_of,
 )
 from lightning_prune.training.sandbox import forward_probe
-from lightning_prune.training.trainer_queries import first_batch, monitored_metric
+from lightning_prune.training.trainer_data import first_batch
+from lightning_prune.training.trainer_queries import monitored_metric
 
 if TYPE_CHECKING:  # the classes that the two below are mixed into
     _Trainer = Trainer

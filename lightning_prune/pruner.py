@@ -30,7 +30,7 @@ from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
-from lightning_prune.units.shards import shards_of
+from lightning_prune.units.shards import shards_of, to_local
 from lightning_prune.units.slices import axis_slices
 
 PRUNED = schema.record(
@@ -286,10 +286,26 @@ class Pruner:
 
         self._selector.select(candidates, fraction * self._share, costs)
         for each in candidates:
-            for part in each.group.masked:
-                if not part.divisible:  # for single weights each.kept is the mask itself
-                    self.masks[part.name].logical_and_(part.spread(each.kept))
+            if not each.group.divisible:  # for single weights each.kept is the mask itself
+                self._keep(each.group, each.kept)
         self.protected |= {each.group.name for each in candidates if each.protected}
+
+    @torch.no_grad()
+    def keep_zeros(self) -> None:
+        """Remove the units that are 0 now, as in a network that was pruned before.
+
+        A layer that would keep too few, such as one of zeros alone, stays as it is.
+        """
+        for group in self.groups:
+            here = group.here
+            kept = here.sum(lambda weight: weight != 0, [part.weight for part in here.slices]) > 0
+            if int(self.store.shards.add_up(kept.count_nonzero())) >= group.least:
+                self._keep(group, kept)
+
+    def _keep(self, group: UnitGroup, kept: Tensor) -> None:
+        """Keep no other units of a group than these, which are those of this process, in its masks."""
+        for part in group.here.masked:
+            to_local(self.masks[part.name]).logical_and_(part.spread(kept))
 
     def estimate_seconds(self, losses: Losses) -> float:
         """Evaluate the loss on one batch, before pruning depends on it.

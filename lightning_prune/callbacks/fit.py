@@ -15,7 +15,7 @@ from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_modules
 from lightning_prune.core.trained import training_only
 from lightning_prune.export.compacted import callback_state_in
-from lightning_prune.training import trainer_queries
+from lightning_prune.training import report_files, trainer_data, trainer_queries
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, TrainerFn, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
@@ -46,7 +46,7 @@ class PruningFit:
     _global_step: int = 0
     _logged: float | None = None
     _validation_batches: dict[int, Any] = field(default_factory=dict)  # of the sanity check, by loader
-    _folder: Path = Path()
+    _folder: Path | None = None  # of the report's files
 
     def __post_init__(self) -> None:
         self._load_hook = LoadHook(self.module, self._loading)
@@ -78,6 +78,7 @@ class PruningFit:
         if trainer.global_step == 0 or not state.network.bound_to(self.module):
             # a run resumed from a checkpoint without pruning state has trained some steps
             state.events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+        trainer_queries.check_callbacks(trainer)
         trainer_queries.check_strategy(trainer.strategy, self.parts.needs_whole)
         if state.pending is not None and state.pending["agenda"]["steps"] > trainer.global_step:
             # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
@@ -115,6 +116,8 @@ class PruningFit:
         self._check_neighbours()
         state.events.check(self.module)
         network = state.network
+        if network.sparsity > state.history.sparsity:  # zeros that were there
+            self._log_event()
         assert network.store is not None
         self._step_hooks = StepHooks(network.pruner, network.store, state.events.queue, trainer.optimizers)
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
@@ -202,11 +205,10 @@ class PruningFit:
         network, steps = self.state.network, self.state.events.queue.steps
         network.count()
         self.state.history.record_event(self.trainer.current_epoch, steps, network.sparsity)
-        removed = {
-            f"prune/sparsity/{layer.name}": 1 - cast(int, layer.kept) / layer.size for layer in network.layers
-        }
+        metric = self.parts.metric
+        removed = {f"{metric}/{layer.name}": 1 - cast(int, layer.kept) / layer.size for layer in network.layers}
         for logger in self.trainer.loggers:
-            logger.log_metrics({"prune/sparsity": network.sparsity} | removed, step=steps)
+            logger.log_metrics({metric: network.sparsity} | removed, step=steps)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe gradients before an optimizer's step: unscaled and not clipped."""
@@ -223,7 +225,7 @@ class PruningFit:
         self._global_step = self.trainer.global_step
         sparsity = self.state.history.sparsity
         if batch_idx == 0 or sparsity != self._logged:
-            self.module.log("prune/sparsity", sparsity, prog_bar=True, logger=False, batch_size=1)
+            self.module.log(self.parts.metric, sparsity, prog_bar=True, logger=False, batch_size=1)
             self._logged = sparsity
 
     def begin_validation(self) -> None:
@@ -262,7 +264,7 @@ class PruningFit:
         network, events = state.network, state.events
         if not self.running or not (state.example.forward_captured or network.sharded):
             # a fit that was resumed after its last step has seen no batch
-            batch = trainer_queries.training_batch(trainer, self.module)
+            batch = trainer_data.training_batch(trainer, self.module)
             if batch is not None:
                 self._read_batch(batch, on_copy=True)
         if not self.running:
@@ -275,7 +277,7 @@ class PruningFit:
             stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
             hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
             rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = report_files.report_folder(trainer, self.parts.write_report)
 
     def end(self) -> None:
         """Compact the network if that is wanted, and write the report.
@@ -304,7 +306,8 @@ class PruningFit:
                 trainer_queries.averages_in_callbacks(trainer, self.module),
                 state.report(replace(work, seconds=0.0)),
             )
-        trainer_queries.write_report(trainer, state.report(work), self._folder, self.parts.name)
+        if self.parts.write_report:
+            report_files.write_report(trainer, state.report(work), self._folder, self.parts.name)
 
     def interrupt(self) -> None:
         """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""

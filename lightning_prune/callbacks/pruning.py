@@ -47,9 +47,15 @@ class PruningCallback(Callback):
         compact: Whether to remove masked units from the module's tensors in place when the fit has ended, after
             a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
             smaller network.
-        name: Tells two callbacks in one Trainer, and their reports, apart.
+        name: Tells two callbacks in one Trainer apart, their reports and what they log:
+            ``prune/sparsity``, or ``prune/NAME/sparsity`` with a name.
         measure_seconds: Time limit in seconds for the report's measurements of latency at the end of the fit,
             all together: at least 0, which measures none. One forward pass on a batch of the fit may exceed it.
+        write_report: Whether to print the report at the end of the fit, and to write it to files. They lie in
+            the folder of the logger or, without one, in the Trainer's ``default_root_dir``, if it was given
+            one; or in the folder that is given here. With False, :attr:`report` alone has it.
+        keep_zeros: Whether units that are 0 when the fit begins are removed from the start, as those that an
+            earlier callback has removed. A layer of nothing but zeros is left as it is.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
@@ -70,6 +76,8 @@ class PruningCallback(Callback):
         compact: bool = False,
         name: str | None = None,
         measure_seconds: float = 2.0,
+        write_report: bool | str = True,
+        keep_zeros: bool = False,
     ) -> None:
         self.target = target
         self.criterion = criterion
@@ -81,6 +89,8 @@ class PruningCallback(Callback):
         self.compact = compact
         self.name = name
         self.measure_seconds = measure_seconds
+        self.write_report = write_report
+        self.keep_zeros = keep_zeros
         self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
 

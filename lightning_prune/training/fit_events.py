@@ -19,6 +19,7 @@ from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, Ca
 from lightning_prune.training.guard_state import GUARD_STATE, GuardState
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
+from lightning_prune.training.plateaus import restart_plateaus_
 from lightning_prune.training.rewind_state import RewindState
 from lightning_prune.training.snapshots import SNAPSHOT, TrainingObjects
 
@@ -169,6 +170,8 @@ class FitEvents:
                 self._warn_of_unobserved(trainer, unobserved)
         if self.queue.finished:
             self._batches.clear()
+        if fraction:
+            restart_plateaus_(trainer, self._warn)
         trainer_queries.check_same_masks(trainer, pruner.store)
         return True
 

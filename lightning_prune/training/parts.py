@@ -41,13 +41,17 @@ class PruningParts:
     compact: bool
     name: str | None
     measure_seconds: float
+    write_report: bool | str
+    keep_zeros: bool
 
     def __post_init__(self) -> None:
         check_parts(self.target, self.criterion, self.structure, self.selector)
         check_part(self.schedule, Schedule, "schedule")
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
-        check_flag(compact=self.compact)
+        check_flag(compact=self.compact, keep_zeros=self.keep_zeros)
+        if not isinstance(self.write_report, bool | str) or self.write_report == "":
+            raise ValueError(f"write_report={self.write_report!r} must be True, False or the path of a folder.")
         check_seconds(measure_seconds=self.measure_seconds)
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name={self.name!r} must be 1 to 100 characters without slashes: files have it.")
@@ -56,6 +60,11 @@ class PruningParts:
     def state_key(self) -> str:
         """Key of the callback's state in a checkpoint."""
         return "PruningCallback" if self.name is None else f"PruningCallback[{self.name}]"
+
+    @property
+    def metric(self) -> str:
+        """Name under which the sparsity is logged."""
+        return "prune/sparsity" if self.name is None else f"prune/{self.name}/sparsity"
 
     @property
     def needs_example(self) -> bool:
@@ -89,7 +98,7 @@ class PruningParts:
         Raises:
             ValueError: If there is nothing to prune in it.
         """
-        return Pruner(
+        pruner = Pruner(
             model,
             self.target,
             criterion=self.criterion,
@@ -98,6 +107,9 @@ class PruningParts:
             schedule=None,
             example=example,
         )
+        if self.keep_zeros:
+            pruner.keep_zeros()
+        return pruner
 
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain, product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.averages import Average, average_of
-from lightning_prune.report.report import Report
 from lightning_prune.schedules.moments import FitLength, TimeUnit
 from lightning_prune.training.hooks import parameters_in
 from lightning_prune.training.lightning_packages import (
-    CombinedLoader,
-    LightningDataModule,
     LightningModule,
     Strategy,
     Trainer,
     classes,
-    isolate_rng,
-    overrides,
     rank_zero_info,
     rank_zero_warn,
 )
@@ -34,6 +26,7 @@ from lightning_prune.units.masks import MaskStore
 
 _ACCUMULATION = classes("callbacks", "GradientAccumulationScheduler")
 _FINETUNING = classes("callbacks", "BaseFinetuning")
+_MODEL_PRUNING = classes("callbacks", "ModelPruning")
 _SWA = classes("callbacks", "StochasticWeightAveraging")
 _OWN_FORM = (*classes("strategies", "DeepSpeedStrategy"), *classes("strategies", "FSDPStrategy"))
 _DIVIDED = classes("strategies", "ModelParallelStrategy")
@@ -225,6 +218,16 @@ def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
         )
 
 
+def check_callbacks(trainer: Trainer) -> None:
+    """Raise ValueError if another callback of the Trainer prunes, too."""
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, _MODEL_PRUNING):
+            raise ValueError(
+                f"{type(each).__name__} replaces weights by some that it masks itself, so that PruningCallback"
+                " cannot mask them: leave one of the two out of the Trainer."
+            )
+
+
 def check_launcher(trainer: Trainer, compact: bool) -> None:
     """Check for a launcher that spawns or forks processes, which return only the weights after the fit.
 
@@ -249,83 +252,3 @@ def check_launcher(trainer: Trainer, compact: bool) -> None:
         " neither masks nor a report, and another fit would begin as if dense. Go on from a checkpoint that the"
         " fit saves, or use strategy='ddp'."
     )
-
-
-def write_report(trainer: Trainer, report: Report, folder: Path, name: str | None) -> None:
-    """Print a report and write it to files, in the first process; a fast_dev_run only prints it.
-
-    Args:
-        trainer: The Trainer of the fit.
-        report: The report.
-        folder: Where to write the files; the folder is made if it is missing.
-        name: Name of the callback, ``None`` if it has none; part of the file names.
-    """
-    if not trainer.is_global_zero:
-        return
-    print(report.table())
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = "report" if name is None else f"report-{name}"
-    (folder / f"{stem}.json").write_text(report.to_json())
-    try:
-        report.plot(folder / f"{stem}.png")
-    except ImportError:
-        rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
-    rank_zero_info(f"Pruning report written to {folder / stem}.json.")
-
-
-def training_batch(trainer: Trainer, module: LightningModule) -> Any:
-    """Return a batch of the present fit, as ``training_step`` would get it; ``None`` if there is no data.
-
-    The random state and the positions of stateful loaders do not change.
-    """
-    if trainer.train_dataloader is None:
-        return None
-    loaders = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
-    stateful = [each for each in loaders.flattened if hasattr(each, "state_dict")]
-    places = [each.state_dict() for each in stateful]
-    with isolate_rng():  # loaders draw a random order
-        batch, *_ = next(iter(loaders), (None,))
-    for each, place in zip(stateful, places, strict=True):
-        each.load_state_dict(place)
-    if batch is None:
-        return None
-    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
-    # when a fit has ended, a strategy may have brought the module back to the CPU
-    return trainer.strategy.batch_to_device(batch, module.device)
-
-
-def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> Any:
-    """Return the first batch that ``validation_step`` or, without validation data, ``training_step`` would get.
-
-    Args:
-        trainer: The Trainer; it is attached to the model and the data module.
-        model: The model, for its own loaders and batch transfer hooks.
-        datamodule: The data module; its loaders and hooks take precedence over those of the model.
-
-    Returns:
-        The batch, on the CPU.
-
-    Raises:
-        ValueError: If there is no batch.
-    """
-    owners = [owner for owner in (datamodule, model) if owner is not None]
-    for owner in owners:
-        owner.trainer = trainer
-        owner.prepare_data()
-        owner.setup("fit")
-    for name, owner in product(("val_dataloader", "train_dataloader"), owners):
-        if overrides(owner, name):
-            # there may be several loaders, in lists or dicts
-            for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
-                return _transferred(batch, owners)
-    raise ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
-
-
-def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
-    """Return a batch after the transfer hooks; each is taken from the first owner that overrides it."""
-    for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
-        owner = next((owner for owner in owners if overrides(owner, name)), owners[0])
-        batch = getattr(owner, name)(batch, 0)
-    return batch
