@@ -60,8 +60,8 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """The largest batch size that is run."""
-        return batch_size(self.example) if self.largest is None else self.largest
+        """The largest batch size that is run, at least 1."""
+        return max(1, batch_size(self.example) if self.largest is None else self.largest)
 
 
 LATENCY = schema.mapping(schema.number("a number above 0", lambda value: value > 0), key=schema.integer(1))
