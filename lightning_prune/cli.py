@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import yaml
 from torch import nn
 
+import lightning_prune
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction.shrink import compact
 from lightning_prune.core.files import read_file
@@ -37,11 +40,12 @@ from lightning_prune.training.sandbox import forward_probe
 from lightning_prune.training.trainer_data import first_batch
 from lightning_prune.training.trainer_queries import monitored_metric
 
-if TYPE_CHECKING:  # the classes that the two below are mixed into
+if TYPE_CHECKING:  # the classes that those below are mixed into
     _Trainer = Trainer
     _CLI = LightningCLI
+    _Parser = LightningArgumentParser
 else:
-    _Trainer = _CLI = object
+    _Trainer = _CLI = _Parser = object
 
 
 class PruningCommands(_Trainer):
@@ -206,16 +210,32 @@ class PruningCommands(_Trainer):
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 
+class SuggestingParser(_Parser):
+    """What an argument parser gets to say which classes there are where the name of one is mistyped."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """End the command with a message, and the nearest names of classes."""
+        unknown = re.search(r"dot import path string: (\w+)$", message)
+        if unknown is not None:
+            nearest = get_close_matches(unknown[1], lightning_prune.__all__, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+            message += f"\nlightning_prune has no class {unknown[1]!r}.{hint}"
+        super().error(message, *args, **kwargs)
+
+
 class PruningArguments(_CLI):
     """What a LightningCLI gets to have a PruningCallback, configured under ``--pruning``.
 
     Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``.
     """
 
-    pruning_trainer: type[Trainer]  # the class that is used unless another one is given
+    # the classes that are used unless others are given
+    pruning_trainer: type[Trainer]
+    pruning_parser: type[LightningArgumentParser]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("trainer_class", self.pruning_trainer)
+        kwargs.setdefault("parser_class", self.pruning_parser)
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -234,6 +254,10 @@ class PruningTrainer(PruningCommands, Trainer):
     """A Trainer that can also plan, report and export pruning, and measure the sensitivity of layers."""
 
 
+class PruningParser(SuggestingParser, LightningArgumentParser):
+    """An argument parser that says which classes there are where the name of one is mistyped."""
+
+
 class PruningCLI(PruningArguments, LightningCLI):
     """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
@@ -242,6 +266,7 @@ class PruningCLI(PruningArguments, LightningCLI):
     """
 
     pruning_trainer = PruningTrainer
+    pruning_parser = PruningParser
 
 
 def cli_of(package: str) -> type[LightningCLI]:
@@ -249,9 +274,14 @@ def cli_of(package: str) -> type[LightningCLI]:
     place = PACKAGES.index(package)
     if place == 0:
         return PruningCLI
-    trainer = type("PruningTrainer", (PruningCommands, classes("trainer", "Trainer")[place]), {})
-    bases = (PruningArguments, classes("cli", "LightningCLI")[place])
-    return type("PruningCLI", bases, {"pruning_trainer": trainer})
+
+    def mixed(ours: type, module: str, name: str) -> type:
+        return type(ours.__name__, (ours, classes(module, name)[place]), {})
+
+    found: Any = mixed(PruningArguments, "cli", "LightningCLI")
+    found.pruning_trainer = mixed(PruningCommands, "trainer", "Trainer")
+    found.pruning_parser = mixed(SuggestingParser, "cli", "LightningArgumentParser")
+    return cast(type[LightningCLI], found)
 
 
 def main() -> None:

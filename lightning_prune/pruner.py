@@ -130,6 +130,7 @@ class Pruner:
         units = accepted_units(found, criterion, selector, shards, layers)
         self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
         self.protected: set[str] = set()
+        self._reached = 0.0  # largest share of the target that was pruned to
         self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event
         check_units(self.groups, target, self._share, criterion)
         selector.check(self._share, units)
@@ -258,13 +259,14 @@ class Pruner:
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction!r} must lie in [0, 1].")
-        if fraction == 0:
-            return
+        if fraction == 0 or (fraction <= self._reached and not self.ready):
+            return  # there is nothing to remove, or no need of scores to remove no more
         self.select(fraction, losses)
         self.store.apply_()
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
         self.observations.reset_()
+        self._reached = max(self._reached, fraction)
 
     @torch.no_grad()
     def select(self, fraction: float, losses: Losses | None = None) -> None:
@@ -360,6 +362,7 @@ class Pruner:
         saved = schema.read(state, PRUNED, "the pruner's state")
         self.store.load_state_dict(saved["masks"])
         self.store.apply_()
+        self._reached = 0.0
         self.protected |= set(saved["protected"])
         own = {group.name for group in self.groups}
         self._left_dense = {name: reason for name, reason in saved["frozen"].items() if name in own}

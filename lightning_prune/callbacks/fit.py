@@ -116,7 +116,7 @@ class PruningFit:
         self._check_neighbours()
         state.events.check(self.module)
         network = state.network
-        if network.sparsity > state.history.sparsity:  # zeros that were there
+        if network.pruner is not None and network.sparsity > state.history.sparsity:  # zeros that were there
             self._log_event()
         assert network.store is not None
         self._step_hooks = StepHooks(network.pruner, network.store, state.events.queue, trainer.optimizers)
@@ -144,7 +144,7 @@ class PruningFit:
         if neighbours and self.parts.compact:
             raise ValueError(
                 "compact=True is for a single PruningCallback: with several, call"
-                " compact(model, masks, example) after the fit, with the masks of each in turn."
+                " compact(model, [one.masks, other.masks], example) after the fit."
             )
 
     def _mask_averages(self) -> None:

@@ -84,18 +84,17 @@ class PruningState:
         """Return the state with which a fit of a model begins: this one, unless arguments have changed since.
 
         Args:
-            model: The model; the network of another one is dropped.
+            model: The model; what is known of another one is dropped.
             parts: The arguments of the callback as they are now.
         """
-        if self.network.model is not model:
-            self.network.reset()
-        if parts == self.parts:
+        known = self.network.model is model
+        if known and parts == self.parts:
             return self
-        changed = PruningState(parts)
-        changed.pending, changed.given = self.pending, self.given
-        if self.pending is None and self.network.store is not None:  # go on, as from a checkpoint
-            changed.pending, changed.given = self.state_dict(0), True
-        return changed
+        fresh = PruningState(parts)
+        fresh.pending, fresh.given = self.pending, self.given
+        if known and self.pending is None and self.network.store is not None:  # go on, as from a checkpoint
+            fresh.pending, fresh.given = self.state_dict(0), True
+        return fresh
 
     @property
     def events_left(self) -> bool:

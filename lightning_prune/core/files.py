@@ -13,6 +13,12 @@ from typing import Any
 
 import torch
 
+_OBJECTS = (
+    ", since it holds objects besides tensors and plain values, in hyperparameters as a rule. If you trust the"
+    " file, name their classes in torch.serialization.add_safe_globals([...]); load_compact also takes what"
+    " torch.load(path, weights_only=False) returns. torch says"
+)
+
 
 def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -> Mapping[str, Any]:
     """Return the content of a file that ``torch.save`` wrote, loaded with ``weights_only=True`` onto the CPU.
@@ -33,7 +39,8 @@ def read_file(path: str | PathLike[str], argument: str, *, sums: bool = False) -
     except FileNotFoundError:
         raise
     except Exception as error:  # a truncated file may raise anything
-        raise ValueError(f"{argument}={os.fspath(path)!r} cannot be read: {error}") from error
+        hint = _OBJECTS if "Unsupported global" in str(error) else ""
+        raise ValueError(f"{argument}={os.fspath(path)!r} cannot be read{hint}: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{argument}={os.fspath(path)!r} holds a {type(content).__name__}, not a mapping.")
     return content

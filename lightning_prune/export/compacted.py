@@ -87,7 +87,11 @@ def check_weights(
     twin = copy_model(model) if own else copy_sharing_weights(model)
     for plan in plans:
         replay_(twin, plan)
-    schema.read(weights, same_kind_as(twin.state_dict()), "the weights")
+    resized = _loaded_by_own_code(twin)
+    expected = {
+        name: weights.get(name, each) if name in resized else each for name, each in twin.state_dict().items()
+    }
+    schema.read(weights, same_kind_as(expected), "the weights")
     try:
         twin.load_state_dict(weights, strict, **({} if own else {"assign": True}))
     except Exception as error:  # modules may override their loading
@@ -171,9 +175,13 @@ def check_shapes(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[P
     Raises:
         ValueError: If a shape differs; the message explains how to load a compacted model.
     """
+    _check_plain(model, weights)
     shapes = shapes_after(model, plans)
+    resized = _loaded_by_own_code(model)
     # by identity, because a tied parameter has several names, of which a plan uses one
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in resized:
+            continue
         saved, shape = weights.get(name), shapes.get(id(tensor))
         if torch.is_tensor(saved) and shape is not None and saved.shape != shape:
             raise ValueError(
@@ -181,4 +189,28 @@ def check_shapes(model: nn.Module, weights: Mapping[str, Any], plans: Iterable[P
                 " A compacted network is loaded with load_compact(checkpoint, model), or by a Trainer that has"
                 " its PruningCallback, into a model as it was made, from a checkpoint that was saved with the"
                 " callback in the Trainer, and not with weights_only: what was cut is in the callback's state."
+            )
+
+
+def _loaded_by_own_code(model: nn.Module) -> set[str]:
+    """Return the names of the tensors of modules that load them by code of their own, which may resize them."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if not type(module)._load_from_state_dict.__module__.startswith("torch.")
+        or module._load_state_dict_pre_hooks
+        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+
+
+def _check_plain(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raise ValueError if a checkpoint holds masks beside the weights, as ``torch.nn.utils.prune`` does."""
+    own = model.state_dict(keep_vars=True)
+    for name in weights:
+        weight = name.removesuffix("_orig")
+        if weight != name and name not in own and f"{weight}_mask" in weights:
+            raise ValueError(
+                f"the checkpoint holds {name!r} and '{weight}_mask' in place of {weight!r}, as ModelPruning and"
+                " torch.nn.utils.prune keep them. Save it again after torch.nn.utils.prune.remove on each;"
+                " PruningCallback(keep_zeros=True) then goes on from its zeros."
             )

@@ -19,6 +19,7 @@ _NO_SPEED = (
     "Zeros alone make nothing faster: the dense network still runs. They shrink a packed file, and speed up"
     " sparse kernels."
 )
+_MOST_NAMES = 4  # that a line of the table gives
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,12 @@ class Report:
         return format_table(("layer", "shape", "weights", "kept", "kept %"), rows, 2) + "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
+        params = self.params if self.dense is None else self.dense.params
         lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
         if any(layer.kept is None for layer in self.layers):
             lines = [f"which of the {self.size:,} weights go, training steps will tell"]
+        share = self.size / max(1, params)
+        lines.append(f"these {self.size:,} are {share:.1%} of the network's {params:,} parameters")
         if self.monitor is not None:
             dense, pruned = (_number(value) for value in (self.dense_metric, self.pruned_metric))
             lines.append(f"{self.monitor}: dense {dense}, pruned {pruned}")
@@ -185,7 +189,7 @@ class Report:
         lines += [
             f"{number} was left alone, although a width of that size changed" for number in self.unchanged
         ]
-        lines += [f"{name} stays dense: {reason}" for name, reason in self.frozen.items()]
+        lines += _stays_dense(self.frozen)
         lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
         if self.left_out:
             lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
@@ -249,7 +253,20 @@ def _shapes(layer: Layer) -> str:
 
 
 def _share(kept: int | None, size: int) -> tuple[str, str]:
-    return ("?", "?") if kept is None else (f"{kept:,}", f"{100 * kept / size:.2f}")
+    return ("?", "?") if kept is None else (f"{kept:,}", f"{100 * kept / max(1, size):.2f}")
+
+
+def _stays_dense(frozen: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason, with the names that have it, of which the first ones are given."""
+    names: dict[str, list[str]] = {}
+    for name, reason in frozen.items():
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, same in names.items():
+        shown = ", ".join(same[:_MOST_NAMES])
+        more = f" and {len(same) - _MOST_NAMES} more" if len(same) > _MOST_NAMES else ""
+        lines.append(f"{shown}{more} {'stays' if len(same) == 1 else 'stay'} dense: {reason}")
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -150,12 +150,15 @@ class Steps(Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping) or not all(is_number(share) for share in self.shares.values()):
-            raise ValueError(f"shares={self.shares!r} must map moments to numbers.")
+            raise ValueError(f"shares={self.shares!r} must map moments to shares of the target, numbers.")
         object.__setattr__(self, "shares", dict(self.shares))  # a copy, since the caller may change the mapping
         shares = list(self.shares.values())
         rising = all(a < b for a, b in pairwise([0.0, *shares]))
         if not shares or not rising or shares[-1] != 1:
-            raise ValueError(f"shares={self.shares!r} must rise from above 0 to 1 at the end.")
+            raise ValueError(
+                f"shares={self.shares!r} must be shares of the target above 0 that rise to 1, which is all of"
+                " it: half is 0.5."
+            )
         for earlier, later in pairwise(self.moments):
             if earlier.unit is later.unit and earlier.value >= later.value:
                 raise ValueError(f"{later.text} must come after {earlier.text}.")

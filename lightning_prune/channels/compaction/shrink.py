@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -47,7 +48,9 @@ class CompactionError(RuntimeError):
     """Raised when a cut changes the outputs of a model, or makes it fail; the model itself is unchanged."""
 
 
-def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Module:
+def compact(
+    model: _Module, masks: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], example: Any
+) -> _Module:
     """Return a smaller copy of a masked model that gives the same outputs.
 
     A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it.
@@ -56,7 +59,8 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
 
     Args:
         model: The model; is not changed.
-        masks: Parameter name to bool mask, True where kept.
+        masks: Parameter name to bool mask, True where kept; or a list of several such mappings, as of several
+            callbacks or pruners.
         example: A tensor, a tuple of ``forward``'s arguments or a mapping of keyword arguments; or a list of
             several of these, to run all of the model.
 
@@ -79,11 +83,20 @@ def compact(model: _Module, masks: Mapping[str, Tensor], example: Any) -> _Modul
     """
     check_unsharded(model, "compact")
     smaller = copy_model(model)
+    joined = _joined([masks] if isinstance(masks, Mapping) else masks)
     with torch.no_grad():
-        for name, parameter in masked_parameters(smaller, masks).items():
-            parameter.masked_fill_(~masks[name].to(parameter.device), 0)
-    compact_(smaller, masks, None, as_probe(example))
+        for name, parameter in masked_parameters(smaller, joined).items():
+            parameter.masked_fill_(~joined[name].to(parameter.device), 0)
+    compact_(smaller, joined, None, as_probe(example))
     return smaller
+
+
+def _joined(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return one mask for each parameter, True where all that there are keep the weight."""
+    joined: dict[str, Tensor] = {}
+    for name, mask in chain.from_iterable(masks.items() for masks in several):
+        joined[name] = mask & joined.get(name, mask)
+    return joined
 
 
 def compact_(
