@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.trained import metric_tensors, trains
 from lightning_prune.structures.base import Structure
 from lightning_prune.units.groups import UnitGroup, Units
@@ -26,8 +27,9 @@ def touchable_units(found: Units, model: nn.Module, structure: Structure) -> Uni
     Raises:
         ValueError: If no group is left.
     """
-    still = {id(each) for each in model.parameters() if not trains(each)}
-    if len(still) == len(list(model.parameters())):
+    averages = averaged_names(model)
+    still = {id(each) for name, each in model.named_parameters() if name not in averages and not trains(each)}
+    if not any(map(trains, model.parameters())):
         still = set()
     return found.without_refused(partial(_stays, structure, still | metric_tensors(model)), repr(structure))
 
@@ -37,7 +39,7 @@ def _stays(structure: Structure, still: set[int], group: UnitGroup) -> str | Non
 
     Args:
         structure: The structure that found the group.
-        still: The ``id`` of each parameter that does not train.
+        still: The ``id`` of each parameter that does not train, and is no average of one that does.
         group: The group.
     """
     for part in group.masked:

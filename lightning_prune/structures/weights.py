@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import averaged_modules
@@ -257,6 +258,8 @@ def _stays_in(use: _Use, *, known: bool) -> str | None:
     kind = type(use.module).__name__
     if isinstance(use.module, _NEVER):
         return f"{kind} uses it"
+    if not known and (isinstance(use.module, ParametrizationList) or _computed(use.module)):
+        return "a parametrisation computes a weight from it: name it in include to prune it"
     if not known and not is_matrix(use.module, use.leaf):
         return f"{kind} uses it in a way that is not known: name it in include to prune it"
     return None
@@ -273,5 +276,10 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
     return {
         f"{name}.weight".lstrip("."): "computed from other parameters (a parametrisation)"
         for name, module in model.named_modules()
-        if isinstance(module, _LAYERS) and module._parameters.get("weight") is None
+        if _computed(module)
     }
+
+
+def _computed(module: nn.Module) -> bool:
+    """Return whether the weight of a layer is computed from other parameters."""
+    return isinstance(module, _LAYERS) and module._parameters.get("weight") is None

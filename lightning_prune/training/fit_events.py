@@ -164,14 +164,13 @@ class FitEvents:
             # events of a longer fit may ask for less
             self.guard_state.reached = max(self.guard_state.reached, fraction)
             if fraction > 0:
+                restart_plateaus_(trainer, self._warn)  # a rewind brings their earlier state back
                 self._rewind_state.go_back(training, pruner)
                 if self.guard_state.reached == 1:  # a guard may have left something for a longer fit
                     self._rewind_state.snapshot = None
                 self._warn_of_unobserved(trainer, unobserved)
         if self.queue.finished:
             self._batches.clear()
-        if fraction:
-            restart_plateaus_(trainer, self._warn)
         trainer_queries.check_same_masks(trainer, pruner.store)
         return True
 

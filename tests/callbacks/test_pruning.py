@@ -284,13 +284,15 @@ def test_frozen_layers_that_no_gradient_shows_are_named(
             super().__init__()
             self.net[4].requires_grad_(requires_grad=False)
 
-    pruning = KINDS[kind](criterion=criterion, schedule=Linear("1ep", "3ep", every="1ep"))
+    # by name, since what does not train stays otherwise
+    parts: dict[str, Any] = {"criterion": criterion, "structure": Unstructured(include="net")}
+    pruning = KINDS[kind](**parts, schedule=Linear("1ep", "3ep", every="1ep"))
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     with pytest.warns(UserWarning, match=r"left net\.4\.weight alone, and took its share of the rest"):
         fit(tmp_path, Transfer(), pruning, keep, enable_checkpointing=True)
     assert pruning.report.frozen["net.4.weight"] == f"{criterion!r} has seen no step of it"
     assert pruning.masks["net.4.weight"].all()
-    again = KINDS[kind](criterion=criterion, schedule=Linear("1ep", "3ep", every="1ep"))
+    again = KINDS[kind](**parts, schedule=Linear("1ep", "3ep", every="1ep"))
     fit(tmp_path, Transfer(), again, ckpt_path=tmp_path / "epoch=3.ckpt", max_epochs=5)
     assert again.report.frozen == pruning.report.frozen
 
@@ -361,7 +363,8 @@ def test_a_test_run_in_between_does_not_turn_masks_back(tmp_path: Path) -> None:
         def on_train_batch_start(self, *_: Any) -> None:
             kept.append(sum(int(mask.sum()) for mask in pruning.masks.values()))
 
-    fit(tmp_path, model, pruning, Watch())
+    with pytest.warns(UserWarning, match=r"are not 0 any more: .* call the callback's reset\(\)"):
+        fit(tmp_path, model, pruning, Watch())
     assert set(kept) == {SIZE - round(0.8 * SIZE)}
 
 
@@ -825,7 +828,12 @@ BAD = {
     "empty": (PruningCallback(0.5, structure=Unstructured(exclude="net")), Lit, "nothing to prune"),
     "tiny": (PruningCallback(1e-5), Lit, "target=1e-05 of 4840 units removes none"),
     "early": (PruningCallback(0.5, criterion=Taylor(), schedule=OneShot("0%")), Lit, "before the first batch"),
-    "frozen": (PruningCallback(0.5, criterion=Taylor()), NoGradient, "needs gradients"),
+    "frozen": (PruningCallback(0.5), NoGradient, "does not train: name it in include to prune it"),
+    "no gradients": (
+        PruningCallback(0.5, criterion=Taylor(), structure=Unstructured(include="net")),
+        NoGradient,
+        "needs gradients",
+    ),
     "lazy": (PruningCallback(0.5), Lazy, "'extra.weight' has no shape yet"),
     "whole": (
         PruningCallback(0.5, structure=Channels(round_to=16)),

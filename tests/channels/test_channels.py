@@ -68,7 +68,7 @@ def test_elements_that_are_laid_out_anew_stay() -> None:
         one=conv(3, 8),
         head=nn.Sequential(conv(4, 5), head(5)),
     )
-    assert frozen(strided, IMAGES)["one.weight"] == "is laid out anew by as_strided"
+    assert frozen(strided, IMAGES)["one.weight"] == "is laid out anew by as strided"
 
 
 @ALL
@@ -145,7 +145,7 @@ def test_outputs_stay() -> None:
 
 
 def test_what_a_layer_norm_normalises_over_stays() -> None:
-    assert frozen(layer_norm(), TOKENS)["0.weight"] == "is normalised over by native_layer_norm"
+    assert frozen(layer_norm(), TOKENS)["0.weight"] == "feeds a layer norm, which mixes all channels (in 1)"
 
 
 def test_what_weight_norm_gives_a_direction_stays_and_nothing_else() -> None:
@@ -153,7 +153,7 @@ def test_what_weight_norm_gives_a_direction_stays_and_nothing_else() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), norm(conv(8, 6)), nn.ReLU(), conv(6, 5), nn.ReLU(), head(5))
     units = Channels().units(model, IMAGES)
     assert [group.name for group in units.groups] == ["0", "4"]
-    why = "is normalised by _weight_norm_interface, and 0 has no direction"
+    why = "is normalised by weight norm interface, and 0 has no direction (in 2.parametrizations.weight.0)"
     assert units.frozen["2.parametrizations.weight.original0"] == why
 
 
@@ -177,7 +177,7 @@ def test_an_op_without_a_rule_is_named() -> None:
         one=nn.Linear(6, 8),
         two=nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)),
     )
-    assert frozen(model, TOKENS)["one.weight"] == "reaches aten._cdist_forward.default, which has no rule"
+    assert frozen(model, TOKENS)["one.weight"] == "feeds cdist forward, which is not followed"
 
 
 def test_constants_that_channels_meet_keep_them() -> None:
@@ -186,7 +186,10 @@ def test_constants_that_channels_meet_keep_them() -> None:
         one=conv(3, 8),
         two=nn.Sequential(conv(8, 6), nn.ReLU(), head(6)),
     )
-    assert frozen(model, IMAGES)["one.weight"] == "meets elements that nothing cuts"
+    assert (
+        frozen(model, IMAGES)["one.weight"]
+        == "is combined with values that cannot shrink with it, such as an input or a constant"
+    )
 
 
 def marked(x: Tensor) -> Tensor:
@@ -198,12 +201,15 @@ def marked(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda x: x + torch.ones(1, x.shape[1], 1, 1).to(x).cumsum(1), "meets elements that nothing cuts"),
-        (marked, "meets elements that nothing cuts"),
+        (
+            lambda x: x + torch.ones(1, x.shape[1], 1, 1).to(x).cumsum(1),
+            "is combined with values that cannot shrink with it, such as an input or a constant",
+        ),
+        (marked, "is combined with values that cannot shrink with it, such as an input or a constant"),
         (lambda x: x + torch.zeros(6, 1, 1).to(x), "cannot be cut: RuntimeError"),
         (
             lambda x: x * F.pairwise_distance(x.mean((2, 3)), x.amax((2, 3)))[:, None, None, None],
-            "is mixed along",
+            "feeds norm, which mixes all channels",
         ),
     ],
 )

@@ -440,7 +440,7 @@ class Hooked(Rows):
 
 PARTS = [
     (Scripted, ROWS, {"two": 12}, {"inner.0.weight": "compiled TorchScript code has fixed sizes"}),
-    (Spectral, torch.randn(2, 1, 32), {"one": 64}, {"weight": "complex", "lift.weight": "_fft_r2c"}),
+    (Spectral, torch.randn(2, 1, 32), {"one": 64}, {"weight": "complex", "lift.weight": "fft r2c"}),
     (Hooked, ROWS, {"one": 16, "two": 12}, {}),
 ]
 
@@ -474,8 +474,8 @@ def uneven(model: Rows, hidden: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("between", "frozen", "reason"),
     [
-        (mapped, "extra.weight", "reaches squeeze_ in a form that is not followed"),
-        (chosen, "two.weight", "reaches cond, which has no rule"),
+        (mapped, "extra.weight", "reaches squeeze_ in a form that is not followed (in extra)"),
+        (chosen, "two.weight", "feeds cond, which is not followed"),
         (uneven, "two.weight", "is split into parts of different sizes"),
     ],
 )

@@ -54,6 +54,16 @@ class Call:
         """Name of the op, without namespace and overload."""
         return str(self.func.name().split("::")[-1].partition(".")[0])
 
+    @property
+    def title(self) -> str:
+        """Name of the op for messages."""
+        return self.name.strip("_").removeprefix("native_").replace("_", " ")
+
+    @property
+    def by_position(self) -> str:
+        """The reason to freeze labels along a dimension in which the op addresses elements by index."""
+        return f"feeds {self.title}, which addresses channels by position"
+
     def argument(self, name: str) -> Any:
         """Return an argument of the op, or its default, by name; ``None`` if the schema has no such name."""
         return argument_of(self.func, self.args, self.kwargs, name)

@@ -62,7 +62,7 @@ def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[i
     operands = []
     for tensor in tensors:
         fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        operands.append(call.freeze_along(fields, indexed, f"is addressed by position ({call.name})"))
+        operands.append(call.freeze_along(fields, indexed, call.by_position))
     for tensor, own in zip(tensors, operands, strict=True):
         if not call.is_uniform(tensor):
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
@@ -92,7 +92,7 @@ def weight_norm(call: Call) -> Sequence[Fields]:
     dims = frozenset([call.argument("dim") % direction.ndim])
     if not call.of_weights(direction):
         dims = frozenset(range(direction.ndim))
-    call.freeze_along(call.fields(direction), dims, f"is normalised by {call.name}, and 0 has no direction")
+    call.freeze_along(call.fields(direction), dims, f"is normalised by {call.title}, and 0 has no direction")
     return [pointwise(call)[0], ()]
 
 
@@ -105,7 +105,7 @@ def along_last_dims(count: int) -> Rule:
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
         dims = frozenset(range(tensor.ndim - count, tensor.ndim))
-        fields = call.freeze_along(call.fields(tensor), dims, f"is mixed along its dimension by {call.name}")
+        fields = call.freeze_along(call.fields(tensor), dims, f"feeds {call.title}, which mixes neighbours")
         return [fields for _ in call.outputs]
 
     return rule
@@ -118,7 +118,7 @@ def reduce(call: Call) -> Sequence[Fields]:
     """
     tensor = call.tensors[0]
     if not call.of_weights(tensor):
-        why = f"is mixed along its dimension by {call.name}"
+        why = f"feeds {call.title}, which mixes all channels"
         call.freeze_along(call.fields(tensor), _reduced_dims(call), why)
     return sum_rule(call)
 
@@ -167,7 +167,7 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         others = frozenset(range(operand.ndim)) - batch - {dim}
         along = call.freeze_overlapping(along)
         passed.append(call.freeze_overlapping(across))
-        why = "does not vary along one dimension alone where it is read"
+        why = "lies along several dimensions of a matrix product at once"
         summed.append(call.freeze_along(along, others, why))
         for field in passed[-1]:
             call.record.note(Role.OUTPUT, field)
@@ -175,7 +175,9 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
             call.record.note(Role.INPUT, field)
     for mine, other, tensor in zip(summed, reversed(summed), operands[::-1], strict=True):
         if not other and not call.is_uniform(tensor):
-            call.freeze(mine, "is read together with elements that nothing cuts")
+            call.freeze(
+                mine, "is multiplied by values that cannot shrink with it, such as an input or a constant"
+            )
     if all(summed):
         # batch dimensions come first in both operands, and the fields do not vary along any other dimension
         aligned = [
@@ -229,13 +231,17 @@ def convolution(call: Call) -> Sequence[Fields]:
     inward, outward = (0, 1) if transposed else (1, 0)
     labels = call.labels
     positions = frozenset(range(2, image.ndim))
-    fields = call.freeze_along(call.fields(image), positions, "varies along positions where it is convolved")
+    fields = call.freeze_along(call.fields(image), positions, "lies along the positions of a convolution")
     along, passed = partition(fields, [1])
-    along = call.freeze_along(along, frozenset({0}), "varies along the batch")
+    along = call.freeze_along(along, frozenset({0}), "lies along the batch of a convolution")
     sides = []
     for dim in (inward, outward):
         fields, _ = partition(call.fields(weight), [dim])
-        fields = call.freeze_along(fields, frozenset(range(weight.ndim)) - {dim}, "is no plain weight")
+        fields = call.freeze_along(
+            fields,
+            frozenset(range(weight.ndim)) - {dim},
+            "is the weight of a convolution, computed in a way that is not followed",
+        )
         sides.append([field.flatten() for field in fields])
     for field in sides[0]:
         call.record.note(Role.INPUT, field)
@@ -245,7 +251,7 @@ def convolution(call: Call) -> Sequence[Fields]:
     read = read.expand(image.shape[1])
     grid = read.view(groups, -1)
     made = outer.expand(weight.shape[outward])
-    unread = "reads what nothing cuts"
+    unread = "reads values that cannot shrink with it, such as an input"
     if groups == 1:
         labels.couple(read, inner, unread)
     elif transposed:

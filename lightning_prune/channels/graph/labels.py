@@ -8,13 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-NOT_CUT = "meets elements that nothing cuts"
+NOT_CUT = "is combined with values that cannot shrink with it, such as an input or a constant"
 
 
 class Labels:
     """Integers that can be coupled (pruned together) and frozen (never pruned).
 
     0 is the label of elements that have none of their own, and are never pruned.
+
+    Attributes:
+        place: Name of the module that runs, which is added to reasons; "" if none does, or the whole model.
 
     >>> labels = Labels()
     >>> left, right = labels.new(3), labels.new(3)
@@ -30,6 +33,7 @@ class Labels:
         self._parent = torch.zeros(1, dtype=torch.int64)
         self._frozen: list[tuple[Tensor, str]] = []
         self._lenient = False
+        self.place = ""
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -78,7 +82,7 @@ class Labels:
         labels = torch.unique(labels)
         labels = labels[labels != 0]
         if len(labels):
-            self._frozen.append((labels, why))
+            self._frozen.append((labels, f"{why} (in {self.place})" if self.place else why))
 
     @contextmanager
     def without_freezing(self, yes: bool) -> Iterator[None]:

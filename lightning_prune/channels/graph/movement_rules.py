@@ -41,7 +41,7 @@ def restride(call: Call) -> Sequence[Fields]:
         for field in fields
     ):
         return [fields]
-    call.freeze(fields, f"is laid out anew by {call.name}")
+    call.freeze(fields, f"is laid out anew by {call.title}")
     return [()]
 
 
@@ -164,9 +164,9 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
         addressed = frozenset(dim % tensor.ndim for dim in dims(call))
-        call.freeze_along(call.fields(tensor), addressed, f"is addressed by position ({call.name})")
+        call.freeze_along(call.fields(tensor), addressed, call.by_position)
         for index in call.tensors[1:]:
-            call.freeze(call.fields(index), f"decides what {call.name} takes")
+            call.freeze(call.fields(index), f"decides what {call.title} takes")
         return [_varying(result) for result in _moved(call, call.func, [tensor])]
 
     return rule
@@ -181,7 +181,7 @@ def cut_out(call: Call) -> Sequence[Fields]:
     dim = call.argument("dim") % tensor.ndim
     whole, length, start = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("start") or 0
     if call.argument("step") != 1 or not length or whole % length or start % length:
-        call.freeze_along(call.fields(tensor), frozenset({dim}), f"is addressed by position ({call.name})")
+        call.freeze_along(call.fields(tensor), frozenset({dim}), call.by_position)
     else:
         for field in call.fields(tensor):
             if dim in varying_dims(field):
@@ -206,7 +206,9 @@ def pad(call: Call) -> Sequence[Fields]:
 def embedding(call: Call) -> Sequence[Fields]:
     """Freeze the labels of the rows, which are addressed by index, and return those of the columns."""
     weight, indices = call.args[:2]
-    fields = call.freeze_along(call.fields(weight), frozenset({0}), "is addressed by position (embedding)")
+    fields = call.freeze_along(
+        call.fields(weight), frozenset({0}), "holds the rows of an embedding, which are addressed by position"
+    )
     return [tuple(align_rank(field.view(-1), indices.ndim + 1) for field in fields)]
 
 

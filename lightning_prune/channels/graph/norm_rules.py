@@ -18,11 +18,13 @@ def _channel_fields(call: Call) -> tuple[Fields, Fields]:
     """
     image, *others = call.tensors
     dims = frozenset(range(image.ndim)) - {1}
-    fields = call.freeze_along(call.fields(image), dims, "varies along what is normalised over")
+    fields = call.freeze_along(
+        call.fields(image), dims, "lies along what a norm averages: the batch, or positions"
+    )
     shape = [1, -1] + [1] * (image.ndim - 2)
     own = tuple(field.view(shape) for tensor in others for field in call.fields(tensor))
     if not fields:
-        call.freeze(own, "normalises what nothing cuts")
+        call.freeze(own, "normalises values that cannot shrink with it, such as an input")
     return fields, own
 
 
@@ -54,7 +56,7 @@ def layer_norm(call: Call) -> Sequence[Fields]:
     tensor, *others = call.tensors
     shape = call.argument("normalized_shape")
     dims = frozenset(range(tensor.ndim - len(shape), tensor.ndim))
-    why = f"is normalised over by {call.name}"
+    why = f"feeds a {call.title}, which mixes all channels"
     for other in others:
         call.freeze(call.fields(other), why)
     return [call.freeze_along(call.fields(tensor), dims, why), *[() for _ in call.outputs[1:]]]

@@ -16,7 +16,7 @@ from lightning_prune.channels.graph.label_fields import Fields
 def unknown(call: Call) -> Sequence[Fields]:
     """Freeze the labels of all inputs: the rule for ops that are not in the table."""
     for tensor in call.tensors:
-        call.freeze(call.fields(tensor), f"reaches {call.func}, which has no rule")
+        call.freeze(call.fields(tensor), f"feeds {call.title}, which is not followed")
     return [() for _ in call.outputs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,8 +89,10 @@ class Trace(OpMode):
         self._outputs = []
         copied = copy_sharing_weights(self._model, known.written)
         self.record.label(copied)
+        self._note_places(copied)
         with pass_mode(copied, training=known.probe.training), math_attention(), self:
             result = known.probe(copied)
+        self.record.labels.place = ""
         self._check(not self._steps)
         returned = reachable_tensors(result)
         held = {id(tensor) for tensor in returned}
@@ -99,6 +102,23 @@ class Trace(OpMode):
             for field in self.record.fields(output):
                 self.record.labels.freeze(field, why)
         self._outputs = []
+
+    def _note_places(self, copied: nn.Module) -> None:
+        """Let each module of a copy tell, while it runs, where the reasons to freeze labels arise."""
+        outer: list[str] = []
+        labels = self.record.labels
+
+        def enter(name: str, *_: Any) -> None:
+            outer.append(labels.place)
+            labels.place = name
+
+        def leave(*_: Any) -> None:
+            labels.place = outer.pop()
+
+        for name, module in copied.named_modules():
+            if name and not isinstance(module, torch.jit.ScriptModule):
+                module.register_forward_pre_hook(partial(enter, name))
+                module.register_forward_hook(leave, always_call=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op, then the rule for its labels."""
