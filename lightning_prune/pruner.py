@@ -128,7 +128,11 @@ class Pruner:
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
-        self.groups, self.frozen, self._budgets = units.groups, units.frozen, units.budgets
+        self.groups, self._budgets = units.groups, units.budgets
+        covered = {part.name for group in self.groups for part in group.masked}
+        whole = {name for name, each in model.named_parameters() if each.ndim > 1 and name not in covered}
+        others = dict.fromkeys(whole - units.frozen.keys(), "its units are coupled with some that stay")
+        self.frozen = {**units.frozen, **others}
         self.protected: set[str] = set()
         self._reached = 0.0  # largest share of the target that was pruned to
         self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event

@@ -260,7 +260,8 @@ def _stays_dense(frozen: Mapping[str, str]) -> list[str]:
     """Return a line for each reason, with the names that have it, of which the first ones are given."""
     names: dict[str, list[str]] = {}
     for name, reason in frozen.items():
-        names.setdefault(reason, []).append(name)
+        if frozen.get(name.rpartition(".")[0]) != reason:  # its module says the same
+            names.setdefault(reason, []).append(name)
     lines = []
     for reason, same in names.items():
         shown = ", ".join(same[:_MOST_NAMES])

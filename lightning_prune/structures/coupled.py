@@ -75,7 +75,7 @@ class Coupled(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = analyse(model, as_probe(example), self.max_seconds)
-        left_out = {group.name: f"left out by {self!r}" for group in found.groups if not self._wants(group)}
+        left_out = {group.name: why for group in found.groups if (why := self._left_out(group)) is not None}
         limited = tuple(self._limited(group) for group in found.groups)
         whole = {
             group.name: f"keeps all: no smaller number is a multiple of round_to={self.round_to}"
@@ -100,7 +100,10 @@ class Coupled(Structure):
         """Return whether ``include`` matches a weight that makes the units."""
         return any(matches(part.name, self.include) for part in group.slices)
 
-    def _wants(self, group: UnitGroup) -> bool:
-        included = self.include is None or self.names(group)
-        excluded = any(matches(part.name, self.exclude) for part in group.slices)
-        return self.includes(group) and included and not excluded
+    def _left_out(self, group: UnitGroup) -> str | None:
+        """Return why the arguments leave a group out; ``None`` if they do not."""
+        if not self.includes(group):
+            return f"is not of the kind that {type(self).__name__} prunes"
+        if any(matches(part.name, self.exclude) for part in group.slices):
+            return "exclude names it"
+        return None if self.include is None or self.names(group) else "include does not name it"

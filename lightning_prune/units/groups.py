@@ -184,15 +184,23 @@ class Units:
         return units
 
     def without(self, reasons: Mapping[str, str]) -> Units:
-        """Return the same units, with some of the groups frozen.
+        """Return the same units, with some of the groups frozen, and the matrices that no other group covers.
 
         Args:
             reasons: Name of each group to freeze, to the reason.
         """
         left = tuple(group for group in self.groups if group.name not in reasons)
         names = {group.name for group in left}
+        covered = {part.name for group in left for part in group.masked}
+        whole = {
+            part.name: reasons[group.name]
+            for group in self.groups
+            if group.name in reasons
+            for part in group.masked
+            if part.weight.ndim > 1 and part.name not in covered
+        }
         budgets = {name: budget.within(names) for name, budget in self.budgets.items()}
-        return Units(left, {**self.frozen, **reasons}, budgets)
+        return Units(left, {**whole, **self.frozen, **reasons}, budgets)
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:

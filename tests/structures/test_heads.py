@@ -337,7 +337,7 @@ def test_a_number_of_heads_in_forward_keeps_them() -> None:
 
 
 def test_a_network_without_attention_has_no_heads() -> None:
-    with pytest.raises(ValueError, match=r"Heads\(.*\) finds nothing to prune in Sequential. .* 0: left out"):
+    with pytest.raises(ValueError, match=r"Heads\(.*\) finds nothing to prune in Sequential. .* 0: is not of"):
         Heads().units(nn.Sequential(nn.Linear(WIDTH, 6), nn.ReLU(), nn.Linear(6, 2)), TOKENS)
 
 

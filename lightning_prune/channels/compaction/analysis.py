@@ -88,8 +88,12 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     made = {part.name for group, _ in search.passed for part in group.slices}
     reasons = {**found[last_dim].frozen, **_not_followed(model, main)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
+    covered = {part.name for group, _ in search.passed for part in group.masked}
     for group in search.apart(found[last_dim].groups):
-        frozen[group.name] = why_not(group) or search.reason(group)
+        why = why_not(group) or search.reason(group)
+        whole = {part.name for part in group.masked if part.weight.ndim > 1} - covered - frozen.keys()
+        frozen |= dict.fromkeys(sorted(whole), why)
+        frozen[group.name] = why
     costs = budgets(model, list(traces.values()), search.passed)
     return Units(tuple(group for group, _ in search.passed), frozen, costs)
 
