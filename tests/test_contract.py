@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 import lightning_prune
 from lightning_prune import (
@@ -194,8 +195,37 @@ def network() -> nn.Sequential:
     return model
 
 
+class Quality(Metric):
+    """Measures with a network of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(8, 6)
+
+    def update(self, values: Tensor) -> None:
+        pass
+
+    def compute(self) -> Tensor:
+        return torch.zeros(())
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored inputs first, as that of Hugging Face."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
 class Attentive(nn.Module):
-    """Has single weights, channels, neurons and attention heads."""
+    """Has single weights, channels, neurons, attention heads, and what modules hold beside them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,10 +234,17 @@ class Attentive(nn.Module):
             nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1)
         )
         self.block = nn.TransformerEncoderLayer(8, 4, dim_feedforward=12, dropout=0.0, batch_first=True)
+        self.places = nn.Embedding(4, 8)
+        self.memory = nn.LSTM(8, 3, batch_first=True)
+        self.mix = Conv1D(8, 3)
         self.head = nn.Linear(8, 4)
+        self.teacher = nn.Linear(50, 60).requires_grad_(requires_grad=False)
+        self.quality = Quality()
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.block(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places.weight
+        states, _ = self.memory(self.block(tokens))
+        logits: Tensor = self.head(self.mix(states.mean(1)).relu())
         return logits
 
 
@@ -510,6 +547,11 @@ def test_any_combination_prunes_or_is_refused_at_once(
             Pruner(model, target, **how)
         return
     pruner = Pruner(model, target, **how)
+    matrices = {name for name, each in model.named_parameters() if each.ndim > 1}
+    assert matrices <= {*pruner.masks, *pruner.frozen}
+    assert not {"teacher.weight", "quality.features.weight", "places.weight"} & {
+        part.name for group in pruner.groups for part in group.slices
+    }
     train(model, pruner)
     total = sum(group.size for group in pruner.groups)
     kept = sum(

@@ -82,12 +82,12 @@ def _reads_along(module: nn.Module, leaf: str, dim: int) -> bool:
 
     If so, the first output depends on the first row of the matrix alone, or on the first column.
     """
-    twin = copy_model(module).float()
-    matrix = twin.get_parameter(leaf).requires_grad_()
     generator = torch.Generator().manual_seed(0)
-    # of many, some pass whatever follows the product, such as a ReLU
-    given = torch.randn(_EXAMPLES, matrix.shape[dim], generator=generator).to(matrix.device)
     try:
+        twin = copy_model(module).float()
+        matrix = twin.get_parameter(leaf).requires_grad_()
+        # of many, some pass whatever follows the product, such as a ReLU
+        given = torch.randn(_EXAMPLES, matrix.shape[dim], generator=generator).to(matrix.device)
         with torch.enable_grad():
             outputs = twin(given)
             (grad,) = torch.autograd.grad(outputs[:, 0].sum(), matrix)

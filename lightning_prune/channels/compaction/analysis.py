@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import nn
@@ -86,7 +86,7 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[last_dim].frozen, **_not_followed(model, main)}.items()
+    reasons = {**found[last_dim].frozen, **_not_followed(model, main, averages)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     covered = {part.name for group, _ in search.passed for part in group.masked}
     for group in search.apart(found[last_dim].groups):
@@ -112,12 +112,13 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:
     return None
 
 
-def _not_followed(model: nn.Module, trace: TraceRecord) -> dict[str, str]:
+def _not_followed(model: nn.Module, trace: TraceRecord, averages: Container[str]) -> dict[str, str]:
     """Return the matrices that no result depends on, and those that are complex, with reasons."""
     reasons = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in trace.used:
-            reasons[name] = "took no part in the forward pass"
+            average = name in averages
+            reasons[name] = "it is an average" if average else "took no part in the forward pass"
         elif parameter.ndim > 1 and parameter.is_complex():
             reasons[name] = "holds complex numbers, which are not followed"
     return reasons
