@@ -36,7 +36,7 @@ SIZE = 4840
 @pytest.mark.parametrize("first", [True, False])
 def test_a_second_way_to_mask_is_refused_before_training(tmp_path: Path, first: bool) -> None:
     other, ours = ModelPruning("l1_unstructured", amount=0.5), PruningCallback(0.5)
-    with pytest.raises(ValueError, match="ModelPruning replaces weights.*leave one of the two out"):
+    with pytest.raises(ValueError, match=r"ModelPruning replaces weights.*leave one of the two out"):
         fit(tmp_path, model := Lit(), *((other, ours) if first else (ours, other)))
     assert all(each.all() for each in model.parameters() if each.ndim > 1)
 
