@@ -30,7 +30,7 @@ from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
-from lightning_prune.units.shards import shards_of, to_local
+from lightning_prune.units.shards import shards_of
 from lightning_prune.units.slices import axis_slices
 
 PRUNED = schema.record(
@@ -44,6 +44,11 @@ PRUNED = schema.record(
         "statistics": schema.mapping(STATISTICS),
     },
     before={"frozen": {}, "criterion": ""},  # the first states lack them; "" is an unknown criterion
+)
+
+_EXAMPLE_OF_SHARDS = (
+    "{!r} with {!r} follows an example through the model, whose parameters are divided among processes: take"
+    " Unstructured() with budget='units', or keep the model whole, as with DDP."
 )
 
 
@@ -119,20 +124,12 @@ class Pruner:
         shards = shards_of(model)
         needs_example = structure.needs_example or selector.needs_example
         if needs_example and shards.sharded:
-            raise ValueError(
-                f"{structure!r} with {selector!r} follows an example through the model, whose parameters are"
-                " divided among processes: take Unstructured() with budget='units', or keep the model whole, as"
-                " with DDP."
-            )
+            raise ValueError(_EXAMPLE_OF_SHARDS.format(structure, selector))
         found = touchable_units(structure.units(model, example if needs_example else None), model, structure)
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
-        self.groups, self._budgets = units.groups, units.budgets
-        covered = {part.name for group in self.groups for part in group.masked}
-        whole = {name for name, each in model.named_parameters() if each.ndim > 1 and name not in covered}
-        others = dict.fromkeys(whole - units.frozen.keys(), "its units are coupled with some that stay")
-        self.frozen = {**units.frozen, **others}
+        self.groups, self.frozen, self._budgets = units.groups, units.reasons(model), units.budgets
         self.protected: set[str] = set()
         self._reached = 0.0  # largest share of the target that was pruned to
         self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event
@@ -293,25 +290,17 @@ class Pruner:
         self._selector.select(candidates, fraction * self._share, costs)
         for each in candidates:
             if not each.group.divisible:  # for single weights each.kept is the mask itself
-                self._keep(each.group, each.kept)
+                self.store.keep(each.group, each.kept)
         self.protected |= {each.group.name for each in candidates if each.protected}
 
     @torch.no_grad()
     def keep_zeros(self) -> None:
-        """Remove the units that are 0 now, as in a network that was pruned before.
-
-        A layer that would keep too few, such as one of zeros alone, stays as it is.
-        """
+        """Remove the units that are 0 now, unless a layer would keep too few, such as one of zeros alone."""
         for group in self.groups:
             here = group.here
             kept = here.sum(lambda weight: weight != 0, [part.weight for part in here.slices]) > 0
             if int(self.store.shards.add_up(kept.count_nonzero())) >= group.least:
-                self._keep(group, kept)
-
-    def _keep(self, group: UnitGroup, kept: Tensor) -> None:
-        """Keep no other units of a group than these, which are those of this process, in its masks."""
-        for part in group.here.masked:
-            to_local(self.masks[part.name]).logical_and_(part.spread(kept))
+                self.store.keep(group, kept)
 
     def estimate_seconds(self, losses: Losses) -> float:
         """Evaluate the loss on one batch, before pruning depends on it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.units.budgets import Budget
 from lightning_prune.units.shards import to_local
@@ -182,6 +182,12 @@ class Units:
             reasons = "; ".join(f"{', '.join(same)}: {why}" for why, same in names.items())
             raise ValueError(f"{who} can prune no layer. {reasons}")
         return units
+
+    def reasons(self, model: nn.Module) -> dict[str, str]:
+        """Return ``frozen``, with each other matrix of the model that no group covers."""
+        covered = {part.name for group in self.groups for part in group.masked}
+        whole = (name for name, each in model.named_parameters() if each.ndim > 1 and name not in covered)
+        return {**dict.fromkeys(whole, "its units are coupled with some that stay"), **self.frozen}
 
     def without(self, reasons: Mapping[str, str]) -> Units:
         """Return the same units, with some of the groups frozen, and the matrices that no other group covers.

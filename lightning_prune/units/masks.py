@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
-from lightning_prune.units.groups import row_ranges
+from lightning_prune.units.groups import UnitGroup, row_ranges
 from lightning_prune.units.shards import Shards, Unsharded, is_sharded, shard_like, to_local
 
 BITS = schema.dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
@@ -81,6 +81,11 @@ class MaskStore:
         """Return those of the given parameters that have a mask, by name."""
         found = ((self._names.get(id(parameter), ""), parameter) for parameter in parameters)
         return {name: parameter for name, parameter in found if name in self._masks}
+
+    def keep(self, group: UnitGroup, units: Tensor) -> None:
+        """Mask all units of a group but these, given for the rows that this process holds; weights stay."""
+        for part in group.here.masked:
+            to_local(self._masks[part.name]).logical_and_(part.spread(units))
 
     @torch.no_grad()
     def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from lightning_prune import Blocks, Global, Magnitude, Pruner, Unstructured
+from lightning_prune import Blocks, Global, Magnitude, NofM, Pruner, Unstructured
 from lightning_prune.units.groups import Units
 from lightning_prune.units.slices import ElementSlice
 
@@ -367,3 +367,55 @@ def test_blocks_have_whole_sizes(argument: str, size: Any) -> None:
     with pytest.raises(ValueError, match="must be a whole number of at least 1") as error:
         Blocks(**{"rows": 2, "cols": 2, argument: size})
     assert str(error.value).startswith(f"{argument}={size!r} ")
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored inputs first."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return (rows @ self.weight + self.bias).relu()
+
+
+class Turned(Conv1D):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(rows, self.weight)
+
+
+class Deep(nn.Module):
+    """Does not say what it does with its matrix."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, text: str) -> str:
+        return text
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 16)])
+@pytest.mark.parametrize(("kind", "inputs"), [(Conv1D, 0), (Turned, 1), (nn.Linear, 1), (nn.GRUCell, 1)])
+def test_patterns_run_along_the_inputs_however_a_weight_is_stored(
+    kind: Any, inputs: int, size: tuple[int, int]
+) -> None:
+    model = nn.ModuleList([kind(*size)])
+    pruner = Pruner(model, structure=Unstructured(include="*"), selector=NofM(2, 4), schedule=None)
+    pruner.prune(1.0)
+    for name, mask in pruner.masks.items():
+        along = mask.movedim(inputs, -1).reshape(-1, 4).sum(-1)
+        assert along.eq(2).all(), name
+    pruner = Pruner(model, 0.5, structure=Blocks(1, 4, include="*"), schedule=None)
+    pruner.prune(1.0)
+    for mask in pruner.masks.values():
+        assert set(mask.movedim(inputs, -1).reshape(-1, 4).sum(-1).tolist()) == {0, 4}
+
+
+def test_a_matrix_whose_inputs_are_unknown_takes_no_pattern_but_single_weights() -> None:
+    model = nn.ModuleList([Deep(8, 4), nn.Linear(8, 4)])
+    by_pattern = Pruner(model, structure=Unstructured(include="*"), selector=NofM(2, 4), schedule=None)
+    assert by_pattern.frozen["0.weight"] == "NofM(n=2, m=4) needs single weights of a layer with inputs"
+    assert "0.weight" in Pruner(model, 0.5, structure=Unstructured(include="*"), schedule=None).masks
