@@ -421,7 +421,10 @@ def test_one_shot_refuses_bad_arguments_when_built(at: str | None) -> None:
     ],
 )
 def test_shares_must_rise_to_one(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"must (rise from above 0 to 1|map moments to numbers)") as error:
+    with pytest.raises(
+        ValueError,
+        match=r"must (be shares of the target above 0 that rise|map moments to shares of the target)",
+    ) as error:
         Steps(shares)
     assert str(error.value).startswith(f"shares={shares!r} ")
 
