@@ -67,6 +67,8 @@ class Pruner:
     process works on its own rows. All processes must make the same calls, :attr:`sparsity` and
     :meth:`state_dict` included.
 
+    Weights that require no gradient stay, unless the structure's ``include`` names them or no weight does.
+
     Args:
         model: The module to prune, in place. Its parameters stay the same objects.
         target: Share of the units that is removed at the end, in (0, 1); ``None`` if the selector decides.

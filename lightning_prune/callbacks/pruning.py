@@ -34,7 +34,8 @@ class PruningCallback(Callback):
 
     Statistics come from ordinary training steps. Weights are removed at the start of an epoch, or before a
     batch, and the fit loop trains the rest further. After each optimizer step removed ("masked") weights are
-    exactly 0. Parameters keep their names; masks and all other state are in the checkpoint.
+    exactly 0. Parameters keep their names; masks and all other state are in the checkpoint. Only what the fit
+    trains is pruned, unless the structure's ``include`` names it.
 
     Args:
         target: Share that is removed at the end, in (0, 1); omit it if the selector decides.

@@ -22,7 +22,7 @@ class Channels(Coupled):
 
     Args:
         include: Glob pattern, or patterns, over parameter and module names. With it, only channels that are
-            made by a matching parameter or module are pruned.
+            made by a matching parameter or module are pruned; also by those that do not train.
         exclude: The same, for channels that are not pruned, in all layers that they are coupled to.
         round_to: The number of channels that a layer keeps is rounded to a multiple of this: to the multiple
             nearest to the number that the selector asks for, and to the larger of two equally near ones. Where
@@ -59,7 +59,7 @@ class Heads(Coupled):
 
     Args:
         include: Glob pattern, or patterns, over parameter and module names. With it, only heads that are made
-            by a matching parameter or module are pruned.
+            by a matching parameter or module are pruned; also by those that do not train.
         exclude: The same, for heads that are not pruned.
         round_to: The number of heads that a layer keeps is a multiple of this, unless it keeps all.
         minimum: How many heads each layer keeps at least: a number or, below 1, a share.

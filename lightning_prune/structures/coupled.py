@@ -25,7 +25,7 @@ class Coupled(Structure):
 
     Args:
         include: Glob pattern, or patterns, over parameter and module names. With it, only units that are made
-            by a matching parameter or module are pruned.
+            by a matching parameter or module are pruned; also by those that do not train.
         exclude: The same, for units that are not pruned, in all layers that they are coupled to.
         round_to: The number that a layer keeps is a multiple of this.
         minimum: How many each layer keeps at least: a number or, below 1, a share.

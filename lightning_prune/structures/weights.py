@@ -50,7 +50,7 @@ class Weights(Structure):
 
     Attributes:
         include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
-            of two or more dimensions is pruned, except those of norms and embeddings.
+            of two or more dimensions is pruned, even one that does not train, but for norms and embeddings.
         exclude: The same, for parameters that are not pruned.
     """
 
@@ -154,7 +154,7 @@ class Unstructured(Weights):
 
     Args:
         include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
-            of two or more dimensions is pruned, except those of norms and embeddings.
+            of two or more dimensions is pruned, even one that does not train, but for norms and embeddings.
         exclude: The same, for parameters that are not pruned.
 
     Raises:
