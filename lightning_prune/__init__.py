@@ -21,6 +21,7 @@ from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global, NofM, PerLayer, Threshold
 from lightning_prune.selectors.particle_filter import ParticleFilter
 from lightning_prune.statistics.losses import Losses
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.channels import Channels, Heads
 from lightning_prune.structures.weights import Blocks, Unstructured
@@ -61,6 +62,7 @@ __all__ = [
     "Pruner",
     "PruningCallback",
     "Random",
+    "Reconstruct",
     "Report",
     "Rewind",
     "Schedule",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.core import schema
+from lightning_prune.core.averages import keep_apart
+from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_part
+from lightning_prune.core.probes import as_probe
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.schedules.base import Schedule
@@ -19,19 +22,18 @@ from lightning_prune.schedules.curves import Cubic
 from lightning_prune.selectors.acceptance import accepted_units, check_units
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global
+from lightning_prune.selectors.pruned_state import PrunedState
 from lightning_prune.selectors.scoring import Scoring
 from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
-from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import Needs
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, reconstruct_
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
-from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
-from lightning_prune.units.slices import axis_slices
 
 PRUNED = schema.record(
     {
@@ -60,7 +62,7 @@ def check_parts(target: float | None, criterion: Criterion, structure: Structure
     selector.resolve(target)
 
 
-class Pruner:
+class Pruner(PrunedState):
     """Prunes a model in a training loop of your own.
 
     If ``fully_shard`` has divided the parameters among processes, masks are divided in the same way, and each
@@ -86,6 +88,7 @@ class Pruner:
         protected: Names of the groups that would have been emptied, and keep one unit.
         store: The masks, and the methods that enforce them.
         needs: What training must offer.
+        unreconstructed: Name of each matrix that the last reconstruction left as it was, to the reason.
 
     Raises:
         ValueError: If an argument is wrong, or there is nothing to prune.
@@ -119,6 +122,7 @@ class Pruner:
         if schedule is not None:
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
+        self._model = model
         self._share = selector.resolve(target)
         self._criterion = criterion
         self._selector = selector
@@ -127,12 +131,17 @@ class Pruner:
         needs_example = structure.needs_example or selector.needs_example
         if needs_example and shards.sharded:
             raise ValueError(_EXAMPLE_OF_SHARDS.format(structure, selector))
-        found = touchable_units(structure.units(model, example if needs_example else None), model, structure)
+        for name, module in model.named_modules():
+            if structure.leaves_out(name):  # a copy that is excluded is a teacher, and follows nothing
+                keep_apart(module)
+        found = structure.units(model, example if needs_example else None)
+        found = touchable_units(found, model, repr(structure))
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         units = accepted_units(found, criterion, selector, shards, layers)
         self.groups, self.frozen, self._budgets = units.groups, units.reasons(model), units.budgets
         self.protected: set[str] = set()
+        self.unreconstructed: dict[str, str] = {}
         self._reached = 0.0  # largest share of the target that was pruned to
         self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event
         check_units(self.groups, target, self._share, criterion)
@@ -142,45 +151,6 @@ class Pruner:
         self.needs = criterion.needs | selector.needs
         groups = [(group, layers[group.name]) for group in self.groups]
         self._scoring = Scoring(model, criterion, selector, groups, self.store)
-
-    @property
-    def masks(self) -> Mapping[str, Tensor]:
-        """Bool masks by parameter name, True where a weight is kept; live, not copies."""
-        return self.store.masks
-
-    @property
-    def channel_groups(self) -> tuple[UnitGroup, ...] | None:
-        """The groups, if compaction can remove their units; ``None`` for single weights and blocks."""
-        return self.groups if all(axis_slices(group.slices) for group in self.groups) else None
-
-    @property
-    def sparsity(self) -> float:
-        """Removed share, in [0, 1], of the elements that the structure covers."""
-        return self.store.removed / sum(mask.numel() for mask in self.masks.values())
-
-    @property
-    def observations(self) -> Observations:
-        """The criterion's running sums since the last event."""
-        return self._scoring.observations
-
-    @property
-    def ready(self) -> bool:
-        """Whether some group can be scored: criteria of gradients or activations must have observed a step."""
-        return self.observations.ready
-
-    @property
-    def left_out(self) -> int:
-        """Number of observations that were left out, because a gradient or an activation was inf or nan."""
-        return self.observations.left_out
-
-    @property
-    def remarks(self) -> dict[str, Any]:
-        """Frozen and protected groups and left-out observations, as plain values for a report."""
-        return {
-            "frozen": {**self.frozen, **self._left_dense},
-            "protected": sorted(self.protected),
-            "left_out": self.left_out,
-        }
 
     @contextmanager
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
@@ -232,32 +202,53 @@ class Pruner:
                 if grad is not None:
                     grad.add_(penalty, alpha=scale)
 
-    def step(self, progress: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
+    def step(
+        self,
+        progress: float,
+        *optimizers: Optimizer,
+        losses: Losses | None = None,
+        reconstruct: Reconstruct | None = None,
+        batches: Sequence[Any] = (),
+    ) -> None:
         """Prune to the share of the target that the schedule gives, before training goes on.
 
         Args:
             progress: Position in training, in [0, 1] of the fit; 1 prunes to the target now.
             optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
+            reconstruct: As for :meth:`prune`.
+            batches: As for :meth:`prune`.
 
         Raises:
             ValueError: If ``progress`` is outside [0, 1].
         """
         if self._schedule is None:
             raise ValueError("step() needs a schedule; without one, call prune().")
-        self.prune(self._schedule(progress), *optimizers, losses=losses)
+        fraction = self._schedule(progress)
+        self.prune(fraction, *optimizers, losses=losses, reconstruct=reconstruct, batches=batches)
 
     @torch.no_grad()
-    def prune(self, fraction: float, *optimizers: Optimizer, losses: Losses | None = None) -> None:
-        """Prune to a share of the target: score, select, mask. Masked weights stay masked.
+    def prune(
+        self,
+        fraction: float,
+        *optimizers: Optimizer,
+        losses: Losses | None = None,
+        reconstruct: Reconstruct | None = None,
+        batches: Sequence[Any] = (),
+    ) -> None:
+        """Prune to a share of the target: score, select, mask, reconstruct. Masked weights stay masked.
 
         Args:
             fraction: Share of the target, in [0, 1].
             optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
+            reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
+            batches: Batches for ``reconstruct``. For each, what ``forward`` is given: a tensor, a tuple of its
+                arguments or a mapping of keyword arguments.
 
         Raises:
-            ValueError: If ``fraction`` is outside [0, 1], or the loss would be evaluated too often.
+            ValueError: If ``fraction`` is outside [0, 1], the loss would be evaluated too often, or there is no
+                batch to reconstruct on.
             RuntimeError: If there is nothing to score yet.
         """
         if not 0 <= fraction <= 1:
@@ -265,7 +256,11 @@ class Pruner:
         if fraction == 0 or (fraction <= self._reached and not self.ready):
             return  # there is nothing to remove, or no need of scores to remove no more
         self.select(fraction, losses)
+        before = None if reconstruct is None else copy_model(self._model)
         self.store.apply_()
+        if reconstruct is not None and before is not None:
+            passes = [as_probe(batch) for batch in batches]
+            self.unreconstructed = reconstruct_(self._model, before, self.masks, passes, reconstruct)
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
         self.observations.reset_()

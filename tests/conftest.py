@@ -1,5 +1,8 @@
 """Settings of all tests: a busy machine is no reason to fail, or to be slow."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +13,23 @@ settings.load_profile("patient")
 
 # tensors are small here: threads would mostly wait for each other
 torch.set_num_threads(1)
+
+
+class _Raises(logging.Handler):
+    """Raises the error of a rule for an op, of which users are told as a reason."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def rules_work(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let a test fail if the rule for an op does, but for those that are marked ``rule_fails``."""
+    log, handler = logging.getLogger("lightning_prune.channels.graph.trace"), _Raises()
+    log.setLevel(logging.INFO if "rule_fails" in request.keywords else logging.DEBUG)
+    log.addHandler(handler)
+    yield
+    log.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

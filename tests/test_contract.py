@@ -30,6 +30,7 @@ from lightning_prune import (
     NofM,
     ParticleFilter,
     Pruner,
+    Reconstruct,
     Rewind,
     Schedule,
     Selector,
@@ -112,7 +113,12 @@ STRANGE = (10**400, -(10**30), float("nan"), float("-inf"), object(), {"a": 1}, 
 
 @pytest.mark.parametrize(
     "example",
-    [*(each for base in BASES for part in shipped(base) for each in built(part)), Rewind(), Guard("acc")],
+    [
+        *(each for base in BASES for part in shipped(base) for each in built(part)),
+        Rewind(),
+        Guard("acc"),
+        Reconstruct(),
+    ],
     ids=repr,
 )
 def test_strange_arguments_are_refused_by_name(example: Part) -> None:

@@ -183,6 +183,23 @@ def run_alone(folder: Path, script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+BROKEN = """
+import sys, warnings
+sys.path.insert(0, "{folder}")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from lightning_prune.training.lightning_packages import PACKAGES
+assert PACKAGES == ("lightning.pytorch",), PACKAGES
+assert any("pytorch_lightning cannot be used" in str(each.message) for each in caught), caught
+"""
+
+
+@pytest.mark.parametrize("content", ["raise RuntimeError('broken')", "__version__ = '1.9.0'"])
+def test_a_package_that_does_not_work_is_left_out_and_that_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pytorch_lightning.py").write_text(content)
+    run_alone(tmp_path, BROKEN.format(folder=tmp_path))
+
+
 LOGGERS = """
 import {first}
 import lightning_prune, lightning.pytorch, pytorch_lightning

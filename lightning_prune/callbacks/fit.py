@@ -111,6 +111,8 @@ class PruningFit:
             )
         trained = trainer_queries.trained_parameters(trainer, self.module)
         self._marks.enter_context(training_only(self.module, trained))
+        known = {id(each) for each in trained}
+        state.note_trained({name for name, each in self.module.named_parameters() if id(each) in known})
         probe = state.example.probe
         state.bind(self.module, probe)
         self._check_neighbours()
@@ -306,8 +308,9 @@ class PruningFit:
                 trainer_queries.averages_in_callbacks(trainer, self.module),
                 state.report(replace(work, seconds=0.0)),
             )
+        report = state.report(work)
         if self.parts.write_report:
-            report_files.write_report(trainer, state.report(work), self._folder, self.parts.name)
+            report_files.write_report(trainer, report, self._folder, self.parts.name)
 
     def interrupt(self) -> None:
         """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -77,7 +78,7 @@ class PruningCallback(Callback):
         compact: bool = False,
         name: str | None = None,
         measure_seconds: float = 2.0,
-        write_report: bool | str = True,
+        write_report: bool | str | Path = True,
         keep_zeros: bool = False,
     ) -> None:
         self.target = target

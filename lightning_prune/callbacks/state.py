@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -59,6 +59,7 @@ class PruningState:
         self.example = ExampleInput()
         self.pending: dict[str, Any] | None = None
         self.given = False
+        self._trained: frozenset[str] = frozenset()
 
     @classmethod
     def of_saved(cls, model: nn.Module, state: Mapping[str, Any], parts: PruningParts) -> PruningState:
@@ -93,8 +94,31 @@ class PruningState:
         fresh = PruningState(parts)
         fresh.pending, fresh.given = self.pending, self.given
         if known and self.pending is None and self.network.store is not None:  # go on, as from a checkpoint
+            self._check_masked()
             fresh.pending, fresh.given = self.state_dict(0), True
         return fresh
+
+    def note_trained(self, names: Set[str]) -> None:
+        """Note which parameters the present fit trains; if others did before, units are found anew.
+
+        Args:
+            names: Names of the parameters.
+        """
+        before, self._trained = self._trained, frozenset(names)
+        if self.network.pruner is not None and self.pending is None and before != self._trained:
+            self._check_masked()
+            self.pending = self.state_dict(0)
+            self.network.reset()
+
+    def _check_masked(self) -> None:
+        """Warn if the network's masked weights are not 0 any more, and set them to 0 again."""
+        if not self.network.masked:
+            rank_zero_warn(
+                "Weights that an earlier fit has removed are not 0 any more: the model was changed since. They"
+                " are set to 0 again, and pruning goes on. If the model is to start anew, call the callback's"
+                " reset() before the fit."
+            )
+            self.network.mask()
 
     @property
     def events_left(self) -> bool:
@@ -145,13 +169,8 @@ class PruningState:
         if saved is not None:
             self._take_over(saved, notes)
             self.pending, self.given = None, False
-        elif known and not self.network.masked:
-            rank_zero_warn(
-                "Weights that an earlier fit has removed are not 0 any more: the model was changed since. They"
-                " are set to 0 again, and pruning goes on. If the model is to start anew, call the callback's"
-                " reset() before the fit."
-            )
-            self.network.mask()
+        elif known:
+            self._check_masked()
         self.network.count()
 
     def _take_over(self, saved: Mapping[str, Any], notes: list[str]) -> None:

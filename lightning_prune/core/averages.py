@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -32,6 +32,7 @@ class Average:
 _SIMILAR = 0.5  # cosine similarity; that of independent weights is near 0
 # copies that were recognised once: training may lead the weights of a part further away than its copy follows
 _KNOWN: WeakSet[nn.Module] = WeakSet()
+_APART: WeakSet[nn.Module] = WeakSet()  # copies that follow nothing, as teachers do not
 
 
 def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -49,8 +50,22 @@ def averaged_modules(model: nn.Module) -> dict[str, nn.Module]:
     return averaged | _moving_copies(model, averaged)
 
 
+def keep_apart(module: nn.Module) -> None:
+    """Note that a module is no moving copy, although it looks like one: it is a teacher, say."""
+    _APART.add(module)
+
+
+def recognise_twin(model: nn.Module, twin: nn.Module) -> None:
+    """Note of the modules of a copied model what is known of those of the original."""
+    pairs = list(zip(model.modules(), twin.modules(), strict=False))
+    for known in (_KNOWN, _APART):
+        known.update([other for one, other in pairs if one in known])
+
+
 def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    training = {id(each) for each in model.modules() if _trains(each)}
+    # what was recognised in a fit stays so when nothing tells any more which parameters train
+    copies = {id(each) for module in model.modules() if module in _KNOWN for each in module.parameters()}
+    training = {id(each) for each in model.modules() if _trains(each, copies)}
     if not training:
         return {}
     seen = {id(each) for average in averaged.values() for each in average.modules()}
@@ -58,9 +73,16 @@ def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[
     found = {}
     for name, module in model.named_modules():
         frozen = any(each.ndim > 1 for each in module.parameters()) and id(module) not in training
+        if module in _APART:
+            seen |= {id(each) for each in module.modules()}
         if name and frozen and id(module) not in seen:
             shapes = _shapes(module)
-            alike = [part for part in parts if _shapes(part) == shapes]
+            own = set(map(id, module.parameters()))
+            alike = [
+                part
+                for part in parts
+                if _shapes(part) == shapes and own.isdisjoint(map(id, part.parameters()))  # it is not tied
+            ]
             if alike and (module in _KNOWN or any(_similar(part, module) for part in alike)):
                 found[name] = module
                 _KNOWN.add(module)
@@ -68,8 +90,9 @@ def _moving_copies(model: nn.Module, averaged: Mapping[str, nn.Module]) -> dict[
     return found
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(each.requires_grad and trains(each) for each in module.parameters())
+def _trains(module: nn.Module, copies: Container[int] = ()) -> bool:
+    """Return whether a parameter of a module trains that is not among these, given by ``id``."""
+    return any(each.requires_grad and trains(each) and id(each) not in copies for each in module.parameters())
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from lightning_prune.core.averages import recognise_twin
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -47,6 +49,7 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
             module.forward = module._orig_mod.__call__
         for owned in (vars(module), *(value for value in vars(module).values() if isinstance(value, dict))):
             owned |= {key: _rebound(value, memo) for key, value in owned.items()}
+    recognise_twin(model, twin)
     return twin
 
 
@@ -67,7 +70,9 @@ def _rebound_leaf(leaf: Any, memo: dict[int, Any]) -> Any:
     if ismethod(leaf) and id(leaf.__self__) in memo:
         return MethodType(leaf.__func__, memo[id(leaf.__self__)])
     if isinstance(leaf, partial):
-        return partial(_rebound(leaf.func, memo), *_rebound(leaf.args, memo), **_rebound(leaf.keywords, memo))
+        parts = leaf.func, leaf.args, leaf.keywords
+        func, args, keywords = rebound = _rebound(parts, memo)
+        return leaf if rebound is parts else type(leaf)(func, *args, **keywords)
     if isinstance(leaf, nn.Module | Tensor | FunctionType) and id(leaf) in memo:
         return memo[id(leaf)]
     if not isfunction(leaf) or not leaf.__closure__:

@@ -36,6 +36,17 @@ def trains(parameter: Tensor) -> bool:
 
 
 def metric_tensors(model: nn.Module) -> set[int]:
-    """Return the ``id`` of each parameter and buffer in a torchmetrics metric, which does not train."""
-    metrics = [module for module in model.modules() if isinstance(module, Metric)]
-    return {id(tensor) for metric in metrics for tensor in (*metric.parameters(), *metric.buffers())}
+    """Return the ``id`` of each parameter and buffer that only torchmetrics metrics hold: they do not train."""
+    outside: dict[int, nn.Module] = {}
+    left = [model]
+    while left:
+        module = left.pop()
+        if id(module) not in outside and not isinstance(module, Metric):
+            outside[id(module)] = module
+            left += module.children()
+    used = {id(tensor) for module in outside.values() for tensor in _tensors(module)}
+    return {id(tensor) for module in model.modules() for tensor in _tensors(module)} - used
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]

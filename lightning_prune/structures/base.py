@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_prune.core.parts import Part
-from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.groups import Units
 
 
 class Structure(Part, ABC):
@@ -33,6 +33,6 @@ class Structure(Part, ABC):
             ValueError: If there is nothing to prune.
         """
 
-    def names(self, group: UnitGroup) -> bool:
-        """Return whether the user has asked for the units of a group by name; if so, they need not train."""
+    def leaves_out(self, name: str) -> bool:
+        """Return whether the user has said that a module or parameter of this name is not pruned."""
         return False

@@ -89,14 +89,18 @@ class Coupled(Structure):
         return units
 
     def _limited(self, group: UnitGroup) -> UnitGroup:
-        """Return a group with its limits in units: the least number and the multiple that suit all layers."""
+        """Return a group with its limits in units, the least number and the multiple that suit all layers."""
         sizes = self.sizes(group)
         least = self.minimum * group.size if self.minimum < 1 else self.minimum / min(sizes)
         multiples = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
         minimum = max(math.ceil(least), group.minimum)
-        return replace(group, minimum=minimum, multiple=math.lcm(*multiples))
+        return replace(group, minimum=minimum, multiple=math.lcm(*multiples), named=self._named(group))
 
-    def names(self, group: UnitGroup) -> bool:
+    def leaves_out(self, name: str) -> bool:
+        """Return whether ``exclude`` matches the name."""
+        return matches(name, self.exclude)
+
+    def _named(self, group: UnitGroup) -> bool:
         """Return whether ``include`` matches a weight that makes the units."""
         return any(matches(part.name, self.include) for part in group.slices)
 
@@ -106,4 +110,4 @@ class Coupled(Structure):
             return f"is not of the kind that {type(self).__name__} prunes"
         if any(matches(part.name, self.exclude) for part in group.slices):
             return "exclude names it"
-        return None if self.include is None or self.names(group) else "include does not name it"
+        return None if self.include is None or self._named(group) else "include does not name it"

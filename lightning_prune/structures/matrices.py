@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.module_kinds import CONV1D, is_a
+from lightning_prune.core.probes import evaluation_mode
 
 _EXAMPLES = 64
 
@@ -29,14 +31,10 @@ class _Known(NamedTuple):
 
     def holds(self, module: nn.Module, leaf: str) -> bool:
         """Return whether a parameter of a module is one of these."""
-        if isinstance(self.kind, str):
-            same = any(f"{each.__module__}.{each.__qualname__}" == self.kind for each in type(module).__mro__)
-        else:
-            same = isinstance(module, self.kind)
-        return same and fnmatchcase(leaf, self.pattern)
+        return is_a(module, self.kind) and fnmatchcase(leaf, self.pattern)
 
 
-_KNOWN = (
+_MATRICES = (
     _Known(nn.Linear, "weight", 1),
     _Known(nn.Bilinear, "weight", 1),
     _Known(_ConvTransposeNd, "weight", 0),
@@ -44,7 +42,7 @@ _KNOWN = (
     _Known(nn.MultiheadAttention, "*_proj_weight", 1),
     _Known(nn.RNNBase, "weight_*", 1),
     _Known(nn.RNNCellBase, "weight_*", 1),
-    _Known("transformers.pytorch_utils.Conv1D", "weight", 0),
+    _Known(CONV1D, "weight", 0),
 )
 
 
@@ -55,7 +53,7 @@ def is_matrix(module: nn.Module, leaf: str) -> bool:
         module: The module that holds the parameter.
         leaf: Name of the parameter in the module.
     """
-    return any(each.holds(module, leaf) for each in _KNOWN)
+    return any(each.holds(module, leaf) for each in _MATRICES)
 
 
 def input_dim_of(module: nn.Module, leaf: str) -> int | None:
@@ -68,7 +66,7 @@ def input_dim_of(module: nn.Module, leaf: str) -> int | None:
         module: The module that holds the parameter.
         leaf: Name of the parameter in the module.
     """
-    known = next((each.input_dim for each in _KNOWN if each.holds(module, leaf)), None)
+    known = next((each.input_dim for each in _MATRICES if each.holds(module, leaf)), None)
     if known is not None:
         grouped = isinstance(module, _ConvTransposeNd) and module.groups > 1
         return None if grouped else known
@@ -88,7 +86,7 @@ def _reads_along(module: nn.Module, leaf: str, dim: int) -> bool:
         matrix = twin.get_parameter(leaf).requires_grad_()
         # of many, some pass whatever follows the product, such as a ReLU
         given = torch.randn(_EXAMPLES, matrix.shape[dim], generator=generator).to(matrix.device)
-        with torch.enable_grad():
+        with evaluation_mode(twin), torch.enable_grad():
             outputs = twin(given)
             (grad,) = torch.autograd.grad(outputs[:, 0].sum(), matrix)
     except Exception:  # a user's forward may raise anything on inputs of another kind

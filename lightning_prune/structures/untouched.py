@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.trained import metric_tensors, trains
-from lightning_prune.structures.base import Structure
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.shards import to_local
 
 
-def touchable_units(found: Units, model: nn.Module, structure: Structure) -> Units:
+def touchable_units(found: Units, model: nn.Module, who: str) -> Units:
     """Return the units with the groups that pruning must not touch moved to ``frozen``, each with the reason.
 
     Where no parameter of the model trains, as in one for inference, all count as if they did.
@@ -22,32 +24,32 @@ def touchable_units(found: Units, model: nn.Module, structure: Structure) -> Uni
     Args:
         found: The unit groups that a structure has found.
         model: Their model.
-        structure: The structure.
+        who: The structure, for the error message.
 
     Raises:
         ValueError: If no group is left.
     """
-    averages = averaged_names(model)
-    still = {id(each) for name, each in model.named_parameters() if name not in averages and not trains(each)}
-    if not any(map(trains, model.parameters())):
+    averages, parameters = averaged_names(model), dict(model.named_parameters())
+    still = {id(each) for name, each in parameters.items() if name not in averages and not trains(each)}
+    if not any(map(trains, parameters.values())):
         still = set()
-    return found.without_refused(partial(_stays, structure, still | metric_tensors(model)), repr(structure))
+    codes = {name: why for name, each in parameters.items() if each.ndim > 1 and (why := _is_no_number(each))}
+    found = replace(found, frozen={**found.frozen, **codes})
+    return found.without_refused(partial(_stays, still | metric_tensors(model), codes), who)
 
 
-def _stays(structure: Structure, still: set[int], group: UnitGroup) -> str | None:
+def _stays(still: set[int], codes: Mapping[str, str], group: UnitGroup) -> str | None:
     """Return why a group stays whole; ``None`` if it may be pruned.
 
     Args:
-        structure: The structure that found the group.
         still: The ``id`` of each parameter that does not train, and is no average of one that does.
+        codes: Names of matrices that are no plain numbers, with the reasons.
         group: The group.
     """
     for part in group.masked:
-        if why := _is_no_number(part.weight):
-            return why if len(group.masked) == 1 else f"{part.name} {why}"
-    if structure.names(group):
-        return None
-    if any(id(part.weight) in still for part in group.matrices.slices):
+        if part.name in codes:
+            return codes[part.name] if len(group.masked) == 1 else f"{part.name} {codes[part.name]}"
+    if not group.named and any(id(part.weight) in still for part in group.matrices.slices):
         return "does not train: name it in include to prune it"
     return None
 
@@ -58,7 +60,7 @@ def _is_no_number(weight: Tensor) -> str | None:
         kind = str(weight.dtype).removeprefix("torch.")
         return f"holds {kind}, not floating-point numbers, as the codes of a quantized layer"
     local = to_local(weight)
-    if type(local) in (Tensor, nn.Parameter):
+    if type(local) in (Tensor, nn.Parameter, UninitializedParameter):
         return None
     try:
         with torch.no_grad():

@@ -95,7 +95,7 @@ class Weights(Structure):
                 why = self.refuses(parameter, input_dim)
             if why is None:
                 part = self.slice_of(name, parameter, input_dim)
-                groups.append(UnitGroup(name, (part,), input_dim=input_dim))
+                groups.append(UnitGroup(name, (part,), input_dim=input_dim, named=self._named(uses[name])))
             else:
                 whole[name] = why
         frozen = _computed_weights(model) | self._listed(whole, groups, uses)
@@ -104,9 +104,9 @@ class Weights(Structure):
             raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
         return Units(tuple(groups), frozen, _budgets(model, groups, example))
 
-    def names(self, group: UnitGroup) -> bool:
-        """Return whether ``include`` matches the tensor."""
-        return any(matches(part.name, self.include) for part in group.slices)
+    def leaves_out(self, name: str) -> bool:
+        """Return whether ``exclude`` matches the name."""
+        return matches(name, self.exclude)
 
     def _listed(
         self, whole: Mapping[str, str], groups: Sequence[UnitGroup], uses: Mapping[str, list[_Use]]
@@ -135,8 +135,8 @@ class Weights(Structure):
             return "exclude names it"
         if self.include is not None and not self._named(uses):
             return "include does not name it"
-        known = self.include is not None
-        why = next((why for each in uses if (why := _stays_in(each, known=known)) is not None), None)
+        named = self.include is not None
+        why = next((why for each in uses if (why := _stays_in(each, named=named)) is not None), None)
         if why is not None or isinstance(parameter, UninitializedParameter):
             return why
         if not _is_large(parameter):
@@ -248,19 +248,19 @@ def _is_large(parameter: nn.Parameter) -> bool:
     return not isinstance(parameter, UninitializedParameter) and parameter.ndim > 1
 
 
-def _stays_in(use: _Use, *, known: bool) -> str | None:
+def _stays_in(use: _Use, *, named: bool) -> str | None:
     """Return why a parameter stays whole where a module uses it; ``None`` if it does not.
 
     Args:
         use: The module, with the name that the parameter has in it.
-        known: Whether the parameter is known to be pruned, whatever module uses it in which way.
+        named: Whether ``include`` names the parameter, so that it is pruned whatever kind of module uses it.
     """
     kind = type(use.module).__name__
     if isinstance(use.module, _NEVER):
         return f"{kind} uses it"
-    if not known and (isinstance(use.module, ParametrizationList) or _computed(use.module)):
+    if not named and (isinstance(use.module, ParametrizationList) or _computed(use.module)):
         return "a parametrisation computes a weight from it: name it in include to prune it"
-    if not known and not is_matrix(use.module, use.leaf):
+    if not named and not is_matrix(use.module, use.leaf):
         return f"{kind} uses it in a way that is not known: name it in include to prune it"
     return None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.seed import isolate_rng
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+_OLDEST = (2, 5)  # version
+
 __all__ = [
     "PACKAGES",
     "Callback",
@@ -50,20 +52,31 @@ __all__ = [
 
 
 def _import_packages() -> tuple[str, ...]:
-    """Import the packages that are installed, and return their names.
+    """Import the packages that are installed and work, and return their names.
 
     Each sets the logger of all messages when it is imported: the one that a user has imported before keeps it.
     """
     names = ("lightning.pytorch", "pytorch_lightning")
     logger = rank_zero.log if any(name in sys.modules for name in names) else None
-    found = tuple(name for name in names if find_spec(name.partition(".")[0]) is not None)
-    for name in found:
-        import_module(name)
+    found: list[str] = []
+    problems: list[str] = []
+    for name in names:
+        if find_spec(name.partition(".")[0]) is None:
+            continue
+        try:
+            version = import_module(name).__version__
+            if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+                raise ImportError(f"{name} {version} is older than {'.'.join(map(str, _OLDEST))}")
+            found.append(name)
+        except Exception as error:
+            problems.append(f"{name} cannot be used: {error!r}")
     if not found:
-        raise ModuleNotFoundError("PruningCallback needs Lightning: pip install lightning", name="lightning")
+        raise ImportError("lightning_prune needs Lightning: pip install lightning. " + "; ".join(problems))
     if logger is not None:
         rank_zero.log = logger
-    return found
+    for problem in problems:
+        rank_zero_warn(problem)
+    return tuple(found)
 
 
 PACKAGES = _import_packages()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,7 @@ class PruningParts:
     compact: bool
     name: str | None
     measure_seconds: float
-    write_report: bool | str
+    write_report: bool | str | Path
     keep_zeros: bool
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class PruningParts:
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
         check_flag(compact=self.compact, keep_zeros=self.keep_zeros)
-        if not isinstance(self.write_report, bool | str) or self.write_report == "":
+        if not isinstance(self.write_report, bool | str | Path) or self.write_report == "":
             raise ValueError(f"write_report={self.write_report!r} must be True, False or the path of a folder.")
         check_seconds(measure_seconds=self.measure_seconds)
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):

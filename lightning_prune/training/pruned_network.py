@@ -175,10 +175,18 @@ class PrunedNetwork:
         return replace(
             report,
             latency=self.latency,
-            frozen=remarks["frozen"],
+            frozen={name: why for name, why in remarks["frozen"].items() if name not in self._masked_before},
             protected=tuple(remarks["protected"]),
             left_out=remarks["left_out"],
         )
+
+    @property
+    def _masked_before(self) -> set[str]:
+        """Names of the parameters that no group covers any more, and that keep their masks."""
+        assert self.store is not None
+        groups = () if self.pruner is None else self.pruner.groups
+        covered = {part.name for group in groups for part in group.masked}
+        return set() if self.pruner is None else self.store.masks.keys() - covered
 
     def compact_(
         self,

@@ -9,7 +9,7 @@ from lightning_prune.report.report import Report
 from lightning_prune.training.lightning_packages import Trainer, rank_zero_info
 
 
-def report_folder(trainer: Trainer, wanted: bool | str) -> Path | None:
+def report_folder(trainer: Trainer, wanted: bool | str | Path) -> Path | None:
     """Return the folder for the files of a report, or ``None`` for no files. All processes must call it.
 
     Args:
@@ -17,10 +17,13 @@ def report_folder(trainer: Trainer, wanted: bool | str) -> Path | None:
         wanted: A folder; or True for that of the logger or, without one, the ``default_root_dir`` that the user
             has given; or False for none.
     """
-    if isinstance(wanted, str):
+    if not isinstance(wanted, bool):
         return Path(wanted)
     own_root = Path(trainer.default_root_dir).resolve() != Path(os.getcwd()).resolve()
-    if not wanted or not (trainer.loggers or own_root):
+    if not wanted:
+        return None
+    if not (trainer.loggers or own_root):
+        rank_zero_info("The pruning report is printed, and not written: write_report='FOLDER' says where to.")
         return None
     return Path(trainer.log_dir or trainer.default_root_dir)
 

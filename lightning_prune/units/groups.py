@@ -30,6 +30,7 @@ class UnitGroup:
         attributes: Pairs of a module name and an attribute name, of integers that shrink with the number of
             units.
         heads: Whether the units are attention heads.
+        named: Whether the user has asked for the units by name; if so, they need not train.
     """
 
     name: str
@@ -41,6 +42,7 @@ class UnitGroup:
     multiple: int = 1
     attributes: tuple[tuple[str, str], ...] = ()
     heads: bool = False
+    named: bool = False
 
     @property
     def masked(self) -> tuple[Slice, ...]:
@@ -187,7 +189,7 @@ class Units:
         """Return ``frozen``, with each other matrix of the model that no group covers."""
         covered = {part.name for group in self.groups for part in group.masked}
         whole = (name for name, each in model.named_parameters() if each.ndim > 1 and name not in covered)
-        return {**dict.fromkeys(whole, "its units are coupled with some that stay"), **self.frozen}
+        return {**dict.fromkeys(whole, "the structure finds no units in it that may go"), **self.frozen}
 
     def without(self, reasons: Mapping[str, str]) -> Units:
         """Return the same units, with some of the groups frozen, and the matrices that no other group covers.

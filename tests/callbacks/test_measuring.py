@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightnings import Callback
 from lit import Lit, digits, trainer
 from torch import Tensor, nn
 

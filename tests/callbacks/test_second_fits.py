@@ -23,6 +23,7 @@ from lightning_prune import (
     Rewind,
     Steps,
     Taylor,
+    Unstructured,
     Wanda,
 )
 
@@ -83,6 +84,24 @@ def test_a_model_that_was_changed_since_is_told_and_goes_on(tmp_path: Path) -> N
     with pytest.warns(UserWarning, match=r"removed are not 0 any more: the model was changed since.*reset\(\)"):
         assert zeros_by_epoch(tmp_path, model, pruning) == [SIZE // 2] * 4
     assert all(torch.equal(mask, masks[name]) for name, mask in pruning.masks.items())
+
+
+def test_it_is_told_also_where_an_argument_has_changed(tmp_path: Path) -> None:
+    model, pruning = Lit(), PruningCallback(0.5, schedule=OneShot("1ep"))
+    fit(tmp_path, model, pruning)
+    model.load_state_dict(Lit().state_dict())
+    pruning.target = 0.75
+    with pytest.warns(UserWarning, match="removed are not 0 any more"):
+        assert zeros_by_epoch(tmp_path, model, pruning)[-1] == SIZE * 3 // 4
+
+
+def test_what_is_excluded_later_keeps_its_masks_and_is_not_called_dense(tmp_path: Path) -> None:
+    model, pruning = Lit(), PruningCallback(0.5, schedule=OneShot("1ep"))
+    fit(tmp_path, model, pruning)
+    pruning.structure = Unstructured(exclude="net.6")
+    fit(tmp_path, model, pruning)
+    assert "net.6.weight" in pruning.masks
+    assert "net.6.weight" not in pruning.report.frozen
 
 
 def test_reset_starts_anew(tmp_path: Path) -> None:

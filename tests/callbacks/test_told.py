@@ -172,6 +172,13 @@ def test_a_report_lies_where_it_is_asked_for(
     assert ("weights removed" in capsys.readouterr().out) == bool(wanted)
 
 
+def test_a_report_that_is_not_written_is_measured_all_the_same(tmp_path: Path) -> None:
+    fit(tmp_path, Lit(), quiet := PruningCallback(0.5, write_report=False))
+    assert set(quiet.report.latency) == {1, 64}
+    fit(tmp_path, Lit(), PruningCallback(0.5, write_report=tmp_path / "path"))
+    assert (tmp_path / "path" / "report.json").is_file()
+
+
 def test_a_table_says_which_share_is_covered_and_groups_reasons() -> None:
     model = nn.Sequential(*(nn.Embedding(4, 2) for _ in range(6)), nn.Linear(2, 4, bias=False))
     lines = PruningCallback(0.5).plan(model).table().splitlines()

@@ -414,6 +414,18 @@ def test_patterns_run_along_the_inputs_however_a_weight_is_stored(
         assert set(mask.movedim(inputs, -1).reshape(-1, 4).sum(-1).tolist()) == {0, 4}
 
 
+class Random(Conv1D):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(rows), training=self.training)
+
+
+def test_a_look_at_a_module_leaves_the_random_state_alone() -> None:
+    model, before = nn.ModuleList([Random(8, 4)]), torch.get_rng_state()
+    (group,) = Unstructured(include="*").units(model).groups
+    assert group.input_dim == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_matrix_whose_inputs_are_unknown_takes_no_pattern_but_single_weights() -> None:
     model = nn.ModuleList([Deep(8, 4), nn.Linear(8, 4)])
     by_pattern = Pruner(model, structure=Unstructured(include="*"), selector=NofM(2, 4), schedule=None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from lightning_prune import Channels, OneShot, PerLayer, Pruner, PruningCallback, Unstructured
+from lightning_prune import Channels, OneShot, PerLayer, Pruner, PruningCallback, Unstructured, compact
 
 STAYS = "does not train: name it in include to prune it"
 
@@ -181,6 +181,60 @@ def test_an_average_in_a_plain_module_has_the_zeros_of_what_it_follows(tmp_path:
     assert pruning.report.frozen["ema.module.1.weight"] == "it is an average"
 
 
+class TaughtByCopy(Distilled):
+    """The teacher has started as a copy of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("structure", [Unstructured, Channels])
+def test_a_teacher_that_is_a_copy_stays_if_it_is_excluded(tmp_path: Path, structure: Any) -> None:
+    for exclude in ("teacher", None):
+        before = copy.deepcopy((model := TaughtByCopy()).teacher[1].weight)
+        pruning = pruned(tmp_path, model, structure(exclude=exclude))
+        assert int((model.net[1].weight == 0).sum()) == 64 * 32 // 2
+        assert torch.equal(model.teacher[1].weight, before) == (exclude is not None)
+        reason = "exclude names it" if exclude else "it is an average"
+        assert pruning.report.frozen["teacher.1.weight"] == reason
+
+
+def test_a_target_network_is_known_after_the_fit(tmp_path: Path) -> None:
+    pruning = PruningCallback(0.5, structure=Channels(), schedule=OneShot("1ep"))
+    trainer(tmp_path, pruning, max_epochs=3).fit(model := Critic(), digits())
+    small = compact(model, pruning.masks, next(iter(digits()))[0][:2])
+    assert [small.net[1].out_features, small.target[1].out_features] == [16, 16]
+
+
+class Watched(Lit):
+    """A metric holds the network that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = Distance()
+        self.distance.network = self.net
+
+
+def test_a_network_that_a_metric_only_refers_to_trains(tmp_path: Path) -> None:
+    pruning = pruned(tmp_path, Watched(), Unstructured())
+    assert set(pruning.masks) == {"net.0.weight", "net.4.weight", "net.6.weight"}
+    assert pruning.report.frozen == {"distance.features.weight": STAYS}
+
+
+def test_what_trains_is_asked_anew_in_each_fit(tmp_path: Path) -> None:
+    model, pruning = Lit(), PruningCallback(0.5, selector=PerLayer(), schedule=OneShot("1ep"))
+    model.net[4].requires_grad_(requires_grad=False)
+    trainer(tmp_path, pruning, max_epochs=2).fit(model, digits())
+    assert pruning.report.frozen == {"net.4.weight": STAYS}
+    first = pruning.masks["net.0.weight"].clone()
+    model.net[4].requires_grad_()
+    trainer(tmp_path, pruning, max_epochs=2).fit(model, digits())
+    assert pruning.report.frozen == {}
+    assert int((model.net[4].weight == 0).sum()) == 288 * 16 // 2
+    assert torch.equal(pruning.masks["net.0.weight"], first)
+
+
 # --- a loop of one's own
 
 
@@ -193,6 +247,14 @@ def test_in_a_plain_loop_gradients_decide() -> None:
     assert int((model[2].weight == 0).sum()) == 12
     by_name = Pruner(model, 0.5, structure=Unstructured(include="*"), schedule=None)
     assert [group.name for group in by_name.groups] == ["0.weight", "2.weight"]
+
+
+def test_any_name_of_a_tied_weight_asks_for_it() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
+    model["b"].weight = model["a"].weight
+    model["a"].requires_grad_(requires_grad=False)
+    found = Pruner(model, 0.5, structure=Unstructured(include=["b", "c"]), schedule=None)
+    assert [group.name for group in found.groups] == ["a.weight", "c.weight"]
 
 
 def test_where_nothing_trains_all_counts() -> None:
@@ -231,7 +293,7 @@ def test_codes_of_quantized_layers_stay(structure: Any) -> None:
     pruner = Pruner(model, 0.5, structure=structure, selector=PerLayer(), schedule=None, example=example)
     pruner.prune(1.0)
     assert torch.equal(model[0].weight, before)
-    assert "int8, not floating-point numbers" in pruner.frozen["0.weight"] or "0.weight" not in pruner.masks
+    assert "int8, not floating-point numbers" in pruner.frozen["0.weight"]
     assert pruner.sparsity > 0
 
 

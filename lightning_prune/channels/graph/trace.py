@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, OpMode, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
+_log = logging.getLogger(__name__)
 _MOST_LABELS = 2**25  # elements in the label fields of one tensor
 _KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, keys and values
 
@@ -184,6 +186,7 @@ def _followed(call: Call) -> Sequence[Fields]:
     try:
         return rule_for(call)(call)
     except Exception:  # an op may run in another form than its rule knows, as within a transform of functions
+        _log.debug("the rule for %s failed", call.name, exc_info=True)
         for tensor in call.tensors:
             call.freeze(call.fields(tensor), f"reaches {call.name} in a form that is not followed")
         return [() for _ in call.outputs]

@@ -1,0 +1,126 @@
+"""Least-squares solutions for a matrix of which some entries are 0, from sums of products of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EXACT = 2**38  # multiply-adds up to which each row of a matrix gets a solution of its own
+_LEAST_RIDGE = 1e-10  # for inputs that depend on each other, which leave more than one solution
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Sums over rows x of inputs and rows y of outputs, in double precision.
+
+    Args:
+        count: Number of rows.
+        inputs: Sum of x.
+        outputs: Sum of y.
+        squares: Sum of x x^T.
+        products: Sum of y x^T.
+    """
+
+    count: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    squares: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor, outputs: Tensor) -> Products:
+        """Return the sums of some rows.
+
+        Args:
+            inputs: Of shape rows x columns.
+            outputs: Of shape rows x outputs.
+        """
+        x, y = inputs.double(), outputs.double()
+        count = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
+        return cls(count, x.sum(0), y.sum(0), x.t() @ x, y.t() @ x)
+
+    def centered(self) -> Products:
+        """Return the sums of inputs and outputs less their means."""
+        return Products(
+            self.count,
+            torch.zeros_like(self.inputs),
+            torch.zeros_like(self.outputs),
+            self.squares - torch.outer(self.inputs, self.inputs) / self.count,
+            self.products - torch.outer(self.outputs, self.inputs) / self.count,
+        )
+
+
+def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Return the matrix that is best among those that are 0 where nothing is kept.
+
+    It minimizes ``|X W^T - Y|^2 + ridge d |W - matrix|^2``, where d is the mean square of the inputs that are
+    not always 0. Rows for which the least error is not below that of ``matrix`` itself stay as they are.
+
+    Args:
+        sums: Sums of products of the inputs and the outputs that are wanted.
+        matrix: The matrix before, of shape outputs x columns; entries that are not kept are taken as 0.
+        kept: Bool, of the same shape, True for entries that may be other than 0.
+        ridge: Weight of the difference from ``matrix``, relative to the inputs.
+
+    Returns:
+        A matrix in double precision.
+    """
+    before = matrix.double() * kept
+    diagonal = sums.squares.diagonal()
+    used = diagonal > 0
+    if not bool(used.any()):
+        return before
+    penalty = ridge * diagonal[used].mean()
+    system = sums.squares + penalty * torch.eye(len(diagonal), dtype=torch.float64, device=diagonal.device)
+    wanted = sums.products + penalty * matrix.double()
+    patterns, which = kept.unique(dim=0, return_inverse=True)
+    after = torch.zeros_like(before)
+    cost = int(patterns.sum(1).double().pow(3).sum())
+    if cost <= _EXACT:
+        for number, pattern in enumerate(patterns):
+            columns = pattern.nonzero().flatten()
+            rows = (which == number).nonzero().flatten()
+            if len(columns):
+                factor = _factor(system[columns][:, columns])
+                found = torch.cholesky_solve(wanted[rows][:, columns].t(), factor).t()
+                after[rows[:, None], columns] = found
+    else:
+        after = _swept(system, torch.cholesky_solve(wanted.t(), _factor(system)).t(), kept)
+    better = _errors(sums, after) < _errors(sums, before)
+    return torch.where(better[:, None], after, before)
+
+
+def _factor(system: Tensor) -> Tensor:
+    """Return the Cholesky factor of a symmetric matrix, made positive definite if it is not."""
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed):
+        more = torch.full_like(system.diagonal(), _LEAST_RIDGE * float(system.diagonal().mean()))
+        factor = torch.linalg.cholesky(system + torch.diag(more))
+    return factor
+
+
+def _swept(system: Tensor, best: Tensor, kept: Tensor) -> Tensor:
+    """Return a matrix with the entries that are not kept at 0, column by column.
+
+    Each column's loss is made up for by the columns after it. Frantar and Alistarh 2023, "SparseGPT", arXiv
+    2301.00774.
+
+    Args:
+        system: The quadratic form of the error.
+        best: The matrix of the least error, with no entry at 0.
+        kept: Which entries are kept.
+    """
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(_factor(system)), upper=True)
+    matrix = best.clone()
+    for column in range(matrix.shape[1]):
+        loss = matrix[:, column] * ~kept[:, column] / inverse[column, column]
+        matrix[:, column:] -= torch.outer(loss, inverse[column, column:])
+    return matrix * kept
+
+
+def _errors(sums: Products, matrix: Tensor) -> Tensor:
+    """Return the squared error of each output, less a constant."""
+    return ((matrix @ sums.squares) * matrix - 2 * sums.products * matrix).sum(1)

@@ -1,0 +1,321 @@
+"""Reconstruction against ``torch.linalg.lstsq``, and against plain programs of what it does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import Channels, Magnitude, NofM, PerLayer, Pruner, Reconstruct
+from lightning_prune.core.probes import as_probe
+from lightning_prune.statistics.reconstruction import least_squares
+from lightning_prune.statistics.reconstruction.layer_matrices import layer_matrix
+from lightning_prune.statistics.reconstruction.least_squares import Products, solve
+from lightning_prune.statistics.reconstruction.reconstruct import reconstruct_
+
+EXACT = Reconstruct(ridge=0.0, positions=10**6)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- layers as matrices
+
+
+class Conv1D(nn.Module):
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(5, 3), (4, 7, 5)),
+    "inputs first": (Conv1D(3, 5), (4, 7, 5)),
+    "strided, dilated": (nn.Conv2d(4, 6, 3, padding=1, stride=2, dilation=2), (2, 4, 9, 8)),
+    "grouped, same": (nn.Conv2d(4, 6, 3, groups=2, padding="same"), (2, 4, 9, 8)),
+    "reflecting": (nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect"), (2, 4, 9)),
+    "circular": (nn.Conv2d(4, 6, (3, 2), padding=1, padding_mode="circular"), (2, 4, 5, 6)),
+    "volume": (nn.Conv3d(2, 4, 2, bias=False), (2, 2, 4, 4, 4)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), (2, 6, 5, 5)),
+    "transposed, grouped": (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        (2, 4, 5, 4),
+    ),
+    "transposed, dilated": (nn.ConvTranspose1d(4, 6, 4, stride=3, dilation=2, padding=2), (2, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_times_the_matrix_are_the_outputs(name: str) -> None:
+    module, shape = LAYERS[name]
+    layer, given = layer_matrix(module), numbers(*shape)
+    assert layer is not None
+    with torch.no_grad():
+        matrix = layer.matrix(module.weight)
+        assert torch.equal(layer.weight(matrix), module.weight)
+        found = torch.einsum("grc,goc->rgo", layer.rows(given, 10**6), matrix).flatten(1)
+        found = found if module.bias is None else found + module.bias
+        expected = module(given)
+    channels_last = expected if name in ("linear", "inputs first") else expected.movedim(1, -1)
+    torch.testing.assert_close(found, channels_last.flatten(0, -2))
+
+
+def test_some_positions_of_each_image_are_some_of_the_rows() -> None:
+    layer, given = layer_matrix(nn.Conv2d(3, 4, 3)), numbers(2, 3, 9, 9)
+    assert layer is not None
+    some, every = layer.rows(given, 5), layer.rows(given, 10**6)
+    assert some.shape == (1, 2 * 5, 27)
+    assert all(any(torch.equal(row, other) for other in every[0]) for row in some[0])
+
+
+# --- least squares
+
+
+def products(rows: int = 200, columns: int = 12, outputs: int = 5) -> tuple[Tensor, Tensor]:
+    mixed = numbers(rows, columns) @ numbers(columns, columns, seed=1)
+    return mixed.double(), (mixed @ numbers(columns, outputs, seed=2) + numbers(rows, outputs, seed=3)).double()
+
+
+def test_whole_inputs_have_the_solution_of_lstsq() -> None:
+    x, y = products()
+    kept = torch.ones(5, 12, dtype=torch.bool)
+    kept[:, [2, 3, 7]] = False
+    found = solve(Products.of(x, y), numbers(5, 12, seed=4), kept, ridge=0.0)
+    expected = torch.linalg.lstsq(x[:, kept[0]], y).solution.t()
+    torch.testing.assert_close(found[:, kept[0]], expected)
+    assert not found[:, ~kept[0]].any()
+
+
+def test_single_weights_have_the_solution_of_lstsq_row_by_row() -> None:
+    x, y = products()
+    kept = numbers(5, 12, seed=5) > 0
+    found = solve(Products.of(x, y), numbers(5, 12, seed=4), kept, ridge=0.0)
+    for row in range(5):
+        expected = torch.linalg.lstsq(x[:, kept[row]], y[:, row : row + 1]).solution.flatten()
+        torch.testing.assert_close(found[row, kept[row]], expected)
+    assert not found[~kept].any()
+
+
+def test_a_ridge_is_more_rows() -> None:
+    x, y = products()
+    matrix, kept, ridge = numbers(5, 12, seed=4).double(), torch.ones(5, 12, dtype=torch.bool), 0.3
+    found = solve(Products.of(x, y), matrix, kept, ridge)
+    weight = (ridge * x.square().sum(0).mean()).sqrt()
+    more = torch.cat([x, weight * torch.eye(12)]), torch.cat([y, weight * matrix.t()])
+    torch.testing.assert_close(found, torch.linalg.lstsq(*more).solution.t())
+
+
+def test_centered_sums_fit_a_bias() -> None:
+    x, y = products()
+    kept = torch.ones(5, 12, dtype=torch.bool)
+    found = solve(Products.of(x + 3, y - 2).centered(), numbers(5, 12, seed=4), kept, ridge=0.0)
+    expected = torch.linalg.lstsq(torch.cat([x + 3, torch.ones(len(x), 1)], 1), y - 2).solution[:-1].t()
+    torch.testing.assert_close(found, expected)
+
+
+def sparsegpt(best: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
+    """The plain form: after each column the rest is solved anew, with the columns before it as they are."""
+    matrix = best.clone()
+    for column in range(matrix.shape[1]):
+        error = matrix[:, column] * ~kept[:, column]
+        inverse = torch.linalg.inv(hessian[column:, column:])
+        matrix[:, column:] -= torch.outer(error / inverse[0, 0], inverse[0])
+    return matrix
+
+
+def test_large_layers_are_swept_column_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = products()
+    kept = numbers(5, 12, seed=5) > 0
+    monkeypatch.setattr(least_squares, "_EXACT", 0)
+    found = solve(Products.of(x, y), 1000 * numbers(5, 12, seed=4), kept, ridge=0.0)
+    best = torch.linalg.lstsq(x, y).solution.t()
+    torch.testing.assert_close(found, sparsegpt(best, x.t() @ x, kept), atol=1e-5, rtol=1e-5)
+    assert not found[~kept].any()
+
+
+def test_inputs_that_depend_on_each_other_have_a_solution() -> None:
+    x, y = products()
+    twice = torch.cat([x, x], 1)
+    found = solve(Products.of(twice, y), torch.zeros(5, 24), torch.ones(5, 24, dtype=torch.bool), ridge=0.0)
+    torch.testing.assert_close(twice @ found.t(), x @ torch.linalg.lstsq(x, y).solution, atol=1e-4, rtol=1e-4)
+
+
+def test_no_row_gets_worse_and_no_input_is_no_problem() -> None:
+    x, y = products()
+    kept = numbers(5, 12, seed=5) > 0
+    best = torch.zeros(5, 12, dtype=torch.float64)
+    for row in range(5):
+        best[row, kept[row]] = torch.linalg.lstsq(x[:, kept[row]], y[:, row : row + 1]).solution.flatten()
+    found = solve(Products.of(x, y), best + 5 * ~kept, kept, ridge=10.0)  # a ridge that leads away from it
+    error = (x @ found.t() - y).square().sum(0)
+    assert (error <= (x @ best.t() - y).square().sum(0) * (1 + 1e-9)).all()
+    silent = solve(Products.of(torch.zeros_like(x), y), best, kept, ridge=0.1)
+    assert torch.equal(silent, best)
+
+
+# --- networks
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 9, 10),
+        nn.Tanh(),
+        nn.Linear(10, 4),
+    ).eval()
+
+
+BATCHES = [numbers(32, 3, 9, 9, seed=seed) for seed in range(3)]
+KINDS: dict[str, dict[str, Any]] = {
+    "weights": {"target": 0.7},
+    "channels": {"target": 0.4, "structure": Channels(), "selector": PerLayer(), "example": BATCHES[0][:2]},
+    "2:4": {"selector": NofM(2, 4)},
+}
+
+
+def pruned(model: nn.Module, kind: str, reconstruct: Any = None, batches: Any = BATCHES) -> Pruner:
+    parts = dict(KINDS[kind])
+    pruner = Pruner(model, parts.pop("target", None), criterion=Magnitude(), schedule=None, **parts)
+    pruner.prune(1.0, reconstruct=reconstruct, batches=() if reconstruct is None else batches)
+    return pruner
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_come_nearer_and_masks_hold(kind: str) -> None:
+    images = torch.cat(BATCHES)
+    dense, masked, better = network(), network(), network()
+    pruner = pruned(masked, kind)
+    again = pruned(better, kind, Reconstruct())
+    assert all(torch.equal(mask, again.masks[name]) for name, mask in pruner.masks.items())
+    for name, mask in again.masks.items():
+        assert not better.get_parameter(name)[~mask].count_nonzero()
+    with torch.no_grad():
+        error = [float((model(images) - dense(images)).square().mean()) for model in (masked, better)]
+    assert error[1] < 0.7 * error[0]
+    assert again.unreconstructed == {}
+
+
+def test_each_layer_is_solved_on_what_the_layers_before_it_give_now() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    rows, model = numbers(200, 6), copy.deepcopy(dense)
+    pruner = Pruner(model, 0.5, schedule=None, selector=PerLayer())
+    pruner.prune(1.0, reconstruct=EXACT, batches=rows.split(50))
+    before = now = rows.double()
+    with torch.no_grad():
+        for layer, mask in ((0, "0.weight"), (2, "2.weight"), (4, "4.weight")):
+            wanted = before @ dense[layer].weight.double().t() + dense[layer].bias
+            outputs = []
+            for row, kept in enumerate(pruner.masks[mask]):
+                inputs = torch.cat([now[:, kept], torch.ones(len(now), 1)], 1)
+                solution = torch.linalg.lstsq(inputs, wanted[:, [row]], driver="gelsd").solution.flatten()
+                found = torch.cat([model[layer].weight[row, kept], model[layer].bias[row : row + 1]])
+                torch.testing.assert_close(found.double(), solution, atol=1e-4, rtol=1e-4)
+                outputs.append(inputs @ solution)
+            before, now = wanted.tanh(), torch.stack(outputs, 1).tanh()
+
+
+def test_a_batch_norm_takes_the_shift_of_a_layer_without_a_bias() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)).eval()
+    rows, model = numbers(100, 6) + 2, copy.deepcopy(dense)
+    Pruner(model, 0.5, schedule=None).prune(1.0, reconstruct=EXACT, batches=[rows])
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows).mean(0), dense(rows).mean(0))
+    assert not torch.equal(model[1].running_mean, dense[1].running_mean)
+
+
+class Branched(nn.Module):
+    """A norm is not alone in reading a layer; another layer runs twice; attention is not reconstructed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)
+        self.twice = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.tied, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight = self.tied.weight
+
+    def forward(self, rows: Tensor) -> Tensor:
+        found = self.first(rows)
+        found = self.twice(self.twice(self.norm(found) + found))
+        return self.other(self.tied(self.attention(found, found, found)[0]))
+
+
+def test_what_is_not_reconstructed_stays_with_the_reason() -> None:
+    torch.manual_seed(0)
+    model = Branched().eval()
+    before = copy.deepcopy(model)
+    pruner = Pruner(model, 0.5, schedule=None)
+    pruner.prune(1.0, reconstruct=Reconstruct(), batches=[numbers(20, 8)])
+    assert pruner.unreconstructed == {
+        "twice.weight": "its layer runs 2 times in a pass",
+        "attention.in_proj_weight": "it is no weight of a Linear or Conv layer, but of MultiheadAttention",
+        "attention.out_proj.weight": (
+            "it is no weight of a Linear or Conv layer, but of NonDynamicallyQuantizableLinear"
+        ),
+        "tied.weight": "several layers share it",
+    }
+    assert torch.equal(model.norm.running_mean, before.norm.running_mean)
+    kept = pruner.masks["twice.weight"]
+    assert torch.equal(model.twice.weight, before.twice.weight * kept)
+    assert not torch.equal(model.first.weight, before.first.weight * pruner.masks["first.weight"])
+
+
+class Choosing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.one(rows) if rows.sum() > 0 else self.other(rows)
+
+
+@pytest.mark.parametrize("second", [-torch.ones(3, 4), torch.ones(3, 5)])
+def test_batches_that_go_other_ways_or_fail_stop_it_and_change_nothing(second: Tensor) -> None:
+    model = Choosing()
+    masks = {"one.weight": torch.eye(4).bool()}
+    before = copy.deepcopy(model)
+    with pytest.raises((ValueError, RuntimeError), match=r"cannot go in step|shapes cannot be multiplied"):
+        reconstruct_(model, before, masks, [as_probe(torch.ones(3, 4)), as_probe(second)], Reconstruct())
+    assert all(map(torch.equal, model.parameters(), before.parameters()))
+
+
+def test_without_batches_it_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batches=\[\] must be at least one"):
+        pruned(network(), "weights", Reconstruct(), batches=[])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": 0}, "batches=0 must be a whole number of at least 1"),
+        ({"ridge": -1.0}, "ridge=-1.0 must be a number of at least 0"),
+        ({"positions": 1.5}, "positions=1.5 must be a whole number"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reconstruct(**arguments)
+
+
+def test_the_random_state_and_the_mode_stay() -> None:
+    model, state = network().train(), torch.get_rng_state()
+    pruned(model, "weights", Reconstruct())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
