@@ -110,9 +110,8 @@ class PruningFit:
                 read_state(state.pending), trainer_queries.training_objects(trainer, self.module)
             )
         trained = trainer_queries.trained_parameters(trainer, self.module)
-        self._marks.enter_context(training_only(self.module, trained))
-        known = {id(each) for each in trained}
-        state.note_trained({name for name, each in self.module.named_parameters() if id(each) in known})
+        self._marks.enter_context(training_only(self.module, trained.values()))
+        state.note_trained(trained.keys())
         probe = state.example.probe
         state.bind(self.module, probe)
         self._check_neighbours()

@@ -151,19 +151,19 @@ def training_objects(trainer: Trainer, module: LightningModule) -> TrainingObjec
     return TrainingObjects(module, trainer.optimizers, schedules)
 
 
-def trained_parameters(trainer: Trainer, module: LightningModule) -> list[nn.Parameter]:
-    """Return the parameters that a fit trains: those that optimizers hold and that require gradients.
+def trained_parameters(trainer: Trainer, module: LightningModule) -> dict[str, nn.Parameter]:
+    """Return, by name, the parameters that a fit trains: those in optimizers that require gradients.
 
     Where a finetuning callback thaws parts of the module later, parameters that are frozen now count, too. If
     Lightning has no optimizer, all that require gradients do.
     """
     held = {id(each) for optimizer in trainer.optimizers for each in parameters_in(optimizer)}
     thaws = any(isinstance(each, _FINETUNING) for each in trainer.callbacks)  # type: ignore[attr-defined]
-    return [
-        each
-        for each in module.parameters()
+    return {
+        name: each
+        for name, each in module.named_parameters()
         if ((not held or id(each) in held) if each.requires_grad else thaws)
-    ]
+    }
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
