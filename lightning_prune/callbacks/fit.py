@@ -307,9 +307,7 @@ class PruningFit:
                 trainer_queries.averages_in_callbacks(trainer, self.module),
                 state.report(replace(work, seconds=0.0)),
             )
-        report = state.report(work)
-        if self.parts.write_report:
-            report_files.write_report(trainer, report, self._folder, self.parts.name)
+        report_files.write_report(trainer, state.report(work), self.parts, self._folder)
 
     def interrupt(self) -> None:
         """Enforce the masks after an error or Ctrl-C, which may interrupt a pruning event, and remove hooks."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_prune.report.report import Report
 from lightning_prune.training.lightning_packages import Trainer, rank_zero_info
+from lightning_prune.training.parts import PruningParts
 
 
 def report_folder(trainer: Trainer, wanted: bool | str | Path) -> Path | None:
@@ -28,22 +29,22 @@ def report_folder(trainer: Trainer, wanted: bool | str | Path) -> Path | None:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def write_report(trainer: Trainer, report: Report, folder: Path | None, name: str | None) -> None:
-    """Print a report and write it to files, in the first process; a fast_dev_run only prints it.
+def write_report(trainer: Trainer, report: Report, parts: PruningParts, folder: Path | None) -> None:
+    """Print a report and write it to files, if it is wanted, in the first process; a fast_dev_run prints it only.
 
     Args:
         trainer: The Trainer of the fit.
         report: The report.
+        parts: The arguments of the callback; its name is a part of the file names.
         folder: Where to write the files; the folder is made if it is missing. ``None`` to write none.
-        name: Name of the callback, ``None`` if it has none; part of the file names.
     """
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or not parts.write_report:
         return
     print(report.table())
     if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     folder.mkdir(parents=True, exist_ok=True)
-    stem = "report" if name is None else f"report-{name}"
+    stem = "report" if parts.name is None else f"report-{parts.name}"
     (folder / f"{stem}.json").write_text(report.to_json())
     try:
         report.plot(folder / f"{stem}.png")
