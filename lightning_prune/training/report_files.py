@@ -30,7 +30,7 @@ def report_folder(trainer: Trainer, wanted: bool | str | Path) -> Path | None:
 
 
 def write_report(trainer: Trainer, report: Report, parts: PruningParts, folder: Path | None) -> None:
-    """Print a report and write it to files, if it is wanted, in the first process; a fast_dev_run prints it only.
+    """Print a report and write it to files, if it is wanted, in the first process; a fast_dev_run writes none.
 
     Args:
         trainer: The Trainer of the fit.
