@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,10 +26,18 @@ from lightning_prune.selectors.by_score import Global
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.training.guard import Guard
-from lightning_prune.training.lightning_packages import Callback, LightningModule, Trainer, TrainerFn
+from lightning_prune.training.lightning_packages import (
+    Callback,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    rank_zero_info,
+)
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
+
+_UNNAMED: WeakSet[PruningCallback] = WeakSet()  # those without a name that no Trainer has used yet
 
 
 class PruningCallback(Callback):
@@ -49,8 +59,8 @@ class PruningCallback(Callback):
         compact: Whether to remove masked units from the module's tensors in place when the fit has ended, after
             a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
             smaller network.
-        name: Tells two callbacks in one Trainer apart, their reports and what they log:
-            ``prune/sparsity``, or ``prune/NAME/sparsity`` with a name.
+        name: Tells two callbacks in one Trainer apart, which both need another one: their states, reports and
+            what they log: ``prune/sparsity``, or ``prune/NAME/sparsity`` with a name.
         measure_seconds: Time limit in seconds for the report's measurements of latency at the end of the fit,
             all together: at least 0, which measures none. One forward pass on a batch of the fit may exceed it.
         write_report: Whether to print the report at the end of the fit, and to write it to files. They lie in
@@ -95,6 +105,8 @@ class PruningCallback(Callback):
         self.keep_zeros = keep_zeros
         self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
+        if name is None:
+            _note_unnamed(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the present run, whose Trainer holds what cannot be copied."""
@@ -217,16 +229,13 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a run: take the arguments as they are now, and hook into the loading of checkpoints."""
+        _UNNAMED.discard(self)
         parts = self._parts
         if not self._state.given:
             self._state.pending = None
         if stage == TrainerFn.FITTING:
             self._state = self._state.begin(pl_module, parts)
-        others = [each for each in pruning_callbacks(trainer) if each is not self]
-
-        def neighbours() -> list[PrunedNetwork]:
-            return [each._state.network for each in others]
-
+        neighbours = partial(_networks, [each for each in pruning_callbacks(trainer) if each is not self])
         self._fit = PruningFit(parts, self._state, trainer, pl_module, neighbours)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -325,6 +334,17 @@ class PruningCallback(Callback):
         network = self._state.network
         if (self._fit is not None and self._fit.running) or network.plan is not None:
             self.bind(cast(nn.Module, network.model), self._state.example.probe)
+
+
+def _note_unnamed(callback: PruningCallback) -> None:
+    """Tell of a second callback without a name: of two in one Trainer Lightning says that keys are the same."""
+    if _UNNAMED:
+        rank_zero_info("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
+    _UNNAMED.add(callback)
+
+
+def _networks(callbacks: Sequence[PruningCallback]) -> list[PrunedNetwork]:
+    return [each._state.network for each in callbacks]
 
 
 def pruning_callbacks(trainer: Trainer) -> list[PruningCallback]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gc
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightnings import CSVLogger, ModelPruning
+from lightnings import NAME, CSVLogger, ModelPruning
 from lit import Lit, digits, fit, trainer
 from torch import nn
 from torch.nn.utils import prune
@@ -39,6 +41,22 @@ def test_a_second_way_to_mask_is_refused_before_training(tmp_path: Path, first: 
     with pytest.raises(ValueError, match=r"ModelPruning replaces weights.*leave one of the two out"):
         fit(tmp_path, model := Lit(), *((other, ours) if first else (ours, other)))
     assert all(each.all() for each in model.parameters() if each.ndim > 1)
+
+
+def test_two_callbacks_without_a_name_are_told_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(NAME), "propagate", True)
+    fit(tmp_path, Lit(), used := PruningCallback(0.5))
+    gc.collect()
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    first = PruningCallback(0.5)
+    assert "have no name" not in caplog.text
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        trainer(tmp_path, first, PruningCallback(0.6))
+    assert "Two PruningCallbacks have no name: in one Trainer give each its own, name='...'." in caplog.text
+    assert used.sparsity == 0.5
 
 
 def test_each_named_callback_logs_a_metric_of_its_own(tmp_path: Path) -> None:
