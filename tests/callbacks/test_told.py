@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gc
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from lightning_prune import (
     load_compact,
     measure,
 )
+from lightning_prune.callbacks import pruning
 
 SIZE = 4840
 
@@ -47,8 +48,8 @@ def test_two_callbacks_without_a_name_are_told_what_to_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(NAME), "propagate", True)
+    monkeypatch.setattr(pruning, "_UNNAMED", WeakSet())  # other tests hold some
     fit(tmp_path, Lit(), used := PruningCallback(0.5))
-    gc.collect()
     caplog.clear()
     caplog.set_level(logging.INFO)
     first = PruningCallback(0.5)
@@ -174,9 +175,9 @@ def test_a_schedule_of_an_unknown_kind_is_told(tmp_path: Path) -> None:
 
 def test_nothing_lands_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fit(Path(), Lit(), pruning := PruningCallback(0.5))
+    fit(Path(), Lit(), callback := PruningCallback(0.5))
     assert os.listdir(tmp_path) == []
-    assert pruning.report.sparsity == 0.5
+    assert callback.report.sparsity == 0.5
 
 
 @pytest.mark.parametrize("wanted", [True, False, "asked"])
@@ -227,9 +228,9 @@ def test_a_checkpoint_of_model_pruning_says_what_to_do_and_that_works(tmp_path: 
     torch.save({"state_dict": model.state_dict()}, path)
     plain = load_compact(path, Lit())
     zeros = sum(int((each == 0).sum()) for each in plain.parameters() if each.ndim > 1)
-    pruning = PruningCallback(0.9, schedule=Steps({"3ep": 1.0}), keep_zeros=True)
-    fit(tmp_path, plain, pruning)
-    assert [round(entry.sparsity * SIZE) for entry in pruning.report.history][:1] == [zeros]
+    callback = PruningCallback(0.9, schedule=Steps({"3ep": 1.0}), keep_zeros=True)
+    fit(tmp_path, plain, callback)
+    assert [round(entry.sparsity * SIZE) for entry in callback.report.history][:1] == [zeros]
 
 
 @dataclass
