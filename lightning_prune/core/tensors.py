@@ -93,6 +93,11 @@ def cast_or_move_tensor(tensor: Tensor, target: torch.dtype | torch.device) -> T
     return tensor.to(_COMPLEX.get(target, tensor.dtype)) if tensor.is_complex() else tensor
 
 
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers that a module itself holds, without those of its submodules."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
 def to_model(example: Any, model: nn.Module) -> Any:
     """Return an example on the device of a model's first real parameter; its numbers have that one's type."""
     parameters = list(model.parameters())

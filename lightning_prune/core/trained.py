@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from torchmetrics import Metric
 
+from lightning_prune.core.tensors import own_tensors
+
 _TRAINS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -44,9 +46,5 @@ def metric_tensors(model: nn.Module) -> set[int]:
         if id(module) not in outside and not isinstance(module, Metric):
             outside[id(module)] = module
             left += module.children()
-    used = {id(tensor) for module in outside.values() for tensor in _tensors(module)}
-    return {id(tensor) for module in model.modules() for tensor in _tensors(module)} - used
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    used = {id(tensor) for module in outside.values() for tensor in own_tensors(module)}
+    return {id(tensor) for module in model.modules() for tensor in own_tensors(module)} - used

@@ -183,10 +183,10 @@ class PrunedNetwork:
     @property
     def _masked_before(self) -> set[str]:
         """Names of the parameters that no group covers any more, and that keep their masks."""
-        assert self.store is not None
-        groups = () if self.pruner is None else self.pruner.groups
-        covered = {part.name for group in groups for part in group.masked}
-        return set() if self.pruner is None else self.store.masks.keys() - covered
+        if self.pruner is None:
+            return set()
+        covered = {part.name for group in self.pruner.groups for part in group.masked}
+        return self.pruner.masks.keys() - covered
 
     def compact_(
         self,

@@ -304,7 +304,7 @@ def test_without_batches_it_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batches": 0}, "batches=0 must be a whole number of at least 1"),
+        ({"positions": 0}, "positions=0 must be a whole number of at least 1"),
         ({"ridge": -1.0}, "ridge=-1.0 must be a number of at least 0"),
         ({"positions": 1.5}, "positions=1.5 must be a whole number"),
     ],

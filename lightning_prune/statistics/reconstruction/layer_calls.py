@@ -28,9 +28,8 @@ class LayerCalls(TorchFunctionMode):
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self._outputs: dict[
-            int, tuple[str, Tensor]
-        ] = {}  # by ``id``; the tensors are kept, so that none is reused
+        # by ``id``; the tensors are kept, so that no other one has it
+        self._outputs: dict[int, tuple[str, Tensor]] = {}
         self._readers: dict[str, set[nn.Module | None]] = {}
         self._norm: nn.Module | None = None
         self._handles = [
@@ -70,7 +69,6 @@ class LayerCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function and note which outputs of layers it reads."""
         for leaf in tree_leaves((args, kwargs)):
-            # looking at a shape reads no numbers, but a function that does may also return a part of the tensor
             if isinstance(leaf, Tensor) and id(leaf) in self._outputs and not _looks(func):
                 self._readers.setdefault(self._outputs[id(leaf)][0], set()).add(self._norm)
         return func(*args, **(kwargs or {}))

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import Part, check_counts, is_number
 from lightning_prune.core.probes import Probe, evaluation_mode
-from lightning_prune.core.progress import progress_bar
-from lightning_prune.statistics.losses import SumOverRanks
+from lightning_prune.core.tensors import own_tensors
 from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix, layer_matrix
 from lightning_prune.statistics.reconstruction.least_squares import Products, solve
@@ -29,8 +28,9 @@ class Reconstruct(Part):
     Each layer that has lost inputs or weights gets the weights that best give, on calibration batches, the
     outputs that it gave before the event, from the inputs that it gets now: those of the pruned network, in
     which the layers before it have their new weights. ``|X W^T - Y|^2 + ridge d |W - W0|^2`` is minimized, with
-    W0 the weights before, d the mean square of the inputs, and masked entries at 0; a bias is solved for along
-    with them. Neither labels nor gradients are used.
+    W0 the weights before, d the mean square of the inputs, and masked entries at 0. A bias is solved for along
+    with them; where there is none, and a batch norm alone reads the outputs, its running mean takes the shift.
+    Neither labels nor gradients are used.
 
     Where whole inputs go, and where single weights of small layers do, the solution is exact; in large layers
     columns make up for each other in turn. No layer is left with a larger error than before. He, Zhang and Sun
@@ -38,7 +38,6 @@ class Reconstruct(Part):
     2023, "SparseGPT", arXiv 2301.00774.
 
     Args:
-        batches: How many calibration batches a fit keeps for it, at least 1.
         ridge: Weight of the difference from the weights before, at least 0; larger for few images.
         positions: How many positions of a feature map count for each image, at least 1.
 
@@ -46,12 +45,11 @@ class Reconstruct(Part):
         ValueError: If an argument is out of range.
     """
 
-    batches: int = 8
     ridge: float = 1e-3
     positions: int = 40
 
     def __post_init__(self) -> None:
-        check_counts(batches=self.batches, positions=self.positions)
+        check_counts(positions=self.positions)
         if not is_number(self.ridge) or self.ridge < 0:
             raise ValueError(f"ridge={self.ridge!r} must be a number of at least 0.")
 
@@ -62,9 +60,6 @@ def reconstruct_(
     masks: Mapping[str, Tensor],
     passes: Sequence[Probe],
     settings: Reconstruct,
-    add_up: SumOverRanks = lambda tensor: tensor,
-    *,
-    progress: bool = False,
 ) -> dict[str, str]:
     """Give the weights of a masked model new values, by least squares on calibration batches.
 
@@ -74,8 +69,6 @@ def reconstruct_(
         masks: Parameter name to bool mask, True where kept.
         passes: A pass of the model for each calibration batch.
         settings: Ridge and positions.
-        add_up: Returns the sum of a tensor over all processes, where there are several.
-        progress: Whether to show a progress bar.
 
     Returns:
         Name of each masked matrix that stays as it is, to the reason.
@@ -94,16 +87,12 @@ def reconstruct_(
             if calls.counts[name] != 1:
                 reasons[f"{name}.weight".lstrip(".")] = f"its layer runs {calls.counts[name]} times in a pass"
                 del layers[name]
-        bar = progress_bar(range(len(layers)), "Reconstructing layers", progress, len(layers))
 
         def arrive(name: str, inputs: Sequence[Tensor]) -> None:
-            next(bar, None)
             half = len(inputs) // 2
             given = list(zip(inputs[:half], inputs[half:], strict=True))
             kept = layers[name].matrix(masks[f"{name}.weight".lstrip(".")])
-            _solve_layer_(
-                layers[name], old.get_submodule(name), given, kept, calls.norm_of(name), settings, add_up
-            )
+            _solve_layer_(layers[name], old.get_submodule(name), given, kept, calls.norm_of(name), settings)
 
         runs = [(each, partial(_run, probe, each)) for each in (old, new) for probe in passes]
         run_in_step(runs, layers, arrive)
@@ -112,13 +101,9 @@ def reconstruct_(
     with torch.no_grad():
         for place in places:
             target, source = model.get_submodule(place), new.get_submodule(place)
-            for one, other in zip(_tensors(target), _tensors(source), strict=True):
+            for one, other in zip(own_tensors(target), own_tensors(source), strict=True):
                 one.copy_(other)
     return reasons
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _run(probe: Probe, model: nn.Module) -> Any:
@@ -161,7 +146,6 @@ def _solve_layer_(
     kept: Tensor,
     norm: Any,
     settings: Reconstruct,
-    add_up: SumOverRanks,
 ) -> None:
     """Set weight and bias of a layer to the best ones; without a bias, the batch norm after it takes the shift.
 
@@ -172,13 +156,12 @@ def _solve_layer_(
         kept: The mask of the layer's matrix.
         norm: The batch norm that alone reads the outputs; ``None`` if there is none.
         settings: Ridge and positions.
-        add_up: Returns the sum of a tensor over all processes.
     """
     module = layer.module
     wanted, before = layer.matrix(old.weight).double(), layer.matrix(module.weight)
     shifts, solutions = [], []
     for group in range(len(kept)):
-        sums = _summed(layer, given, group, wanted[group], settings.positions, add_up)
+        sums = _summed(layer, given, group, wanted[group], settings.positions)
         fitted = sums if module.bias is None and norm is None else sums.centered()
         solution = solve(fitted, before[group], kept[group].to(before.device), settings.ridge)
         shifts.append((sums.outputs - solution @ sums.inputs) / sums.count)
@@ -197,13 +180,12 @@ def _summed(
     group: int,
     wanted: Tensor,
     positions: int,
-    add_up: SumOverRanks,
 ) -> Products:
-    """Return the sums of products of the inputs now and the outputs before, over all batches and processes."""
+    """Return the sums of products of the inputs now and the outputs before, over all batches."""
     total: list[Tensor] = []
     for old, new in given:
         outputs = layer.rows(old, positions)[group].double() @ wanted.t()
         sums = Products.of(layer.rows(new, positions)[group], outputs)
         parts = [getattr(sums, each.name) for each in fields(Products)]
         total = parts if not total else [one + other for one, other in zip(total, parts, strict=True)]
-    return Products(*map(add_up, total))
+    return Products(*total)
