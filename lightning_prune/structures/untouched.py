@@ -29,8 +29,9 @@ def touchable_units(found: Units, model: nn.Module, who: str) -> Units:
     Raises:
         ValueError: If no group is left.
     """
-    averages, parameters = averaged_names(model), dict(model.named_parameters())
-    still = {id(each) for name, each in parameters.items() if name not in averages and not trains(each)}
+    parameters = dict(model.named_parameters())
+    updated = averaged_names(model).keys() | found.written
+    still = {id(each) for name, each in parameters.items() if name not in updated and not trains(each)}
     if not any(map(trains, parameters.values())):
         still = set()
     codes = {name: why for name, each in parameters.items() if each.ndim > 1 and (why := _is_no_number(each))}
@@ -42,7 +43,7 @@ def _stays(still: set[int], codes: Mapping[str, str], group: UnitGroup) -> str |
     """Return why a group stays whole; ``None`` if it may be pruned.
 
     Args:
-        still: The ``id`` of each parameter that does not train, and is no average of one that does.
+        still: The ``id`` of each parameter that does not train, and that nothing else updates.
         codes: Names of matrices that are no plain numbers, with the reasons.
         group: The group.
     """

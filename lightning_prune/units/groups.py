@@ -159,11 +159,14 @@ class Units:
         groups: Groups that may be pruned, in the order of the model.
         frozen: Name of a parameter or group that is not pruned, to the reason.
         budgets: The cost of the whole network, under "params" and "macs", where it is known.
+        written: Names of the parameters that a pass of the network updates by itself, as a step does with a
+            momentum encoder.
     """
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
     budgets: Mapping[str, Budget] = field(default_factory=dict)
+    written: frozenset[str] = frozenset()
 
     def without_refused(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
         """Return the same units, with the groups frozen that a part cannot handle.
@@ -208,7 +211,7 @@ class Units:
             if part.weight.ndim > 1 and part.name not in covered
         }
         budgets = {name: budget.within(names) for name, budget in self.budgets.items()}
-        return Units(left, {**whole, **self.frozen, **reasons}, budgets)
+        return Units(left, {**whole, **self.frozen, **reasons}, budgets, self.written)
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:

@@ -189,6 +189,36 @@ class TaughtByCopy(Distilled):
         self.teacher = copy.deepcopy(self.net).requires_grad_(requires_grad=False)
 
 
+class Momentum(Distilled):
+    """The step itself updates a momentum encoder that has started with other weights."""
+
+    def __init__(self, *, foreach: bool) -> None:
+        super().__init__()
+        self.foreach = foreach
+        self.teacher = classifier(32).requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        own, other = list(self.teacher.parameters()), list(self.net.parameters())
+        if self.foreach:
+            torch._foreach_lerp_(own, other, 0.1)
+        else:
+            for one, source in zip(own, other, strict=True):
+                one.data = 0.9 * one.data + 0.1 * source.data
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.update()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_what_a_step_updates_by_itself_goes_with_what_it_is_updated_from(tmp_path: Path, foreach: bool) -> None:
+    pruning = PruningCallback(0.5, structure=Channels(), schedule=OneShot("1ep"), compact=True)
+    trainer(tmp_path, pruning, max_epochs=3).fit(model := Momentum(foreach=foreach), digits())
+    assert [model.net[1].out_features, model.teacher[1].out_features] == [16, 16]
+    model.update()
+
+
 @pytest.mark.parametrize("structure", [Unstructured, Channels])
 def test_a_teacher_that_is_a_copy_stays_if_it_is_excluded(tmp_path: Path, structure: Any) -> None:
     for exclude in ("teacher", None):

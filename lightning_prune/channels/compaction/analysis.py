@@ -95,7 +95,8 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
         frozen |= dict.fromkeys(sorted(whole), why)
         frozen[group.name] = why
     costs = budgets(model, list(traces.values()), search.passed)
-    return Units(tuple(group for group, _ in search.passed), frozen, costs)
+    written = frozenset[str]().union(*(each.written for each in passes))
+    return Units(tuple(group for group, _ in search.passed), frozen, costs, written)
 
 
 def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:

@@ -30,7 +30,7 @@ class PassRecord(NamedTuple):
         reads: For each op the names of the parameters and buffers that it reads.
         live: For each op whether the outputs of the pass, or the model's tensors, may depend on it.
         places: For each op the numbers of its outputs that outlive the pass.
-        written: Names of the parameters that the pass has written to.
+        written: Names of the parameters that the pass has written to, or given other data.
         kept_elsewhere: Whether a tensor outlives the pass to which the result does not refer.
     """
 
@@ -45,15 +45,17 @@ class PassRecord(NamedTuple):
 
 def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
     """Run a pass of a model with unfused attention, and return the record; the model's state may change."""
+    before = {name: each.data_ptr() for name, each in model.named_parameters()}
     with pass_mode(model, training=probe.training), math_attention(), OpRecorder(model) as recorder:
         result = probe(model)
+    replaced = {name for name, each in model.named_parameters() if before.get(name) != each.data_ptr()}
     return PassRecord(
         probe,
         recorder.steps,
         recorder.reads,
         recorder.live(result),
         recorder.places(result),
-        frozenset(recorder.written),
+        frozenset(recorder.written | replaced),
         recorder.kept_elsewhere(result),
     )
 
