@@ -31,13 +31,13 @@ from lightning_prune.training.lightning_packages import (
     LightningModule,
     Trainer,
     TrainerFn,
-    rank_zero_info,
+    rank_zero_warn,
 )
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
 
-_UNNAMED: WeakSet[PruningCallback] = WeakSet()  # those without a name that no Trainer has used yet
+_UNNAMED: WeakSet[PruningCallback] = WeakSet()  # given to a Trainer without a name, and not run yet
 
 
 class PruningCallback(Callback):
@@ -105,8 +105,6 @@ class PruningCallback(Callback):
         self.keep_zeros = keep_zeros
         self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
-        if name is None:
-            _note_unnamed(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the present run, whose Trainer holds what cannot be copied."""
@@ -121,6 +119,8 @@ class PruningCallback(Callback):
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint; it depends on ``name`` alone, so that other settings find it."""
+        if self.name is None and self._fit is None:
+            _warn_of_unnamed(self)
         return self._parts.state_key
 
     @property
@@ -336,10 +336,10 @@ class PruningCallback(Callback):
             self.bind(cast(nn.Module, network.model), self._state.example.probe)
 
 
-def _note_unnamed(callback: PruningCallback) -> None:
-    """Tell of a second callback without a name: of two in one Trainer Lightning says that keys are the same."""
-    if _UNNAMED:
-        rank_zero_info("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
+def _warn_of_unnamed(callback: PruningCallback) -> None:
+    """Warn of a second callback without a name, whose key a Trainer reads before it raises an error."""
+    if any(each is not callback for each in _UNNAMED):
+        rank_zero_warn("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
     _UNNAMED.add(callback)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 MASKING = 1e4  # from here on a number may stand for infinity, as -1e9 does in masks
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -93,9 +95,49 @@ def cast_or_move_tensor(tensor: Tensor, target: torch.dtype | torch.device) -> T
     return tensor.to(_COMPLEX.get(target, tensor.dtype)) if tensor.is_complex() else tensor
 
 
+def no_number(tensor: Tensor) -> str | None:
+    """Return why a tensor does no plain arithmetic on floating-point numbers; ``None`` if it does."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"holds {kind}, not floating-point numbers, as the codes of a quantized layer"
+    return opaque(tensor)
+
+
+def opaque(tensor: Tensor) -> str | None:
+    """Return why a tensor of a subclass does no plain arithmetic; ``None`` if it does."""
+    if type(tensor) in (Tensor, nn.Parameter, UninitializedParameter):
+        return None
+    try:
+        with torch.no_grad():
+            numbers = tensor.detach().clone()
+            numbers.masked_fill_(numbers != 0, 0)
+            plain = not bool(numbers.count_nonzero())
+    except Exception:  # a subclass may raise anything
+        plain = False
+    return None if plain else f"is a {type(tensor).__name__}, which does no plain arithmetic"
+
+
 def own_tensors(module: nn.Module) -> list[Tensor]:
     """Return the parameters and buffers that a module itself holds, without those of its submodules."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a model, then the tensors inside those that wrap others, by name."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    yield from held
+    while held:
+        name, tensor = held.pop()
+        held += (found := [(name, each) for each in _inner_tensors(tensor)])
+        yield from found
+
+
+def _inner_tensors(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors that a tensor subclass wraps, such as the codes and scales of a quantized weight."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return []
+    found = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return [each for each in found if isinstance(each, Tensor)]
 
 
 def to_model(example: Any, model: nn.Module) -> Any:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import nn
 
 from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.tensors import no_number
 from lightning_prune.core.trained import metric_tensors, trains
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.shards import to_local
@@ -34,7 +33,9 @@ def touchable_units(found: Units, model: nn.Module, who: str) -> Units:
     still = {id(each) for name, each in parameters.items() if name not in updated and not trains(each)}
     if not any(map(trains, parameters.values())):
         still = set()
-    codes = {name: why for name, each in parameters.items() if each.ndim > 1 and (why := _is_no_number(each))}
+    codes = {
+        name: why for name, each in parameters.items() if each.ndim > 1 and (why := no_number(to_local(each)))
+    }
     found = replace(found, frozen={**found.frozen, **codes})
     return found.without_refused(partial(_stays, still | metric_tensors(model), codes), who)
 
@@ -53,21 +54,3 @@ def _stays(still: set[int], codes: Mapping[str, str], group: UnitGroup) -> str |
     if not group.named and any(id(part.weight) in still for part in group.matrices.slices):
         return "does not train: name it in include to prune it"
     return None
-
-
-def _is_no_number(weight: Tensor) -> str | None:
-    """Return why a tensor does not do plain arithmetic on floating-point numbers; ``None`` if it does."""
-    if not (weight.is_floating_point() or weight.is_complex()):
-        kind = str(weight.dtype).removeprefix("torch.")
-        return f"holds {kind}, not floating-point numbers, as the codes of a quantized layer"
-    local = to_local(weight)
-    if type(local) in (Tensor, nn.Parameter, UninitializedParameter):
-        return None
-    try:
-        with torch.no_grad():
-            numbers = local.detach().clone()
-            numbers.masked_fill_(numbers != 0, 0)
-            plain = not bool(numbers.count_nonzero())
-    except Exception:  # a subclass may raise anything
-        plain = False
-    return None if plain else f"is a {type(local).__name__}, which does no plain arithmetic"

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
+from lightning_prune.core.tensors import opaque
 from lightning_prune.units.groups import UnitGroup, row_ranges
 from lightning_prune.units.shards import Shards, Unsharded, is_sharded, shard_like, to_local
 
@@ -210,12 +211,15 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
     """Return the parameters that have a mask, by name.
 
     Raises:
-        ValueError: If a mask belongs to no parameter, or to one of another shape.
+        ValueError: If a mask belongs to no parameter, or to one of another shape, or to one that does no plain
+            arithmetic.
     """
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
+        if (why := opaque(to_local(parameters[name]))) is not None:
+            raise ValueError(f"masks[{name!r}]: the parameter {why}.")
     return {name: parameters[name] for name in masks}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from lightnings import NAME, CSVLogger, ModelPruning
+from lightnings import CSVLogger, ModelPruning
 from lit import Lit, digits, fit, trainer
 from torch import nn
 from torch.nn.utils import prune
@@ -45,19 +45,21 @@ def test_a_second_way_to_mask_is_refused_before_training(tmp_path: Path, first: 
 
 
 def test_two_callbacks_without_a_name_are_told_what_to_do(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(NAME), "propagate", True)
     monkeypatch.setattr(pruning, "_UNNAMED", WeakSet())  # other tests hold some
-    fit(tmp_path, Lit(), used := PruningCallback(0.5))
-    caplog.clear()
-    caplog.set_level(logging.INFO)
-    first = PruningCallback(0.5)
-    assert "have no name" not in caplog.text
-    with pytest.raises(RuntimeError, match="more than one stateful callback"):
-        trainer(tmp_path, first, PruningCallback(0.6))
-    assert "Two PruningCallbacks have no name: in one Trainer give each its own, name='...'." in caplog.text
-    assert used.sparsity == 0.5
+    sweep = [PruningCallback(target) for target in (0.25, 0.5)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Two PruningCallbacks")
+        for each in sweep:
+            fit(tmp_path, Lit(), each)
+    with (
+        pytest.warns(UserWarning, match=r"Two PruningCallbacks have no name: in one Trainer give each its own"),
+        pytest.raises(RuntimeError, match="more than one stateful callback"),
+    ):
+        trainer(tmp_path, PruningCallback(0.5), PruningCallback(0.6))
+    trainer(tmp_path, PruningCallback(0.5, name="one"), PruningCallback(0.6, name="other"))
+    assert [each.sparsity for each in sweep] == [0.25, 0.5]
 
 
 def test_each_named_callback_logs_a_metric_of_its_own(tmp_path: Path) -> None:

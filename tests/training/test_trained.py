@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from lightning_prune import Channels, OneShot, PerLayer, Pruner, PruningCallback, Unstructured, compact
+from lightning_prune import (
+    Channels,
+    OneShot,
+    PerLayer,
+    Pruner,
+    PruningCallback,
+    Unstructured,
+    compact,
+    save_packed,
+)
 
 STAYS = "does not train: name it in include to prune it"
 
@@ -332,3 +341,71 @@ def test_tensors_of_another_kind_stay() -> None:
     model[0].weight = nn.Parameter(torch.randn(6, 8).as_subclass(Sealed))
     pruner = Pruner(model, 0.5, schedule=None)
     assert pruner.frozen == {"0.weight": "is a Sealed, which does no plain arithmetic"}
+
+
+class Quantized(Tensor):
+    """A weight that holds integer codes and scales, as torchao's do: it can be multiplied, and nothing else."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scales: Tensor) -> Quantized:
+        return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scales.dtype)  # type: ignore[attr-defined,no-any-return]
+
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+        self.codes, self.scales = codes, scales
+
+    def __repr__(self) -> str:
+        return "Quantized()"
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scales"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: object) -> Quantized:
+        return Quantized(inner["codes"], inner["scales"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten, ops = torch.ops.aten, {torch.ops.aten.detach.default, torch.ops.aten.clone.default}
+        given = args[0]
+        if func in ops:
+            return cls(given.codes, given.scales)
+        if func is aten._to_copy.default:
+            return cls(given.codes, given.scales.to(kwargs.get("dtype", given.dtype)))
+        raise NotImplementedError(func)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            rows, weight, *bias = args
+            return F.linear(rows, weight.codes.to(rows) * weight.scales.to(rows), *bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def quantized(layer: nn.Linear) -> nn.Linear:
+    codes = (layer.weight.detach() * 100).to(torch.int8)
+    weight = Quantized(codes, torch.full((len(codes), 1), 0.01))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize("where", [0, 2, 4])
+def test_channels_beside_a_weight_that_wraps_others_go_and_the_smaller_network_is_equal(where: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)]
+    quantized(layers[where // 2])
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU(), layers[3])
+    example = torch.randn(3, 16)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
+    assert pruner.frozen[f"{where}.weight"] == "is a Quantized, which does no plain arithmetic"
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, example)
+    assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in model.parameters())
+    torch.testing.assert_close(smaller(example), model(example))
+
+
+def test_masks_of_such_a_weight_are_refused_by_name(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    masks = {"0.weight": torch.rand(6, 8) > 0.5}
+    quantized(model[0])
+    with pytest.raises(ValueError, match=r"masks\['0.weight'\]: the parameter is a Quantized"):
+        save_packed(model, masks, tmp_path / "out.packed")

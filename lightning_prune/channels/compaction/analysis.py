@@ -18,6 +18,7 @@ from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, 
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.probes import Deadline, Probe
+from lightning_prune.core.tensors import no_number
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
@@ -114,7 +115,7 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:
 
 
 def _not_followed(model: nn.Module, trace: TraceRecord, averages: Container[str]) -> dict[str, str]:
-    """Return the matrices that no result depends on, and those that are complex, with reasons."""
+    """Return the matrices that no result depends on, and those that hold no plain numbers, with reasons."""
     reasons = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in trace.used:
@@ -122,4 +123,6 @@ def _not_followed(model: nn.Module, trace: TraceRecord, averages: Container[str]
             reasons[name] = "it is an average" if average else "took no part in the forward pass"
         elif parameter.ndim > 1 and parameter.is_complex():
             reasons[name] = "holds complex numbers, which are not followed"
+        elif parameter.ndim > 1 and (why := no_number(parameter)) is not None:
+            reasons[name] = why
     return reasons

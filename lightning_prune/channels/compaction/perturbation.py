@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.calls import tensors_of
 from lightning_prune.core.probes import OpMode
-from lightning_prune.core.tensors import MASKING
+from lightning_prune.core.tensors import MASKING, no_number
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -32,15 +32,15 @@ def perturb_(model: nn.Module, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex()):
+        if tensor.layout is torch.strided and no_number(tensor) is None:
             real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             _add_noise_(real, generator, positive=name.endswith("var"))
 
 
 def is_mask(tensor: Tensor) -> bool:
     """Return whether a tensor has inf, nan or numbers that stand for inf."""
-    real = tensor.is_floating_point() and tensor.layout is torch.strided and tensor.numel() > 0
-    return real and not bool(torch.linalg.vector_norm(tensor, torch.inf) < MASKING)
+    real = no_number(tensor) is None and not tensor.is_complex() and tensor.layout is torch.strided
+    return real and tensor.numel() > 0 and not bool(torch.linalg.vector_norm(tensor, torch.inf) < MASKING)
 
 
 def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:
@@ -92,7 +92,7 @@ def scale_(model: nn.Module, factor: float) -> None:
     Larger weights tell more: attention to all positions is nearly equal with small ones, whatever its heads.
     """
     for parameter in model.parameters():
-        if parameter.ndim > 1 and parameter.is_floating_point():
+        if parameter.ndim > 1 and no_number(parameter) is None:
             parameter.mul_(factor)
 
 
@@ -101,7 +101,7 @@ def jitter_(model: nn.Module, epsilon: float) -> None:
     """Multiply each weight by a random number, from a fixed seed, between 1 - epsilon and 1 + epsilon."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if no_number(parameter) is None and not parameter.is_complex():
             noise = torch.empty(parameter.shape, dtype=parameter.dtype)
             noise.uniform_(1 - epsilon, 1 + epsilon, generator=generator)
             parameter.data = parameter.data * noise.to(parameter.device)  # a copy may share its memory

@@ -15,7 +15,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lightning_prune.channels.graph.calls import tensors_of, written_tensors
 from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode
-from lightning_prune.core.tensors import reachable_tensors
+from lightning_prune.core.tensors import named_tensors, reachable_tensors
 
 OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
 _Memory: TypeAlias = frozenset[StorageWeakRef]
@@ -94,9 +94,9 @@ class OpRecorder(OpMode):
         self.written: set[str] = set()
         # by memory, since a parameter may be written to through its ``data`` or a view
         self._names = {each: name for name, tensor in model.named_parameters() for each in memory_of([tensor])}
-        own = dict((*model.named_parameters(), *model.named_buffers()))
-        self._own = list(own.values())
-        self._own_names = {id(tensor): name for name, tensor in own.items()}
+        own = list(named_tensors(model))
+        self._own = [tensor for _, tensor in own]
+        self._own_names = {id(tensor): name for name, tensor in own}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
 
     def live(self, result: Any) -> list[bool]:

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.labels import Labels
+from lightning_prune.core.tensors import named_tensors
 
 Split: TypeAlias = Callable[[Sequence[int]], int]
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -78,8 +79,7 @@ class TraceRecord:
 
     def label(self, model: nn.Module) -> None:
         """Give the parameters and buffers of a copy of the model the labels of the model."""
-        held = (*model.named_parameters(), *model.named_buffers())
-        self.names = {id(tensor): name for name, tensor in held}
+        self.names = {id(tensor): name for name, tensor in named_tensors(model)}
         for name, tensor in _floating_point(model).items():
             self.weights[tensor] = True
             self._fields[tensor] = tuple(
