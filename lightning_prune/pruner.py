@@ -14,7 +14,6 @@ from lightning_prune.core import schema
 from lightning_prune.core.averages import keep_apart
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_part
-from lightning_prune.core.probes import as_probe
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.schedules.base import Schedule
@@ -24,6 +23,7 @@ from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global
 from lightning_prune.selectors.pruned_state import PrunedState
 from lightning_prune.selectors.scoring import Scoring
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
@@ -208,7 +208,7 @@ class Pruner(PrunedState):
         *optimizers: Optimizer,
         losses: Losses | None = None,
         reconstruct: Reconstruct | None = None,
-        batches: Sequence[Any] = (),
+        batches: Calibration | Sequence[Any] = (),
     ) -> None:
         """Prune to the share of the target that the schedule gives, before training goes on.
 
@@ -234,7 +234,7 @@ class Pruner(PrunedState):
         *optimizers: Optimizer,
         losses: Losses | None = None,
         reconstruct: Reconstruct | None = None,
-        batches: Sequence[Any] = (),
+        batches: Calibration | Sequence[Any] = (),
     ) -> None:
         """Prune to a share of the target: score, select, mask, reconstruct. Masked weights stay masked.
 
@@ -259,8 +259,8 @@ class Pruner(PrunedState):
         before = None if reconstruct is None else copy_model(self._model)
         self.store.apply_()
         if reconstruct is not None and before is not None:
-            passes = [as_probe(batch) for batch in batches]
-            self.unreconstructed = reconstruct_(self._model, before, self.masks, passes, reconstruct)
+            calibration = Calibration.of(batches)
+            self.unreconstructed = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
         self.observations.reset_()

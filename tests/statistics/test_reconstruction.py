@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_prune import Channels, Magnitude, NofM, PerLayer, Pruner, Reconstruct
-from lightning_prune.core.probes import as_probe
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.reconstruction import least_squares
-from lightning_prune.statistics.reconstruction.layer_matrices import layer_matrix
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, layer_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, solve
+from lightning_prune.statistics.reconstruction.lockstep import THREAD
 from lightning_prune.statistics.reconstruction.reconstruct import reconstruct_
 
 EXACT = Reconstruct(ridge=0.0, positions=10**6)
@@ -57,23 +60,46 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_rows_times_the_matrix_are_the_outputs(name: str) -> None:
     module, shape = LAYERS[name]
-    layer, given = layer_matrix(module), numbers(*shape)
-    assert layer is not None
+    (layer,), given = layer_matrices(module), numbers(*shape)
     with torch.no_grad():
         matrix = layer.matrix(module.weight)
         assert torch.equal(layer.weight(matrix), module.weight)
-        found = torch.einsum("grc,goc->rgo", layer.rows(given, 10**6), matrix).flatten(1)
+        rows = torch.stack([*layer.rows(LayerCall((given,), {}), 10**6)])
+        found = torch.einsum("grc,goc->rgo", rows, matrix).flatten(1)
         found = found if module.bias is None else found + module.bias
         expected = module(given)
     channels_last = expected if name in ("linear", "inputs first") else expected.movedim(1, -1)
     torch.testing.assert_close(found, channels_last.flatten(0, -2))
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_of_attention_give_what_it_projects(batch_first: bool, bias: bool) -> None:
+    module = nn.MultiheadAttention(8, 2, bias=bias, batch_first=batch_first).eval()
+    query, key = numbers(3, 5, 8), numbers(3, 5, 8, seed=1)
+    inputs, outputs = layer_matrices(module)
+    with torch.no_grad():
+        rows = inputs.rows(LayerCall((query, key), {"value": key}), 1)
+        assert all(map(torch.equal, rows, (query.flatten(0, 1), key.flatten(0, 1), key.flatten(0, 1))))
+        assert torch.equal(inputs.weight(inputs.matrix(module.in_proj_weight)), module.in_proj_weight)
+        (heads,) = outputs.rows(LayerCall((query, key), {"value": key}), 1)
+        found = nn.functional.linear(heads, module.out_proj.weight, module.out_proj.bias)
+        torch.testing.assert_close(found, module(query, key, key)[0].flatten(0, 1))
+
+
+def test_rows_of_a_recurrent_layer_are_its_inputs_packed_or_not() -> None:
+    module, given = nn.LSTM(4, 3, num_layers=2, bidirectional=True, batch_first=True), numbers(2, 5, 4)
+    ahead, back = layer_matrices(module)
+    assert (ahead.weight_name, back.weight_name) == ("weight_ih_l0", "weight_ih_l0_reverse")
+    assert torch.equal(ahead.rows(LayerCall((given,), {}), 1)[0], given.flatten(0, 1))
+    packed = pack_padded_sequence(given, torch.tensor([5, 2]), batch_first=True)
+    assert back.rows(LayerCall((), {"input": packed}), 1)[0].shape == (7, 4)
+
+
 def test_some_positions_of_each_image_are_some_of_the_rows() -> None:
-    layer, given = layer_matrix(nn.Conv2d(3, 4, 3)), numbers(2, 3, 9, 9)
-    assert layer is not None
-    some, every = layer.rows(given, 5), layer.rows(given, 10**6)
-    assert some.shape == (1, 2 * 5, 27)
+    (layer,), call = layer_matrices(nn.Conv2d(3, 4, 3)), LayerCall((numbers(2, 3, 9, 9),), {})
+    some, every = layer.rows(call, 5), layer.rows(call, 10**6)
+    assert some[0].shape == (2 * 5, 27)
     assert all(any(torch.equal(row, other) for other in every[0]) for row in some[0])
 
 
@@ -265,10 +291,6 @@ def test_what_is_not_reconstructed_stays_with_the_reason() -> None:
     pruner.prune(1.0, reconstruct=Reconstruct(), batches=[numbers(20, 8)])
     assert pruner.unreconstructed == {
         "twice.weight": "its layer runs 2 times in a pass",
-        "attention.in_proj_weight": "it is no weight of a Linear or Conv layer, but of MultiheadAttention",
-        "attention.out_proj.weight": (
-            "it is no weight of a Linear or Conv layer, but of NonDynamicallyQuantizableLinear"
-        ),
         "tied.weight": "several layers share it",
     }
     assert torch.equal(model.norm.running_mean, before.norm.running_mean)
@@ -286,14 +308,85 @@ class Choosing(nn.Module):
         return self.one(rows) if rows.sum() > 0 else self.other(rows)
 
 
-@pytest.mark.parametrize("second", [-torch.ones(3, 4), torch.ones(3, 5)])
-def test_batches_that_go_other_ways_or_fail_stop_it_and_change_nothing(second: Tensor) -> None:
+def test_batches_that_run_other_layers_are_left_out_with_a_warning() -> None:
+    model, before, rows = Choosing(), None, numbers(20, 4).abs()
+    masks = {"one.weight": torch.eye(4).bool(), "other.weight": torch.eye(4).bool()}
+    with torch.no_grad():
+        before = copy.deepcopy(model)
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
+    alone = copy.deepcopy(model)
+    reconstruct_(alone, before, masks, Calibration.of([rows]), Reconstruct())
+    with pytest.warns(UserWarning, match="1 of 2 batches run other layers than the first one"):
+        found = reconstruct_(model, before, masks, Calibration.of([rows, -rows]), Reconstruct())
+    assert found == {"other.weight": "its layer runs 0 times in a pass"}
+    assert torch.equal(model.one.weight, alone.one.weight)
+
+
+def test_a_batch_that_fails_stops_it_and_changes_nothing() -> None:
     model = Choosing()
-    masks = {"one.weight": torch.eye(4).bool()}
-    before = copy.deepcopy(model)
-    with pytest.raises((ValueError, RuntimeError), match=r"cannot go in step|shapes cannot be multiplied"):
-        reconstruct_(model, before, masks, [as_probe(torch.ones(3, 4)), as_probe(second)], Reconstruct())
+    before, masks = copy.deepcopy(model), {"one.weight": torch.eye(4).bool()}
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        reconstruct_(model, before, masks, Calibration.of([torch.ones(3, 4), torch.ones(3, 5)]), Reconstruct())
     assert all(map(torch.equal, model.parameters(), before.parameters()))
+    assert THREAD not in {each.name for each in threading.enumerate()}
+
+
+class Noisy(nn.Module):
+    """A step that adds noise to its input, and keeps what a later layer reads in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.given = rows + torch.randn_like(rows)
+        return self.other(self.one(self.given).relu() + self.given)
+
+
+def test_passes_draw_the_same_noise_in_both_networks_and_keep_attributes_apart() -> None:
+    torch.manual_seed(0)
+    dense, batches = Noisy(), [numbers(30, 6, seed=seed) for seed in range(3)]
+    masks = {"one.weight": torch.ones(6, 6).bool(), "other.weight": numbers(4, 6, seed=5) > 0}
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        model.other.weight.mul_(masks["other.weight"])
+    reconstruct_(model, dense, masks, Calibration.of(batches), EXACT)
+    with torch.no_grad():
+        noisy = torch.cat([rows + drawn(rows) for rows in batches])
+        inputs = (dense.one(noisy).relu() + noisy).double()
+        wanted = nn.functional.linear(inputs, dense.other.weight.double(), dense.other.bias.double())
+        for row, kept in enumerate(masks["other.weight"]):
+            columns = torch.cat([inputs[:, kept], torch.ones(len(inputs), 1)], 1)
+            solution = torch.linalg.lstsq(columns, wanted[:, row : row + 1]).solution.flatten()
+            torch.testing.assert_close(
+                model.other.weight[row, kept].double(), solution[:-1], atol=1e-5, rtol=1e-5
+            )
+
+
+def drawn(rows: Tensor) -> Tensor:
+    """Return the noise of a pass: each begins with the same random state."""
+    torch.manual_seed(0)
+    return torch.randn_like(rows)
+
+
+def test_ctrl_c_ends_all_passes() -> None:
+    model, calls = network(), []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+
+    before = copy.deepcopy(model)
+    model[6].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(model, "weights", Reconstruct())
+    assert THREAD not in {each.name for each in threading.enumerate()}
+    masked = {
+        name for name, each in model.named_parameters() if not torch.equal(each, before.get_parameter(name))
+    }
+    assert masked == {name for name, each in model.named_parameters() if each.ndim > 1}
 
 
 def test_without_batches_it_is_refused() -> None:

@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_prune.core.module_kinds import CONV1D, is_a
 
 
+class LayerCall(NamedTuple):
+    """The arguments with which a layer is called."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def argument(self, place: int, name: str) -> Any:
+        """Return an argument that is given by position or by name."""
+        return self.args[place] if len(self.args) > place else self.kwargs[name]
+
+    @property
+    def first(self) -> Any:
+        """The first argument: by position or, if there is none, by name."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+
 @dataclass(frozen=True)
 class LayerMatrix(ABC):
-    """A layer whose outputs are the products of rows, taken from its input, and a matrix, plus a bias.
+    """A matrix in a layer, by which rows are multiplied that are taken from the layer's input.
 
     Args:
-        module: The layer; its parameter ``weight`` holds the matrix.
+        module: The layer.
+        weight_name: Name of the parameter that holds the matrix, within the layer.
+        bias_name: Name of the bias that is added to the products, as far as there is one.
     """
 
     module: Any
+    weight_name: str = "weight"
+    bias_name: str = "bias"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that holds the matrix."""
+        return self.module.get_parameter(self.weight_name)  # type: ignore[no-any-return]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias; ``None`` if there is none."""
+        place, _, name = self.bias_name.rpartition(".")
+        found: nn.Parameter | None = self.module.get_submodule(place)._parameters.get(name)
+        return found
 
     @abstractmethod
-    def rows(self, given: Tensor, positions: int) -> Tensor:
-        """Return the rows that are multiplied by the matrix: of shape groups x rows x columns.
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
+        """Return the rows that are multiplied by the matrix: for each group of shape rows x columns.
 
         Args:
-            given: The input of the layer.
+            call: The arguments of the layer.
             positions: How many positions of a feature map are taken of each example, spread evenly.
         """
 
@@ -48,9 +83,9 @@ class LayerMatrix(ABC):
 class LinearMatrix(LayerMatrix):
     """A linear layer, whose weight is stored outputs first."""
 
-    def rows(self, given: Tensor, positions: int) -> Tensor:
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
         """Return the input as rows; all positions count."""
-        return given.reshape(1, -1, given.shape[-1])
+        return [call.first.reshape(-1, call.first.shape[-1])]
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight as it is."""
@@ -73,19 +108,62 @@ class InputsFirstMatrix(LinearMatrix):
         return matrix[0].t()
 
 
+class RecurrentMatrix(LinearMatrix):
+    """The weights by which the first layer of an LSTM, GRU or RNN multiplies its input."""
+
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
+        """Return the input, which may be packed, as rows."""
+        given = call.first.data if isinstance(call.first, PackedSequence) else call.first
+        return [given.reshape(-1, given.shape[-1])]
+
+
+class AttentionInputMatrix(LayerMatrix):
+    """The weights of queries, keys and values of ``nn.MultiheadAttention``, as three groups."""
+
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
+        """Return query, key and value as rows."""
+        given = [call.argument(place, name) for place, name in enumerate(("query", "key", "value"))]
+        return [each.reshape(-1, each.shape[-1]) for each in given]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return the weight with a group for each of the three."""
+        return _split(weight, 0, 3)
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """Return the matrix in the shape of the weight."""
+        return matrix.flatten(0, 1)
+
+
+class AttentionOutputMatrix(LinearMatrix):
+    """The output projection of ``nn.MultiheadAttention``, which multiplies what all heads give."""
+
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
+        """Return what the heads give, with the present weights, as rows."""
+        heads = copy.copy(self.module)
+        size, like = self.module.embed_dim, self.parameter
+        projection = nn.Linear(size, size, bias=False, device=like.device, dtype=like.dtype)
+        nn.init.eye_(projection.weight)
+        heads._modules = {"out_proj": projection}
+        given = heads.forward(*call.args, **{**call.kwargs, "need_weights": False})[0]
+        return [given.reshape(-1, size)]
+
+
 class ConvMatrix(LayerMatrix):
     """A convolution: a row is the part of the input under the kernel at one position of the output."""
 
-    def rows(self, given: Tensor, positions: int) -> Tensor:
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
         """Return the rows at some positions of each example."""
         module = self.module
-        rank = len(module.kernel_size)
-        image = given if given.ndim == rank + 2 else given[None]
+        image = self._batched(call.first)
         if module.padding_mode == "zeros":
             image = F.pad(image, _sides(module))
         else:
             image = F.pad(image, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        return _patches(image, module.kernel_size, module.stride, module.dilation, module.groups, positions)
+        rows = _patches(image, module.kernel_size, module.stride, module.dilation, module.groups, positions)
+        return list(rows)
+
+    def _batched(self, given: Tensor) -> Tensor:
+        return given if given.ndim == len(self.module.kernel_size) + 2 else given[None]
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with inputs and positions of the kernel as columns."""
@@ -97,14 +175,12 @@ class ConvMatrix(LayerMatrix):
         return matrix.flatten(0, 1).reshape(shape)
 
 
-class TransposedConvMatrix(LayerMatrix):
+class TransposedConvMatrix(ConvMatrix):
     """A transposed convolution: a convolution, by the flipped kernel, of the input with zeros in between."""
 
-    def rows(self, given: Tensor, positions: int) -> Tensor:
+    def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
         """Return the rows at some positions of each example."""
-        module = self.module
-        rank = len(module.kernel_size)
-        image = given if given.ndim == rank + 2 else given[None]
+        module, image = self.module, self._batched(call.first)
         sizes = [(size - 1) * step + 1 for size, step in zip(image.shape[2:], module.stride, strict=True)]
         spread = image.new_zeros(*image.shape[:2], *sizes)
         where = (slice(None), slice(None), *(slice(None, None, step) for step in module.stride))
@@ -115,10 +191,9 @@ class TransposedConvMatrix(LayerMatrix):
         ):
             before = step * (size - 1) - padding
             sides = [before, before + extra, *sides]
-        one = (1,) * rank
-        return _patches(
-            F.pad(spread, sides), module.kernel_size, one, module.dilation, module.groups, positions
-        )
+        one = (1,) * len(module.kernel_size)
+        padded = F.pad(spread, sides)
+        return list(_patches(padded, module.kernel_size, one, module.dilation, module.groups, positions))
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the flipped weight with inputs and positions of the kernel as columns."""
@@ -132,17 +207,31 @@ class TransposedConvMatrix(LayerMatrix):
         return parts.flatten(0, 1).flip(*range(2, len(shape)))
 
 
-def layer_matrix(module: nn.Module) -> LayerMatrix | None:
-    """Return a layer as a matrix product; ``None`` if it is of no kind that is known."""
+def layer_matrices(module: nn.Module) -> list[LayerMatrix]:
+    """Return the matrices of a layer, in the order in which it uses them; none if its kind is not known."""
     if isinstance(module, NonDynamicallyQuantizableLinear):  # nn.MultiheadAttention never calls it
-        return None
-    if isinstance(module, nn.Linear):
-        return LinearMatrix(module)
-    if isinstance(module, _ConvTransposeNd):
-        return TransposedConvMatrix(module)
-    if isinstance(module, _ConvNd):
-        return ConvMatrix(module)
-    return InputsFirstMatrix(module) if is_a(module, CONV1D) else None
+        return []
+    if isinstance(module, nn.MultiheadAttention):
+        if not module._qkv_same_embed_dim:
+            return []
+        return [
+            AttentionInputMatrix(module, "in_proj_weight", "in_proj_bias"),
+            AttentionOutputMatrix(module, "out_proj.weight", "out_proj.bias"),
+        ]
+    if isinstance(module, nn.RNNBase):
+        ends = ("l0", "l0_reverse") if module.bidirectional else ("l0",)
+        return [RecurrentMatrix(module, f"weight_ih_{end}", f"bias_ih_{end}") for end in ends]
+    for kind, matrix in _MATRICES.items():
+        if isinstance(module, kind):
+            return [matrix(module)]
+    return [InputsFirstMatrix(module)] if is_a(module, CONV1D) else []
+
+
+_MATRICES: dict[type[nn.Module], type[LayerMatrix]] = {
+    nn.Linear: LinearMatrix,
+    _ConvTransposeNd: TransposedConvMatrix,
+    _ConvNd: ConvMatrix,
+}
 
 
 def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +41,27 @@ class Products:
         x, y = inputs.double(), outputs.double()
         count = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
         return cls(count, x.sum(0), y.sum(0), x.t() @ x, y.t() @ x)
+
+    def __add__(self, other: Products) -> Products:
+        """Return the sums of the rows of both."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return Products(*(one + another for one, another in pairs))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The sums, in the order of the arguments."""
+        return [getattr(self, each.name) for each in fields(self)]
+
+    def summed(self, add_up: Callable[[Tensor], Tensor]) -> Products:
+        """Return the sums over all processes.
+
+        Args:
+            add_up: Returns the sum of a tensor over all processes.
+        """
+        tensors = self.tensors
+        total = add_up(torch.cat([each.flatten() for each in tensors]))
+        parts = total.split([each.numel() for each in tensors])
+        return Products(*(part.view(each.shape) for part, each in zip(parts, tensors, strict=True)))
 
     def centered(self) -> Products:
         """Return the sums of inputs and outputs less their means."""

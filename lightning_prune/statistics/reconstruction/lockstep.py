@@ -1,94 +1,135 @@
-"""Passes of networks in step with each other: all of them wait where one of them comes to a layer."""
+"""Passes of networks in step with each other: all of them stop at each layer before any goes on."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Run: TypeAlias = tuple[nn.Module, Callable[[], object]]  # a network, and a function that runs it
-_END = ""  # in place of the name of a layer
+from lightning_prune.core.process_state import ProcessState
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall
+
+Run: TypeAlias = tuple[nn.Module, Callable[[], object]]  # a network of its own, and a function that runs it
 
 
-class _Steps:
-    """Lets one pass run at a time, and brings all of them to each layer before any goes on."""
+THREAD = "pass of a network"
 
-    def __init__(self, count: int, arrive: Callable[[str, list[Tensor]], None]) -> None:
-        self._found: list[tuple[str, Tensor]] = [(_END, torch.empty(0))] * count
-        self._arrive = arrive
-        self._barrier = threading.Barrier(count, self._meet)
-        self._turn = threading.Lock()
-        self._own = threading.local()
-        self.errors: list[Exception] = []
 
-    def run(self, number: int, pass_: Callable[[], object]) -> None:
-        """Run a pass in a thread of its own."""
-        self._own.number = number
-        with self._turn:
-            try:
-                with torch.no_grad():
-                    pass_()
-                self.wait(_END, torch.empty(0))
-            except threading.BrokenBarrierError:
-                pass  # of another pass, whose error is told
-            except Exception as error:  # a user's forward may raise anything
-                self.errors.append(error)
-                self._barrier.abort()
+class _CancelledError(BaseException):
+    """Ends a pass that is not to go on; no ``Exception``, which a user's code may catch."""
 
-    def wait(self, name: str, given: Tensor) -> None:
-        """Wait at a layer, or at the end, until all passes have come to it."""
-        self._found[self._own.number] = name, given
-        self._turn.release()
+
+class _Pass:
+    """A pass in a thread of its own, which runs from one stop to the next when it is told to.
+
+    It finds random generators and the default dtype as it has left them, whatever runs in between.
+
+    Args:
+        run: The network and the function that runs it.
+        layers: Names of the layers before which it stops.
+    """
+
+    def __init__(self, run: Run, layers: Iterable[str]) -> None:
+        network, self._run = run
+        self.layer: str | None = None  # at which it has stopped; None at the end
+        self.call = LayerCall((), {})
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._devices = sorted({each.device for each in network.parameters() if each.is_cuda}, key=str)
+        self._state = ProcessState.now(self._devices)
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
+        self._handles = [
+            network.get_submodule(name).register_forward_pre_hook(partial(self._stop, name), with_kwargs=True)
+            for name in layers
+        ]
+        self._thread.start()
+
+    def advance(self) -> None:
+        """Run to the next stop, or to the end.
+
+        Raises:
+            Exception: What the pass has raised.
+        """
+        others = ProcessState.now(self._devices)
+        self._state.restore()
         try:
-            self._barrier.wait()
+            self._go.release()
+            self._stopped.acquire()
         finally:
-            self._turn.acquire()
+            self._state = ProcessState.now(self._devices)
+            others.restore()
+        if self._error is not None:
+            raise self._error
 
-    def _meet(self) -> None:
-        name, *others = {each for each, _ in self._found}
-        if others:
-            raise ValueError("passes take different ways through the network, and cannot go in step.")
-        if name != _END:
-            with torch.no_grad(), self._turn:
-                self._arrive(name, [given for _, given in self._found])
+    def cancel(self) -> None:
+        """End the pass where it is, and remove its hooks."""
+        self._cancelled = True
+        self._go.release()
+        self._thread.join()
+        for handle in self._handles:
+            handle.remove()
+
+    def _work(self) -> None:
+        self._go.acquire()
+        try:
+            if not self._cancelled:
+                # a new thread has another current device
+                with torch.no_grad(), torch.cuda.device(self._devices[0] if self._devices else -1):
+                    self._run()
+        except _CancelledError:
+            pass
+        except BaseException as error:  # a user's forward may raise anything
+            self._error = error
+        self.layer = None
+        self._stopped.release()
+
+    def _stop(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.layer, self.call = name, LayerCall(args, kwargs)
+        self._stopped.release()
+        self._go.acquire()
+        if self._cancelled:
+            raise _CancelledError
 
 
 def run_in_step(
-    runs: Sequence[Run], layers: Iterable[str], arrive: Callable[[str, list[Tensor]], None]
-) -> None:
+    pairs: Sequence[tuple[Run, Run]],
+    layers: Iterable[str],
+    arrive: Callable[[str, list[tuple[LayerCall, LayerCall]]], None],
+) -> int:
     """Run passes of networks of one architecture in step with each other, one at a time between two layers.
 
+    A pair of which one comes to another layer than the first pair runs no further.
+
     Args:
-        runs: The networks, of which one may occur several times, each with a function that runs it.
-        layers: Names of the layers at which all passes wait for each other.
-        arrive: Called with the name of each layer, before it runs, and its input in each pass.
+        pairs: Two networks for each batch, each with a function that runs it. Networks may share tensors.
+        layers: Names of the layers before which all passes wait for each other.
+        arrive: Called with the name of each layer, before it runs, and its arguments in each pair of passes.
+
+    Returns:
+        The number of pairs that came to the end.
 
     Raises:
         Exception: What a pass or ``arrive`` has raised.
-        ValueError: If passes come to different layers.
     """
-    steps = _Steps(len(runs), arrive)
-    handles = []
-    for model in {id(model): model for model, _ in runs}.values():
-        for name in layers:
-
-            def stop(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                steps.wait(name, args[0] if args else next(iter(kwargs.values())))
-
-            handles.append(model.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True))
-    threads = [
-        threading.Thread(target=steps.run, args=(number, pass_)) for number, (_, pass_) in enumerate(runs)
-    ]
+    going = [(_Pass(one, layers), _Pass(other, layers)) for one, other in pairs]
+    passes = [each for pair in going for each in pair]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        while going:
+            for each in (each for pair in going for each in pair):
+                each.advance()
+            going = [pair for pair in going if pair[0].layer == pair[1].layer]
+            name = going[0][0].layer if going else None
+            going = [pair for pair in going if pair[0].layer == name]
+            if name is None:
+                break
+            with torch.no_grad():
+                arrive(name, [(one.call, other.call) for one, other in going])
     finally:
-        for handle in handles:
-            handle.remove()
-    if steps.errors:
-        raise steps.errors[0]
+        for each in passes:
+            each.cancel()
+    return len(going)

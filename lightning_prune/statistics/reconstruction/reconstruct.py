@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import Part, check_counts, is_number
-from lightning_prune.core.probes import Probe, evaluation_mode
+from lightning_prune.core.probes import Probe, evaluation_mode, math_attention
+from lightning_prune.core.progress import progress_bar
 from lightning_prune.core.tensors import own_tensors
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
-from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix, layer_matrix
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, layer_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, solve
-from lightning_prune.statistics.reconstruction.lockstep import run_in_step
+from lightning_prune.statistics.reconstruction.lockstep import Run, run_in_step
+
+_ROWS = 2**12  # that are multiplied at once
+_GIGABYTE = 1e9
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +35,9 @@ class Reconstruct(Part):
     which the layers before it have their new weights. ``|X W^T - Y|^2 + ridge d |W - W0|^2`` is minimized, with
     W0 the weights before, d the mean square of the inputs, and masked entries at 0. A bias is solved for along
     with them; where there is none, and a batch norm alone reads the outputs, its running mean takes the shift.
-    Neither labels nor gradients are used.
+    Neither labels nor gradients are used. Layers are those of the kinds ``nn.Linear``, all convolutions,
+    Hugging Face's ``Conv1D``, the projections of ``nn.MultiheadAttention``, and the weights by which recurrent
+    layers multiply their input; what is left alone is in the report, with the reason.
 
     Where whole inputs go, and where single weights of small layers do, the solution is exact; in large layers
     columns make up for each other in turn. No layer is left with a larger error than before. He, Zhang and Sun
@@ -38,27 +45,37 @@ class Reconstruct(Part):
     2023, "SparseGPT", arXiv 2301.00774.
 
     Args:
-        ridge: Weight of the difference from the weights before, at least 0; larger for few images.
+        batches: How many training batches a fit keeps for it, the first ones, at least 1. They are in its
+            checkpoints. In a loop of your own the batches that are given to ``prune`` count.
+        ridge: Weight of the difference from the weights before, at least 0. With fewer rows of calibration data
+            than a layer has inputs it is multiplied by inputs / rows, with a warning.
         positions: How many positions of a feature map count for each image, at least 1.
+        max_gigabytes: Memory that the solution for one layer may take, in 10^9 bytes, above 0. A layer that
+            would take more is left alone.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
+    batches: int = 8
     ridge: float = 1e-3
     positions: int = 40
+    max_gigabytes: float = 4.0
 
     def __post_init__(self) -> None:
-        check_counts(positions=self.positions)
+        check_counts(batches=self.batches, positions=self.positions)
         if not is_number(self.ridge) or self.ridge < 0:
             raise ValueError(f"ridge={self.ridge!r} must be a number of at least 0.")
+        if not is_number(self.max_gigabytes) or self.max_gigabytes <= 0:
+            raise ValueError(f"max_gigabytes={self.max_gigabytes!r} must be a number above 0.")
 
 
+@torch.no_grad()
 def reconstruct_(
     model: nn.Module,
     before: nn.Module,
     masks: Mapping[str, Tensor],
-    passes: Sequence[Probe],
+    calibration: Calibration,
     settings: Reconstruct,
 ) -> dict[str, str]:
     """Give the weights of a masked model new values, by least squares on calibration batches.
@@ -67,71 +84,197 @@ def reconstruct_(
         model: The model, with masked weights at 0; its weights change in place.
         before: A copy of the model as it was before the event.
         masks: Parameter name to bool mask, True where kept.
-        passes: A pass of the model for each calibration batch.
-        settings: Ridge and positions.
+        calibration: Passes of the model.
+        settings: Ridge, positions and memory.
 
     Returns:
         Name of each masked matrix that stays as it is, to the reason.
 
     Raises:
-        ValueError: If there is no batch, or the passes take different ways through the model.
+        ValueError: If there is no batch.
     """
+    passes = calibration.passes
     if not passes:
         raise ValueError("batches=[] must be at least one, to reconstruct weights on.")
     old, new = (copy_model(each).requires_grad_(requires_grad=False) for each in (before, model))
-    layers, reasons = _layers(new, masks)
-    with evaluation_mode(old), evaluation_mode(new):
-        calls = LayerCalls(new, layers)
-        calls.look(partial(_run, passes[0], new))
-        for name in list(layers):
-            if calls.counts[name] != 1:
-                reasons[f"{name}.weight".lstrip(".")] = f"its layer runs {calls.counts[name]} times in a pass"
-                del layers[name]
+    work = _Work(old, new, masks, calibration, settings)
+    work.find_layers()
+    with evaluation_mode(new), math_attention():
+        work.look_at_calls(passes[0])
+    with evaluation_mode(old), evaluation_mode(new), math_attention():
+        pairs = [(_run_of(probe, old), _run_of(probe, new)) for probe in passes]
+        ended = run_in_step(pairs, work.layers, work.solve_layer)
+    if ended < len(passes):
+        calibration.warn(
+            f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
+            " and are left out from there on."
+        )
+    work.finish(model)
+    return work.reasons
 
-        def arrive(name: str, inputs: Sequence[Tensor]) -> None:
-            half = len(inputs) // 2
-            given = list(zip(inputs[:half], inputs[half:], strict=True))
-            kept = layers[name].matrix(masks[f"{name}.weight".lstrip(".")])
-            _solve_layer_(layers[name], old.get_submodule(name), given, kept, calls.norm_of(name), settings)
 
-        runs = [(each, partial(_run, probe, each)) for each in (old, new) for probe in passes]
-        run_in_step(runs, layers, arrive)
-    changed = {id(module) for name in layers for module in (new.get_submodule(name), calls.norm_of(name))}
-    places = [name for name, module in new.named_modules() if id(module) in changed]
-    with torch.no_grad():
-        for place in places:
-            target, source = model.get_submodule(place), new.get_submodule(place)
-            for one, other in zip(own_tensors(target), own_tensors(source), strict=True):
-                one.copy_(other)
-    return reasons
+def _run_of(probe: Probe, model: nn.Module) -> Run:
+    """Return a pass of a copy of a model with the same tensors: a pass may set attributes."""
+    copied = copy_model(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    return copied, partial(_run, probe, copied)
 
 
 def _run(probe: Probe, model: nn.Module) -> Any:
     return probe.map_tensors(torch.clone)(model)  # a model may write to its inputs
 
 
-def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, LayerMatrix], dict[str, str]]:
-    """Return the layers that have lost something, and why others that have cannot be reconstructed.
+@dataclass
+class _Work:
+    """The reconstruction of one model.
 
-    Returns:
-        Name of each layer to its matrix; name of each other masked matrix to the reason.
+    Args:
+        old: A copy of the model as it was before the event.
+        new: A copy of the masked model.
+        masks: Parameter name to bool mask.
+        calibration: Passes of the model.
+        settings: Ridge, positions and memory.
+
+    Attributes:
+        layers: Name of each layer that has lost something, to its matrices in both networks, with their names.
+        reasons: Name of each masked matrix that stays as it is, to the reason.
     """
-    holders = Counter(id(each) for module in model.modules() for each in module._parameters.values())
-    layers: dict[str, LayerMatrix] = {}
-    reasons: dict[str, str] = {}
-    for name, mask in masks.items():
-        if mask.ndim < 2 or mask.all():
-            continue
-        place, _, leaf = name.rpartition(".")
-        module = model.get_submodule(place)
-        layer = layer_matrix(module) if leaf == "weight" else None
-        if layer is None:
-            reasons[name] = f"it is no weight of a Linear or Conv layer, but of {type(module).__name__}"
-        elif holders[id(module.weight)] > 1:
-            reasons[name] = "several layers share it"
-        elif bool(_lost(layer.matrix(mask)).any()):
-            layers[place] = layer
-    return layers, reasons
+
+    old: nn.Module
+    new: nn.Module
+    masks: Mapping[str, Tensor]
+    calibration: Calibration
+    settings: Reconstruct
+    layers: dict[str, list[tuple[str, LayerMatrix, LayerMatrix]]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    _reached: set[str] = field(default_factory=set)
+    _scarce: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _norms: dict[str, Any] = field(default_factory=dict)
+    _steps: Iterator[object] = field(default_factory=lambda: iter(()))
+
+    def find_layers(self) -> None:
+        """Find the layers that have lost something, and why others that have cannot be reconstructed."""
+        holders = Counter(id(each) for part in self.new.modules() for each in part._parameters.values())
+        known = {
+            f"{place}.{one.weight_name}".lstrip("."): (place, one, other)
+            for place, module in self.new.named_modules()
+            for one, other in zip(
+                layer_matrices(self.old.get_submodule(place)), layer_matrices(module), strict=True
+            )
+        }
+        for name, mask in self.masks.items():
+            if mask.ndim < 2 or mask.all():
+                continue
+            if name not in known:
+                kind = type(self.new.get_submodule(name.rpartition(".")[0])).__name__
+                self.reasons[name] = f"weights of this kind, in a {kind}, are not solved for"
+                continue
+            place, before, after = known[name]
+            if holders[id(after.parameter)] > 1:
+                self.reasons[name] = "several layers share it"
+            elif bool(_lost(after.matrix(mask)).any()):
+                self.layers.setdefault(place, []).append((name, before, after))
+        order = list(known)
+        for matrices in self.layers.values():
+            matrices.sort(key=lambda each: order.index(each[0]))
+
+    def look_at_calls(self, probe: Probe) -> None:
+        """Leave out layers that do not run exactly once in a pass, and find the batch norms after others."""
+        calls = LayerCalls(self.new, self.layers)
+        calls.look(partial(_run, probe, self.new))
+        for place in list(self.layers):
+            if calls.counts[place] != 1:
+                why = f"its layer runs {calls.counts[place]} times in a pass"
+                self.reasons |= {name: why for name, *_ in self.layers.pop(place)}
+        self._norms = {place: calls.norm_of(place) for place in self.layers}
+        self._steps = progress_bar(self.layers, "Reconstruct", self.calibration.progress, len(self.layers))
+
+    def solve_layer(self, place: str, calls: Sequence[tuple[LayerCall, LayerCall]]) -> None:
+        """Solve for the matrices of a layer, one after the other.
+
+        Args:
+            place: The layer's name.
+            calls: Its arguments in the old and the new network, for each batch.
+        """
+        next(self._steps, None)
+        self._reached.add(place)
+        for name, before, after in self.layers[place]:
+            needed = _gigabytes(after)
+            if needed > self.settings.max_gigabytes:
+                self.reasons[name] = (
+                    f"its solution takes {needed:.3g} GB, above max_gigabytes={self.settings.max_gigabytes!r}"
+                )
+            else:
+                self._solve(name, before, after, calls, self._norms[place])
+
+    def _solve(
+        self,
+        name: str,
+        before: LayerMatrix,
+        after: LayerMatrix,
+        calls: Sequence[tuple[LayerCall, LayerCall]],
+        norm: Any,
+    ) -> None:
+        """Set a matrix and its bias to the best ones; without a bias, the batch norm after it takes the shift.
+
+        Args:
+            name: Name of the parameter that holds the matrix.
+            before: The matrix in the old network.
+            after: The matrix in the new network.
+            calls: The arguments of the layer in both networks, for each batch.
+            norm: The batch norm that alone reads the outputs; ``None`` if there is none.
+        """
+        kept, bias = after.matrix(self.masks[name]).to(after.parameter.device), after.bias
+        start, shifts, solutions = after.matrix(after.parameter), [], []
+        for group, sums in enumerate(self._sums(before, after, calls)):
+            columns, count = kept.shape[-1], int(sums.count)
+            if count < columns:
+                self._scarce[name] = count, columns
+            ridge = self.settings.ridge * max(1.0, columns / max(1, count))
+            fitted = sums if bias is None and norm is None else sums.centered()
+            solution = solve(fitted, start[group], kept[group], ridge)
+            shifts.append((sums.outputs - solution @ sums.inputs) / sums.count)
+            solutions.append(solution)
+        after.parameter.copy_(after.weight(torch.stack(solutions)).to(after.parameter))
+        alive, shift = kept.any(-1).flatten(), torch.cat(shifts)
+        if bias is not None:
+            assert before.bias is not None
+            bias.copy_(torch.where(alive, shift.to(bias) + before.bias, bias))
+        elif norm is not None:
+            norm.running_mean.sub_(torch.where(alive, shift, 0).to(norm.running_mean))
+
+    def _sums(
+        self, before: LayerMatrix, after: LayerMatrix, calls: Sequence[tuple[LayerCall, LayerCall]]
+    ) -> Iterator[Products]:
+        """Yield the sums of products of inputs now and outputs before, for each group of a matrix."""
+        positions, wanted = self.settings.positions, before.matrix(before.parameter).double()
+        sums: dict[int, Products] = {}
+        for one, other in calls:
+            rows = zip(before.rows(one, positions), after.rows(other, positions), wanted, strict=True)
+            for group, (old, new, matrix) in enumerate(rows):
+                for earlier, now in zip(old.split(_ROWS), new.split(_ROWS), strict=True):
+                    found = Products.of(now, earlier.double() @ matrix.t())
+                    sums[group] = sums[group] + found if group in sums else found
+        for each in sums.values():
+            yield each.summed(self.calibration.add_up)
+
+    def finish(self, model: nn.Module) -> None:
+        """Copy what has changed to the model, the same numbers in each process, and warn of few rows."""
+        for place in self.layers.keys() - self._reached:
+            self.reasons |= {name: "no batch came to its layer" for name, *_ in self.layers[place]}
+        norms = {id(norm) for norm in self._norms.values()}
+        changed = {id(each.parameter) for matrices in self.layers.values() for _, _, each in matrices}
+        changed |= {id(each.bias) for matrices in self.layers.values() for _, _, each in matrices}
+        for place, module in self.new.named_modules():
+            for one, other in zip(own_tensors(model.get_submodule(place)), own_tensors(module), strict=True):
+                if id(other) in changed or (id(module) in norms and other is module.running_mean):
+                    one.copy_(self.calibration.agreed(other))
+        if self._scarce:
+            name, (rows, columns) = next(iter(self._scarce.items()))
+            more = f", and {len(self._scarce) - 1} more matrices likewise" if len(self._scarce) > 1 else ""
+            self.calibration.warn(
+                f"Reconstruct: {name} has {rows} rows of calibration data for {columns} inputs{more}: its ridge"
+                " is larger for that. More batches or positions give better weights."
+            )
 
 
 def _lost(kept: Tensor) -> Tensor:
@@ -139,53 +282,7 @@ def _lost(kept: Tensor) -> Tensor:
     return kept.any(-1) & ~kept.all(-1)
 
 
-def _solve_layer_(
-    layer: LayerMatrix,
-    old: Any,
-    given: Sequence[tuple[Tensor, Tensor]],
-    kept: Tensor,
-    norm: Any,
-    settings: Reconstruct,
-) -> None:
-    """Set weight and bias of a layer to the best ones; without a bias, the batch norm after it takes the shift.
-
-    Args:
-        layer: The layer of the pruned network.
-        old: The same layer of the network before.
-        given: The inputs of the layer in both networks, for each batch.
-        kept: The mask of the layer's matrix.
-        norm: The batch norm that alone reads the outputs; ``None`` if there is none.
-        settings: Ridge and positions.
-    """
-    module = layer.module
-    wanted, before = layer.matrix(old.weight).double(), layer.matrix(module.weight)
-    shifts, solutions = [], []
-    for group in range(len(kept)):
-        sums = _summed(layer, given, group, wanted[group], settings.positions)
-        fitted = sums if module.bias is None and norm is None else sums.centered()
-        solution = solve(fitted, before[group], kept[group].to(before.device), settings.ridge)
-        shifts.append((sums.outputs - solution @ sums.inputs) / sums.count)
-        solutions.append(solution)
-    module.weight.copy_(layer.weight(torch.stack(solutions)).to(module.weight))
-    alive = kept.any(-1).flatten().to(before.device)
-    if module.bias is not None:
-        module.bias.copy_(torch.where(alive, torch.cat(shifts).to(module.bias) + old.bias, module.bias))
-    elif norm is not None:
-        norm.running_mean.sub_(torch.where(alive, torch.cat(shifts), 0).to(norm.running_mean))
-
-
-def _summed(
-    layer: LayerMatrix,
-    given: Sequence[tuple[Tensor, Tensor]],
-    group: int,
-    wanted: Tensor,
-    positions: int,
-) -> Products:
-    """Return the sums of products of the inputs now and the outputs before, over all batches."""
-    total: list[Tensor] = []
-    for old, new in given:
-        outputs = layer.rows(old, positions)[group].double() @ wanted.t()
-        sums = Products.of(layer.rows(new, positions)[group], outputs)
-        parts = [getattr(sums, each.name) for each in fields(Products)]
-        total = parts if not total else [one + other for one, other in zip(total, parts, strict=True)]
-    return Products(*total)
+def _gigabytes(matrix: LayerMatrix) -> float:
+    """Return about how much memory the solution for a matrix takes: rows, sums of products, and factors."""
+    _, outputs, columns = matrix.matrix(matrix.parameter).shape
+    return 8 * (columns + outputs) * (2 * _ROWS + 6 * columns) / _GIGABYTE
