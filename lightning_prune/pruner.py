@@ -42,10 +42,11 @@ PRUNED = schema.record(
         "frozen": schema.mapping(schema.string),
         "protected": schema.sequence(schema.string),
         "left_out": schema.integer(),
+        "unreconstructed": schema.mapping(schema.string),
         "criterion": schema.string,
         "statistics": schema.mapping(STATISTICS),
     },
-    before={"frozen": {}, "criterion": ""},  # the first states lack them; "" is an unknown criterion
+    before={"frozen": {}, "criterion": "", "unreconstructed": {}},  # early states lack them; "" is unknown
 )
 
 _EXAMPLE_OF_SHARDS = (
@@ -354,6 +355,7 @@ class Pruner(PrunedState):
         self.store.apply_()
         self._reached = 0.0
         self.protected |= set(saved["protected"])
+        self.unreconstructed = dict(saved["unreconstructed"])
         own = {group.name for group in self.groups}
         self._left_dense = {name: reason for name, reason in saved["frozen"].items() if name in own}
         return self.observations.load_state_dict(saved)

@@ -23,6 +23,7 @@ from lightning_prune.schedules.base import Schedule
 from lightning_prune.schedules.curves import Cubic
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.training.guard import Guard
@@ -56,6 +57,7 @@ class PruningCallback(Callback):
         schedule: How much is removed, and when.
         rewind: The earlier point in training to restore after each event; ``None`` restores nothing.
         guard: How much of a metric pruning may cost; ``None`` sets no limit.
+        reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
         compact: Whether to remove masked units from the module's tensors in place when the fit has ended, after
             a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
             smaller network.
@@ -85,6 +87,7 @@ class PruningCallback(Callback):
         schedule: Schedule = Cubic(),
         rewind: Rewind | None = None,
         guard: Guard | None = None,
+        reconstruct: Reconstruct | None = None,
         compact: bool = False,
         name: str | None = None,
         measure_seconds: float = 2.0,
@@ -98,6 +101,7 @@ class PruningCallback(Callback):
         self.schedule = schedule
         self.rewind = rewind
         self.guard = guard
+        self.reconstruct = reconstruct
         self.compact = compact
         self.name = name
         self.measure_seconds = measure_seconds

@@ -96,6 +96,7 @@ class Report:
         frozen: Name of each parameter or group that is not pruned to the reason.
         protected: Names of groups that would have been emptied, and keep a last unit.
         left_out: Number of training steps left out of the statistics because of inf or nan gradients.
+        unreconstructed: Name of each masked matrix that the last reconstruction left as it was, to the reason.
         proof: How near the outputs of the compacted model are to those of the masked one; ``None`` if it is not
             compacted.
         unchanged: Whole numbers that modules keep, and that compaction left alone, although they equal a width
@@ -116,6 +117,7 @@ class Report:
     frozen: Mapping[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     left_out: int = 0
+    unreconstructed: Mapping[str, str] = field(default_factory=dict)
     proof: Proof | None = None
     unchanged: tuple[str, ...] = ()
     monitor: str | None = None
@@ -189,7 +191,8 @@ class Report:
         lines += [
             f"{number} was left alone, although a width of that size changed" for number in self.unchanged
         ]
-        lines += _stays_dense(self.frozen)
+        lines += _by_reason(self.frozen, "stays dense", "stay dense")
+        lines += _by_reason(self.unreconstructed, "was not reconstructed", "were not reconstructed")
         lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
         if self.left_out:
             lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
@@ -256,17 +259,23 @@ def _share(kept: int | None, size: int) -> tuple[str, str]:
     return ("?", "?") if kept is None else (f"{kept:,}", f"{100 * kept / max(1, size):.2f}")
 
 
-def _stays_dense(frozen: Mapping[str, str]) -> list[str]:
-    """Return a line for each reason, with the names that have it, of which the first ones are given."""
+def _by_reason(reasons: Mapping[str, str], one: str, several: str) -> list[str]:
+    """Return a line for each reason, with the names that have it, of which the first ones are given.
+
+    Args:
+        reasons: Name to reason.
+        one: What the line says of one name.
+        several: What it says of several.
+    """
     names: dict[str, list[str]] = {}
-    for name, reason in frozen.items():
-        if frozen.get(name.rpartition(".")[0]) != reason:  # its module says the same
+    for name, reason in reasons.items():
+        if reasons.get(name.rpartition(".")[0]) != reason:  # its module says the same
             names.setdefault(reason, []).append(name)
     lines = []
     for reason, same in names.items():
         shown = ", ".join(same[:_MOST_NAMES])
         more = f" and {len(same) - _MOST_NAMES} more" if len(same) > _MOST_NAMES else ""
-        lines.append(f"{shown}{more} {'stays' if len(same) == 1 else 'stay'} dense: {reason}")
+        lines.append(f"{shown}{more} {one if len(same) == 1 else several}: {reason}")
     return lines
 
 
@@ -311,6 +320,7 @@ REPORT = schema.satisfying(
         frozen=schema.mapping(schema.string),
         protected=schema.sequence(schema.string),
         left_out=schema.integer(),
+        unreconstructed=schema.mapping(schema.string),
         proof=schema.optional(PROOF),
         unchanged=schema.sequence(schema.string),
         monitor=schema.optional(schema.string),

@@ -20,6 +20,7 @@ class PrunedState:
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
     protected: set[str]
+    unreconstructed: dict[str, str]
     store: MaskStore
     _scoring: Scoring
     _left_dense: dict[str, str]
@@ -56,9 +57,10 @@ class PrunedState:
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """Frozen and protected groups and left-out observations, as plain values for a report."""
+        """What stays and why, and the number of left-out observations, as plain values for a report."""
         return {
             "frozen": {**self.frozen, **self._left_dense},
             "protected": sorted(self.protected),
             "left_out": self.left_out,
+            "unreconstructed": dict(self.unreconstructed),
         }

@@ -1,4 +1,4 @@
-"""Calibration batches: training batches that a fit keeps for parts that evaluate the loss at an event."""
+"""Calibration batches: training batches that a fit keeps for parts that run the network at an event."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 
 from lightning_prune.core import schema
 from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.tensors import cast_or_move
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.losses import Losses
-from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info
-from lightning_prune.training.sandbox import NoLossError, failure_of, training_loss
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_prune.training.sandbox import NoLossError, calibration_passes, failure_of, training_loss
 from lightning_prune.training.trainer_queries import gather_objects
 
 # each entry holds one batch per process
@@ -24,16 +26,18 @@ CALIBRATION_BATCHES = schema.sequence(
 
 
 class CalibrationBatches:
-    """CPU copies of the first training batches of a fit that yield a loss.
+    """CPU copies of the first training batches of a fit that yield what is asked for.
 
     Each of them is a list with the batch of every process, in the order of their ranks.
 
     Args:
-        count: How many to keep; 0 if no part evaluates the loss.
+        count: How many to keep; 0 if no part runs the network.
+        losses: Whether the loss is evaluated on them.
+        passes: Whether layers are calibrated on them.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, *, losses: bool, passes: bool) -> None:
+        self._count, self._needs_losses, self._needs_passes = count, losses, passes
         self._batches: list[list[Any]] = []
         self._estimated = False
         self._unchecked = 0  # batches loaded from a checkpoint that this module was not tried on yet
@@ -50,19 +54,21 @@ class CalibrationBatches:
             batch: The batch, as ``training_step`` gets it.
 
         Raises:
-            ValueError: If a checkpoint cannot hold the batch, ``training_step`` returns no loss for the first
-                batch or a saved one, or an event would evaluate the loss too often.
+            ValueError: If a checkpoint cannot hold the batch, ``training_step`` does not run on the first batch
+                or a saved one, or returns no loss that is needed, or an event would evaluate the loss too
+                often.
         """
         self._check_loaded(trainer, module)
         if len(self._batches) < self._count:
-            found = gather_objects(trainer, _cpu_copy(batch) if _gives_loss(trainer, module, batch) else None)
+            usable = self._is_usable(trainer, module, batch)
+            found = gather_objects(trainer, _cpu_copy(batch) if usable else None)
             if all(each is not None for each in found):
                 self._batches.append(found)
             elif not self._batches:
                 raise ValueError(
                     "training_step gives no loss for the first batch: take parts that do not ask for it."
                 )
-        if not self._estimated and (losses := self.losses(trainer)) is not None:
+        if not self._estimated and self._needs_losses and (losses := self.losses(trainer)) is not None:
             self._estimated = True
             seconds = pruner.estimate_seconds(losses)
             rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")
@@ -72,8 +78,8 @@ class CalibrationBatches:
         unchecked, self._unchecked = self._unchecked, 0
         for place, each in enumerate(self._batches[:unchecked]):
             try:
-                gives = _gives_loss(trainer, module, each[trainer.global_rank % len(each)])
-                problem = None if gives else "gives no loss"
+                usable = self._is_usable(trainer, module, each[trainer.global_rank % len(each)])
+                problem = None if usable else "gives no loss"
             except Exception as error:  # a user's training_step may raise anything
                 problem = f"fails with {error!r}"
             # all processes stop if one does
@@ -81,18 +87,47 @@ class CalibrationBatches:
             if problems:
                 raise ValueError(f"{PRUNING_STATE}: training_step {problems[0]} for held[{place}].")
 
+    def _is_usable(self, trainer: Trainer, module: LightningModule, batch: Any) -> bool:
+        """Return whether a batch yields a loss, if one is needed.
+
+        Raises:
+            ValueError: If the step fails.
+        """
+        if self._needs_passes:
+            calibration_passes(trainer, module, [cast_or_move(batch, module.device)])
+        return not self._needs_losses or _gives_loss(trainer, module, batch)
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no batch yet, and one is needed."""
+        return self._count > 0 and not self._batches
+
     def losses(self, trainer: Trainer) -> Losses | None:
-        """Return the loss on the calibration batches; ``None`` before the first one."""
-        if not self._batches:
+        """Return the loss on the calibration batches; ``None`` if it is not needed, or before the first one."""
+        if not self._batches or not self._needs_losses:
             return None
-        rank = trainer.global_rank
-        # there may be more processes than when the batches were saved
-        own = [each[rank % len(each)] for each in self._batches]
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return Losses(training_loss(trainer), own, add_up, progress=trainer.is_global_zero)
+        return Losses(training_loss(trainer), self._own(trainer), add_up, progress=trainer.is_global_zero)
+
+    def calibration(self, trainer: Trainer, module: LightningModule) -> Calibration | None:
+        """Return passes on the calibration batches; ``None`` if none are needed, or before the first one."""
+        if not self._batches or not self._needs_passes:
+            return None
+        batches = [cast_or_move(each, module.device) for each in self._own(trainer)]
+        return Calibration(
+            calibration_passes(trainer, module, batches),
+            partial(trainer.strategy.reduce, reduce_op="sum"),
+            trainer.is_global_zero,
+            trainer.is_global_zero,
+            rank_zero_warn,
+        )
+
+    def _own(self, trainer: Trainer) -> list[Any]:
+        """Return the batches of this process; there may be more processes than when batches were saved."""
+        return [each[trainer.global_rank % len(each)] for each in self._batches]
 
     def clear(self) -> None:
-        """Drop the batches: no event that evaluates the loss is left."""
+        """Drop the batches: no event that needs them is left."""
         self._batches.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,5 +172,5 @@ def _cpu_copy(value: Any) -> Any:
         return value
     raise ValueError(
         f"a training batch holds a {type(value).__name__}, but checkpoints take tensors and plain values in"
-        " lists, tuples and dicts: make these in the collate function, or take parts that ask for no loss."
+        " lists, tuples and dicts: make these in the collate function, or take parts that keep no batches."
     )

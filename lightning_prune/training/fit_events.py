@@ -48,8 +48,10 @@ class FitEvents:
         criterion, selector = parts.criterion, parts.selector
         self._method = f"{criterion!r} with {selector!r}"
         self._needs = criterion.needs | selector.needs
-        self._batch_count = max(criterion.held, selector.held)
         self._schedule, self._rewind, self._guard = parts.schedule, parts.rewind, parts.guard
+        self._reconstruct = parts.reconstruct
+        reconstructed = 0 if parts.reconstruct is None else parts.reconstruct.batches
+        self._batch_count = max(criterion.held, selector.held, reconstructed)
         self._warn = trainer_queries.WarnOnce()
         self.queue = EventQueue(selector.resolve(parts.target))
         self.undone = False
@@ -58,7 +60,11 @@ class FitEvents:
     def _reset(self) -> None:
         self.guard_state = GuardState(self._guard, self._warn)
         self._rewind_state = RewindState(self._rewind)
-        self._batches = CalibrationBatches(self._batch_count)
+        self._batches = CalibrationBatches(
+            self._batch_count,
+            losses=Needs.LOSS in self._needs,
+            passes=self._reconstruct is not None,
+        )
 
     # --- a fit begins
 
@@ -99,6 +105,11 @@ class FitEvents:
             raise ValueError(
                 f"{self._schedule!r} prunes before the first batch, when {self._method} has seen no"
                 " training step: start later, or choose a criterion that looks at weights."
+            )
+        if first.position == 0 and self._reconstruct is not None:
+            raise ValueError(
+                f"{self._schedule!r} prunes before the first batch, when {self._reconstruct!r} has seen none:"
+                " start later."
             )
         if self._guard is not None and first.position < trainer_queries.first_metric_position(
             trainer, timetable.unit
@@ -150,7 +161,7 @@ class FitEvents:
         if event is None:
             return False
         losses = self._batches.losses(trainer)
-        if event.fraction > 0 and not (pruner.ready and (losses or Needs.LOSS not in self._needs)):
+        if event.fraction > 0 and (self._batches.missing or not pruner.ready):
             hint = "" if module.automatic_optimization else " By hand, steps are those of self.optimizers()."
             self._warn(trainer, f"A pruning event waits: {self._method} has seen no finite step yet.{hint}")
             return False
@@ -159,7 +170,13 @@ class FitEvents:
         if fraction is None:
             self._call_off()
         else:
-            pruner.prune(fraction, *training.optimizers, losses=losses)
+            pruner.prune(
+                fraction,
+                *training.optimizers,
+                losses=losses,
+                reconstruct=self._reconstruct,
+                batches=self._batches.calibration(trainer, module) or (),
+            )
             self.queue.mark_handled(epoch, event, fraction)
             # events of a longer fit may ask for less
             self.guard_state.reached = max(self.guard_state.reached, fraction)
@@ -190,7 +207,7 @@ class FitEvents:
         self._rewind_state.snapshot = None
 
     def add_batch(self, trainer: Trainer, module: LightningModule, pruner: Pruner, batch: Any) -> None:
-        """Keep a calibration batch, if a part evaluates the loss and an event is left."""
+        """Keep a calibration batch, if a part needs one and an event is left."""
         if not self.queue.finished:
             self._batches.add_batch(trainer, module, pruner, batch)
 

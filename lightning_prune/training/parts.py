@@ -17,6 +17,7 @@ from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.base import Schedule
 from lightning_prune.selectors.base import Selector
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
@@ -39,6 +40,7 @@ class PruningParts:
     schedule: Schedule
     rewind: Rewind | None
     guard: Guard | None
+    reconstruct: Reconstruct | None
     compact: bool
     name: str | None
     measure_seconds: float
@@ -50,6 +52,12 @@ class PruningParts:
         check_part(self.schedule, Schedule, "schedule")
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
+        check_part(self.reconstruct, Reconstruct, "reconstruct", optional=True)
+        if self.reconstruct is not None and self.rewind is not None and self.rewind.weights:
+            raise ValueError(
+                f"rewind={self.rewind!r} takes back the weights that reconstruct={self.reconstruct!r} gives:"
+                " take one of them, or Rewind(weights=False)."
+            )
         check_flag(compact=self.compact, keep_zeros=self.keep_zeros)
         if not isinstance(self.write_report, bool | str | Path) or self.write_report == "":
             raise ValueError(f"write_report={self.write_report!r} must be True, False or the path of a folder.")
@@ -90,6 +98,7 @@ class PruningParts:
             f"{self.structure!r} with {self.selector!r}": self.needs_example,
             repr(self.rewind): self.rewind is not None,
             repr(self.guard): self.guard is not None,
+            repr(self.reconstruct): self.reconstruct is not None,
         }
         return [argument for argument, needed in arguments.items() if needed]
 
@@ -114,7 +123,7 @@ class PruningParts:
 
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""
-        names = ("criterion", "structure", "selector", "schedule", "rewind", "guard")
+        names = ("criterion", "structure", "selector", "schedule", "rewind", "guard", "reconstruct")
         target = {"target": repr(self.selector.resolve(self.target))}
         return target | {name: describe(getattr(self, name)) for name in names}
 

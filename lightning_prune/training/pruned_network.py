@@ -178,6 +178,7 @@ class PrunedNetwork:
             frozen={name: why for name, why in remarks["frozen"].items() if name not in self._masked_before},
             protected=tuple(remarks["protected"]),
             left_out=remarks["left_out"],
+            unreconstructed=remarks["unreconstructed"],
         )
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import ForwardProbe, Probe, own_example, pass_mode
 from lightning_prune.core.tensors import map_tensors, to_model
 from lightning_prune.statistics.losses import LossFunction
+from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.training.fit_probes import ForwardInFitProbe, StepProbe
 from lightning_prune.training.hooks import ForwardCapture, first_of
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, overrides, rank_zero_info
@@ -98,6 +100,59 @@ def _validation_passes(trainer: Trainer, module: LightningModule, batch: Any, lo
             return [step]
     rank_zero_info(f"validation_step is not looked at, it fails outside the loop with {failure!r}.")
     return []
+
+
+def calibration_passes(trainer: Trainer, module: LightningModule, batches: Sequence[Any]) -> list[Probe]:
+    """Return a pass in evaluation mode for each of some training batches.
+
+    It is ``training_step`` or, if more layers run exactly once in that, the ``forward`` that the step calls;
+    under manual optimization the step up to its first backward pass, if the whole step fails.
+
+    Args:
+        trainer: The module's Trainer.
+        module: The module; it does not change.
+        batches: Training batches, as ``training_step`` gets them.
+
+    Raises:
+        ValueError: If none of these runs on the first batch.
+    """
+    kinds: list[Callable[[Any], Probe | None]] = [
+        partial(StepProbe, trainer),
+        partial(_forward_in_evaluation, trainer, module),
+        partial(StepProbe, trainer, to_backward=True),
+    ]
+    best, most, failures = None, -1, []
+    for kind in kinds if not module.automatic_optimization else kinds[:2]:
+        if (probe := kind(batches[0])) is None:
+            continue
+        once, failure = _layers_run_once(probe, module)
+        if failure is not None:
+            failures.append(failure)
+        elif once > most:
+            best, most = kind, once
+    if best is None:
+        raise ValueError(
+            f"{type(module).__name__}.training_step does not run in evaluation mode outside the loop"
+            f" ({failures[0]!r}), where layers are calibrated: take parts that need no calibration."
+        )
+    return [each for each in map(best, batches) if each is not None]
+
+
+def _layers_run_once(probe: Probe, module: LightningModule) -> tuple[int, Exception | None]:
+    """Return how many layers run exactly once in a pass, and the exception if it fails."""
+    twin = copy_model(module)
+    calls = LayerCalls(twin, [name for name, each in module.named_modules() if name and each._parameters])
+    failure = failure_of(lambda model: calls.look(partial(probe, model)), twin)
+    return sum(count == 1 for count in calls.counts.values()), failure
+
+
+def _forward_in_evaluation(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe | None:
+    """Return a pass of the ``forward`` that ``training_step`` calls first; ``None`` if it calls none."""
+    twin = copy_model(module)
+    capture = ForwardCapture(twin, lambda tensor: tensor.detach().clone())
+    failure_of(StepProbe(trainer, batch), twin)
+    capture.release()
+    return None if capture.arguments is None else ForwardInFitProbe(trainer, *capture.arguments)
 
 
 def training_loss(trainer: Trainer) -> LossFunction:
