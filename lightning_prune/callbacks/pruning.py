@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -342,7 +343,9 @@ class PruningCallback(Callback):
 
 def _warn_of_unnamed(callback: PruningCallback) -> None:
     """Warn of a second callback without a name, whose key a Trainer reads before it raises an error."""
-    if any(each is not callback for each in _UNNAMED):
+    if _UNNAMED - {callback}:
+        gc.collect()  # those of Trainers that are gone
+    if _UNNAMED - {callback}:
         rank_zero_warn("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
     _UNNAMED.add(callback)
 
