@@ -30,6 +30,7 @@ from lightning_prune import (
     OptimalBrainDamage,
     PerLayer,
     PruningCallback,
+    Reconstruct,
     Rewind,
     Taylor,
     Wanda,
@@ -43,6 +44,13 @@ JOINT: dict[str, Callable[[], PruningCallback]] = {
     "activations": lambda: PruningCallback(0.8, criterion=Wanda(every=1), schedule=SCHEDULE),
     "losses": lambda: PruningCallback(
         0.4, criterion=OptimalBrainDamage(batches=2), structure=Channels(), schedule=SCHEDULE
+    ),
+    "reconstruction": lambda: PruningCallback(
+        0.4,
+        structure=Channels(),
+        selector=PerLayer(),
+        schedule=SCHEDULE,
+        reconstruct=Reconstruct(batches=5),
     ),
 }
 RESUMED = JOINT | {

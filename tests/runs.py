@@ -29,6 +29,7 @@ from lightning_prune import (
     ParticleFilter,
     PerLayer,
     PruningCallback,
+    Reconstruct,
     Rewind,
     Steps,
     Taylor,
@@ -67,6 +68,9 @@ PARTS: dict[str, Callable[[], PruningCallback] | None] = {
         criterion=Taylor(),
         schedule=Steps({"1ep": 0.5, "2ep": 0.9, "3ep": 1.0}),
         guard=Guard("acc", max_drop=0.05, patience=1),
+    ),
+    "reconstruction": lambda: PruningCallback(
+        0.8, criterion=Taylor(), schedule=SCHEDULE, reconstruct=Reconstruct(batches=5)
     ),
     "compacted": lambda: PruningCallback(
         0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE, compact=True
