@@ -1,4 +1,4 @@
-"""Reconstruction in fits: the batches that a fit keeps, the passes it makes on them, and what stands beside it."""
+"""Reconstruction in fits: the batches that a fit keeps, its passes on them, and what stands beside it."""
 
 from __future__ import annotations
 
