@@ -157,8 +157,10 @@ class Pruner(PrunedState):
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
         """Observe activations in a ``with`` block around the forward and backward passes of one training step.
 
-        The model has hooks within the block only. A step with inf or nan in an activation or its gradient, or
-        with an error, is left out. Nothing happens if the criterion needs no activations.
+        A forward pass alone is enough for criteria that need no gradients of activations, such as ``Wanda``. In
+        a block with a backward pass only those forward passes count that a gradient comes back through, not
+        those of a teacher. The model has hooks within the block only. A step with inf or nan in an activation or
+        its gradient, or with an error, is left out. Nothing happens if the criterion needs no activations.
 
         Args:
             batch: Number of the batch. One that is not a multiple of the criterion's ``every`` is observed only
@@ -166,7 +168,7 @@ class Pruner(PrunedState):
             scale: Factor by which the loss, and so its gradients, are scaled.
         """
         hooks = self.observations.input_hooks()
-        with nullcontext() if hooks is None else hooks.observe_batch(batch, lambda: scale):
+        with nullcontext() if hooks is None else hooks.observe_batch(batch, lambda: scale, forward_alone=True):
             yield
         if hooks is not None:
             hooks.end_step()

@@ -45,7 +45,7 @@ def layer_inputs(model: nn.Module, group: UnitGroup) -> list[LayerInput]:
 class InputHooks:
     """Observes the inputs of layers, and adds the observations to statistics once their training step is taken.
 
-    Forward passes without gradients, such as those of a teacher, are not observed.
+    Forward passes without gradients, such as those of a teacher, are not observed, unless ``forward_alone``.
 
     Args:
         criterion: Computes one number an example and feature from the inputs.
@@ -68,10 +68,14 @@ class InputHooks:
         self._scale: Callable[[], float] = lambda: 1.0
         self._handles: list[RemovableHandle] = []
         self._seen = self._zeros()
+        self._forward_alone = False
+        self._without_gradient: list[tuple[UnitGroup, Tensor, int]] = []
         self._pending = False  # whether a step was observed and has not ended, the same in all processes
 
     @contextmanager
-    def observe_batch(self, batch: int, scale: Callable[[], float]) -> Iterator[None]:
+    def observe_batch(
+        self, batch: int, scale: Callable[[], float], *, forward_alone: bool = False
+    ) -> Iterator[None]:
         """Observe one forward and backward pass in a ``with`` block; an error drops the step.
 
         Args:
@@ -79,7 +83,9 @@ class InputHooks:
                 while nothing has been observed since the last event.
             scale: Returns the factor by which the loss, and so its gradients, are scaled. Called in the
                 backward pass.
+            forward_alone: Whether forward passes count where no gradient at all is seen in the step.
         """
+        self._forward_alone = forward_alone
         if batch % self._criterion.every == 0 or not self._has_observations():
             self._hook(scale)
         try:
@@ -127,6 +133,9 @@ class InputHooks:
         """
         if not self._pending:
             return
+        if not any(int(each.count) for each in self._seen.values()):
+            for given in self._without_gradient:
+                self._add(*given)
         seen = list(self._seen.values())
         device = self._left_out.device
         found = torch.cat([each.features.to(device) for each in seen])
@@ -144,19 +153,22 @@ class InputHooks:
     def drop(self) -> None:
         """Drop the observations since the last step."""
         self._seen = self._zeros()
+        self._without_gradient.clear()
         self._pending = bool(self._handles)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(
         self, group: UnitGroup, reader: AxisSlice, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self._forward_alone:
             return
         addend = self._addend(group, reader, _input_of(args, kwargs).detach(), None)
+        if self._forward_alone:
+            self._without_gradient.append((group, *addend))
         if output.requires_grad:
             # activation checkpointing repeats the forward pass: add only the one whose output gets a gradient
             output.register_hook(partial(self._add_once, group, [addend]))
-        else:
+        elif torch.is_grad_enabled():
             self._add(group, *addend)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

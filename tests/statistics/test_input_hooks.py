@@ -257,6 +257,34 @@ def test_hooks_last_as_long_as_the_block(criterion: Criterion) -> None:
 def test_passes_without_gradients_are_left_alone(criterion: Criterion) -> None:
     model = layers()
     pruner = Pruner(model, 0.3, criterion=criterion, structure=Channels(), schedule=None, example=INPUTS)
+    other = Pruner(model, 0.3, criterion=criterion, structure=Channels(), schedule=None, example=INPUTS)
+    with pruner.watch():
+        with torch.no_grad():
+            model(INPUTS * 3)  # of a teacher
+        model(INPUTS).sum().backward()
+    with other.watch():
+        model(INPUTS).sum().backward()
+    found, expected = pruner.scores(), other.scores()
+    assert all(map(torch.equal, found.values(), expected.values()))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("criterion", [each for each in WATCHING if not each.backward], ids=str)
+def test_forward_passes_alone_are_enough_where_no_gradient_is_needed(criterion: Criterion, mode: Any) -> None:
+    model, inputs = layers(), [INPUTS, INPUTS.flip(0) * 2]
+    pruner = Pruner(model, 0.3, criterion=criterion, structure=Channels(), schedule=None, example=INPUTS)
+    for each in inputs:
+        with pruner.watch(), mode():
+            model(each)
+    found, expected = pruner.scores(), watched(layers(), criterion, inputs=inputs).scores()
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score)
+
+
+def test_a_criterion_of_gradients_says_what_it_needs() -> None:
+    model = layers()
+    criterion = ActivationTaylor()
+    pruner = Pruner(model, 0.3, criterion=criterion, structure=Channels(), schedule=None, example=INPUTS)
     with pruner.watch(), torch.no_grad():
         model(INPUTS)
     assert not pruner.ready

@@ -227,6 +227,15 @@ def layer_matrices(module: nn.Module) -> list[LayerMatrix]:
     return [InputsFirstMatrix(module)] if is_a(module, CONV1D) else []
 
 
+def named_matrices(model: nn.Module) -> dict[str, tuple[str, LayerMatrix]]:
+    """Return the known matrices of a model: name of the parameter to the name of the layer, and the matrix."""
+    return {
+        f"{place}.{matrix.weight_name}".lstrip("."): (place, matrix)
+        for place, module in model.named_modules()
+        for matrix in layer_matrices(module)
+    }
+
+
 _MATRICES: dict[type[nn.Module], type[LayerMatrix]] = {
     nn.Linear: LinearMatrix,
     _ConvTransposeNd: TransposedConvMatrix,

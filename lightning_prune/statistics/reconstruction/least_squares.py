@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix
+
+ROWS = 2**12  # that are multiplied at once
+_GIGABYTE = 1e9
 _EXACT = 2**38  # multiply-adds up to which each row of a matrix gets a solution of its own
 _LEAST_RIDGE = 1e-10  # for inputs that depend on each other, which leave more than one solution
 
@@ -78,11 +82,12 @@ def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """Return the matrix that is best among those that are 0 where nothing is kept.
 
     It minimizes ``|X W^T - Y|^2 + ridge d |W - matrix|^2``, where d is the mean square of the inputs that are
-    not always 0. Rows for which the least error is not below that of ``matrix`` itself stay as they are.
+    not always 0. A row for which the least error is not below that of ``matrix``
+    without its entries that are not kept is a row of that one.
 
     Args:
         sums: Sums of products of the inputs and the outputs that are wanted.
-        matrix: The matrix before, of shape outputs x columns; entries that are not kept are taken as 0.
+        matrix: The matrix before anything was removed, of shape outputs x columns.
         kept: Bool, of the same shape, True for entries that may be other than 0.
         ridge: Weight of the difference from ``matrix``, relative to the inputs.
 
@@ -105,22 +110,38 @@ def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
             columns = pattern.nonzero().flatten()
             rows = (which == number).nonzero().flatten()
             if len(columns):
-                factor = _factor(system[columns][:, columns])
+                factor = cholesky(system[columns][:, columns])
                 found = torch.cholesky_solve(wanted[rows][:, columns].t(), factor).t()
                 after[rows[:, None], columns] = found
     else:
-        after = _swept(system, torch.cholesky_solve(wanted.t(), _factor(system)).t(), kept)
+        after = _swept(system, torch.cholesky_solve(wanted.t(), cholesky(system)).t(), kept)
     better = _errors(sums, after) < _errors(sums, before)
     return torch.where(better[:, None], after, before)
 
 
-def _factor(system: Tensor) -> Tensor:
+def gigabytes(layer: LayerMatrix) -> float:
+    """Return about how much memory the solution for a matrix takes: rows, sums of products, and factors."""
+    _, outputs, columns = layer.matrix(layer.parameter).shape
+    return 8 * (columns + outputs) * (2 * ROWS + 6 * columns) / _GIGABYTE
+
+
+def cholesky(system: Tensor) -> Tensor:
     """Return the Cholesky factor of a symmetric matrix, made positive definite if it is not."""
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(system)
     if bool(failed):
         more = torch.full_like(system.diagonal(), _LEAST_RIDGE * float(system.diagonal().mean()))
         factor = torch.linalg.cholesky(system + torch.diag(more))
+    return factor
+
+
+def inverse_factor(system: Tensor) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of a matrix.
+
+    The square of its number j on the diagonal is the inverse of the matrix without the rows and columns before
+    j, at j.
+    """
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(cholesky(system)), upper=True)
     return factor
 
 
@@ -135,7 +156,7 @@ def _swept(system: Tensor, best: Tensor, kept: Tensor) -> Tensor:
         best: The matrix of the least error, with no entry at 0.
         kept: Which entries are kept.
     """
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(_factor(system)), upper=True)
+    inverse = inverse_factor(system)
     matrix = best.clone()
     for column in range(matrix.shape[1]):
         loss = matrix[:, column] * ~kept[:, column] / inverse[column, column]

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import Probe
 from lightning_prune.core.process_state import ProcessState
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall
 
 Run: TypeAlias = tuple[nn.Module, Callable[[], object]]  # a network of its own, and a function that runs it
-
 
 THREAD = "pass of a network"
 
@@ -96,39 +97,51 @@ class _Pass:
             raise _CancelledError
 
 
+def run_of(probe: Probe, model: nn.Module) -> Run:
+    """Return a pass of a copy of a model with the same tensors: a pass may set attributes.
+
+    Args:
+        probe: Runs the model on a batch; the batch does not change.
+        model: The model.
+    """
+    copied = copy_model(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    return copied, lambda: probe.map_tensors(torch.clone)(copied)
+
+
 def run_in_step(
-    pairs: Sequence[tuple[Run, Run]],
+    batches: Iterable[Sequence[Run]],
     layers: Iterable[str],
-    arrive: Callable[[str, list[tuple[LayerCall, LayerCall]]], None],
+    arrive: Callable[[str, list[list[LayerCall]]], None],
 ) -> int:
     """Run passes of networks of one architecture in step with each other, one at a time between two layers.
 
-    A pair of which one comes to another layer than the first pair runs no further.
+    A batch of which one pass comes to another layer than those of the first batch runs no further.
 
     Args:
-        pairs: Two networks for each batch, each with a function that runs it. Networks may share tensors.
+        batches: The passes of each batch. Networks may share tensors.
         layers: Names of the layers before which all passes wait for each other.
-        arrive: Called with the name of each layer, before it runs, and its arguments in each pair of passes.
+        arrive: Called with the name of each layer, before it runs, and its arguments in each pass of each
+            batch.
 
     Returns:
-        The number of pairs that came to the end.
+        The number of batches that came to the end.
 
     Raises:
         Exception: What a pass or ``arrive`` has raised.
     """
-    going = [(_Pass(one, layers), _Pass(other, layers)) for one, other in pairs]
-    passes = [each for pair in going for each in pair]
+    going = [[_Pass(run, layers) for run in runs] for runs in batches]
+    passes = [each for batch in going for each in batch]
     try:
         while going:
-            for each in (each for pair in going for each in pair):
+            for each in (each for batch in going for each in batch):
                 each.advance()
-            going = [pair for pair in going if pair[0].layer == pair[1].layer]
+            going = [batch for batch in going if len({each.layer for each in batch}) == 1]
             name = going[0][0].layer if going else None
-            going = [pair for pair in going if pair[0].layer == name]
+            going = [batch for batch in going if batch[0].layer == name]
             if name is None:
                 break
             with torch.no_grad():
-                arrive(name, [(one.call, other.call) for one, other in going])
+                arrive(name, [[each.call for each in batch] for batch in going])
     finally:
         for each in passes:
             each.cancel()

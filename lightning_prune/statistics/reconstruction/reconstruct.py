@@ -18,12 +18,9 @@ from lightning_prune.core.progress import progress_bar
 from lightning_prune.core.tensors import own_tensors
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
-from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, layer_matrices
-from lightning_prune.statistics.reconstruction.least_squares import Products, solve
-from lightning_prune.statistics.reconstruction.lockstep import Run, run_in_step
-
-_ROWS = 2**12  # that are multiplied at once
-_GIGABYTE = 1e9
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
+from lightning_prune.statistics.reconstruction.least_squares import ROWS, Products, gigabytes, solve
+from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,8 +99,8 @@ def reconstruct_(
     with evaluation_mode(new), math_attention():
         work.look_at_calls(passes[0])
     with evaluation_mode(old), evaluation_mode(new), math_attention():
-        pairs = [(_run_of(probe, old), _run_of(probe, new)) for probe in passes]
-        ended = run_in_step(pairs, work.layers, work.solve_layer)
+        runs = [(run_of(probe, old), run_of(probe, new)) for probe in passes]
+        ended = run_in_step(runs, work.layers, work.solve_layer)
     if ended < len(passes):
         calibration.warn(
             f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
@@ -111,16 +108,6 @@ def reconstruct_(
         )
     work.finish(model)
     return work.reasons
-
-
-def _run_of(probe: Probe, model: nn.Module) -> Run:
-    """Return a pass of a copy of a model with the same tensors: a pass may set attributes."""
-    copied = copy_model(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
-    return copied, partial(_run, probe, copied)
-
-
-def _run(probe: Probe, model: nn.Module) -> Any:
-    return probe.map_tensors(torch.clone)(model)  # a model may write to its inputs
 
 
 @dataclass
@@ -154,13 +141,7 @@ class _Work:
     def find_layers(self) -> None:
         """Find the layers that have lost something, and why others that have cannot be reconstructed."""
         holders = Counter(id(each) for part in self.new.modules() for each in part._parameters.values())
-        known = {
-            f"{place}.{one.weight_name}".lstrip("."): (place, one, other)
-            for place, module in self.new.named_modules()
-            for one, other in zip(
-                layer_matrices(self.old.get_submodule(place)), layer_matrices(module), strict=True
-            )
-        }
+        known, earlier = named_matrices(self.new), named_matrices(self.old)
         for name, mask in self.masks.items():
             if mask.ndim < 2 or mask.all():
                 continue
@@ -168,7 +149,8 @@ class _Work:
                 kind = type(self.new.get_submodule(name.rpartition(".")[0])).__name__
                 self.reasons[name] = f"weights of this kind, in a {kind}, are not solved for"
                 continue
-            place, before, after = known[name]
+            place, after = known[name]
+            _, before = earlier[name]
             if holders[id(after.parameter)] > 1:
                 self.reasons[name] = "several layers share it"
             elif bool(_lost(after.matrix(mask)).any()):
@@ -180,7 +162,7 @@ class _Work:
     def look_at_calls(self, probe: Probe) -> None:
         """Leave out layers that do not run exactly once in a pass, and find the batch norms after others."""
         calls = LayerCalls(self.new, self.layers)
-        calls.look(partial(_run, probe, self.new))
+        calls.look(partial(probe.map_tensors(torch.clone), self.new))
         for place in list(self.layers):
             if calls.counts[place] != 1:
                 why = f"its layer runs {calls.counts[place]} times in a pass"
@@ -188,7 +170,7 @@ class _Work:
         self._norms = {place: calls.norm_of(place) for place in self.layers}
         self._steps = progress_bar(self.layers, "Reconstruct", self.calibration.progress, len(self.layers))
 
-    def solve_layer(self, place: str, calls: Sequence[tuple[LayerCall, LayerCall]]) -> None:
+    def solve_layer(self, place: str, calls: Sequence[Sequence[LayerCall]]) -> None:
         """Solve for the matrices of a layer, one after the other.
 
         Args:
@@ -198,7 +180,7 @@ class _Work:
         next(self._steps, None)
         self._reached.add(place)
         for name, before, after in self.layers[place]:
-            needed = _gigabytes(after)
+            needed = gigabytes(after)
             if needed > self.settings.max_gigabytes:
                 self.reasons[name] = (
                     f"its solution takes {needed:.3g} GB, above max_gigabytes={self.settings.max_gigabytes!r}"
@@ -211,7 +193,7 @@ class _Work:
         name: str,
         before: LayerMatrix,
         after: LayerMatrix,
-        calls: Sequence[tuple[LayerCall, LayerCall]],
+        calls: Sequence[Sequence[LayerCall]],
         norm: Any,
     ) -> None:
         """Set a matrix and its bias to the best ones; without a bias, the batch norm after it takes the shift.
@@ -224,7 +206,7 @@ class _Work:
             norm: The batch norm that alone reads the outputs; ``None`` if there is none.
         """
         kept, bias = after.matrix(self.masks[name]).to(after.parameter.device), after.bias
-        start, shifts, solutions = after.matrix(after.parameter), [], []
+        start, shifts, solutions = before.matrix(before.parameter), [], []
         for group, sums in enumerate(self._sums(before, after, calls)):
             columns, count = kept.shape[-1], int(sums.count)
             if count < columns:
@@ -243,7 +225,7 @@ class _Work:
             norm.running_mean.sub_(torch.where(alive, shift, 0).to(norm.running_mean))
 
     def _sums(
-        self, before: LayerMatrix, after: LayerMatrix, calls: Sequence[tuple[LayerCall, LayerCall]]
+        self, before: LayerMatrix, after: LayerMatrix, calls: Sequence[Sequence[LayerCall]]
     ) -> Iterator[Products]:
         """Yield the sums of products of inputs now and outputs before, for each group of a matrix."""
         positions, wanted = self.settings.positions, before.matrix(before.parameter).double()
@@ -251,7 +233,7 @@ class _Work:
         for one, other in calls:
             rows = zip(before.rows(one, positions), after.rows(other, positions), wanted, strict=True)
             for group, (old, new, matrix) in enumerate(rows):
-                for earlier, now in zip(old.split(_ROWS), new.split(_ROWS), strict=True):
+                for earlier, now in zip(old.split(ROWS), new.split(ROWS), strict=True):
                     found = Products.of(now, earlier.double() @ matrix.t())
                     sums[group] = sums[group] + found if group in sums else found
         for each in sums.values():
@@ -280,9 +262,3 @@ class _Work:
 def _lost(kept: Tensor) -> Tensor:
     """Return which outputs have lost a part of their weights, but not all."""
     return kept.any(-1) & ~kept.all(-1)
-
-
-def _gigabytes(matrix: LayerMatrix) -> float:
-    """Return about how much memory the solution for a matrix takes: rows, sums of products, and factors."""
-    _, outputs, columns = matrix.matrix(matrix.parameter).shape
-    return 8 * (columns + outputs) * (2 * _ROWS + 6 * columns) / _GIGABYTE
