@@ -6,6 +6,7 @@ from lightning_prune.channels.compaction.shrink import CompactionError, compact
 from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
 from lightning_prune.criteria.base import Criterion, LocalCriterion
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
+from lightning_prune.criteria.layer_errors import OptimalBrainSurgeon
 from lightning_prune.criteria.losses import OptimalBrainDamage, Oracle
 from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
 from lightning_prune.export.compacted import load_compact
@@ -54,6 +55,7 @@ __all__ = [
     "NofM",
     "OneShot",
     "OptimalBrainDamage",
+    "OptimalBrainSurgeon",
     "Oracle",
     "ParticleFilter",
     "PerLayer",

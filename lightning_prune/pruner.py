@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.core import schema
 from lightning_prune.core.averages import keep_apart
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_part
@@ -28,26 +27,11 @@ from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, reconstruct_
-from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
-from lightning_prune.units.masks import MASKS, MaskStore
+from lightning_prune.units.masks import MaskStore
 from lightning_prune.units.shards import shards_of
-
-PRUNED = schema.record(
-    {
-        "masks": MASKS,
-        "plan": schema.none,
-        "frozen": schema.mapping(schema.string),
-        "protected": schema.sequence(schema.string),
-        "left_out": schema.integer(),
-        "unreconstructed": schema.mapping(schema.string),
-        "criterion": schema.string,
-        "statistics": schema.mapping(STATISTICS),
-    },
-    before={"frozen": {}, "criterion": "", "unreconstructed": {}},  # early states lack them; "" is unknown
-)
 
 _EXAMPLE_OF_SHARDS = (
     "{!r} with {!r} follows an example through the model, whose parameters are divided among processes: take"
@@ -120,6 +104,8 @@ class Pruner(PrunedState):
         example: Any = None,
     ) -> None:
         check_parts(target, criterion, structure, selector)
+        if selector.pattern is not None:
+            criterion = criterion.for_pattern(*selector.pattern)
         if schedule is not None:
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
@@ -159,8 +145,8 @@ class Pruner(PrunedState):
 
         A forward pass alone is enough for criteria that need no gradients of activations, such as ``Wanda``. In
         a block with a backward pass only those forward passes count that a gradient comes back through, not
-        those of a teacher. The model has hooks within the block only. A step with inf or nan in an activation or
-        its gradient, or with an error, is left out. Nothing happens if the criterion needs no activations.
+        those of a teacher. The model has hooks within the block only. A step with inf or nan in an activation
+        or its gradient, or with an error, is left out. Nothing happens if the criterion needs no activations.
 
         Args:
             batch: Number of the batch. One that is not a multiple of the criterion's ``every`` is observed only
@@ -246,8 +232,9 @@ class Pruner(PrunedState):
             optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
             reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
-            batches: Batches for ``reconstruct``. For each, what ``forward`` is given: a tensor, a tuple of its
-                arguments or a mapping of keyword arguments.
+            batches: Calibration batches, for ``reconstruct`` and criteria that look at the inputs of layers. For
+                each, what ``forward`` is given: a tensor, a tuple of its arguments or a mapping of keyword
+                arguments.
 
         Raises:
             ValueError: If ``fraction`` is outside [0, 1], the loss would be evaluated too often, or there is no
@@ -258,11 +245,11 @@ class Pruner(PrunedState):
             raise ValueError(f"fraction={fraction!r} must lie in [0, 1].")
         if fraction == 0 or (fraction <= self._reached and not self.ready):
             return  # there is nothing to remove, or no need of scores to remove no more
-        self.select(fraction, losses)
+        calibration = Calibration.of(batches)
+        self.select(fraction, losses, calibration)
         before = None if reconstruct is None else copy_model(self._model)
         self.store.apply_()
         if reconstruct is not None and before is not None:
-            calibration = Calibration.of(batches)
             self.unreconstructed = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
@@ -270,13 +257,15 @@ class Pruner(PrunedState):
         self._reached = max(self._reached, fraction)
 
     @torch.no_grad()
-    def select(self, fraction: float, losses: Losses | None = None) -> None:
+    def select(
+        self, fraction: float, losses: Losses | None = None, batches: Calibration | Sequence[Any] = ()
+    ) -> None:
         """Update the masks as :meth:`prune` does; weights stay as they are."""
         scoring = self._scoring
         if losses is None and Needs.LOSS in self._selector.needs:
             raise scoring.nothing_seen(self._selector.needs)
         evaluator = scoring.evaluator(losses, self.needs)
-        candidates = scoring.candidates(evaluator)
+        candidates = scoring.candidates(evaluator, Calibration.of(batches))
         self._left_dense = scoring.left_dense()
         kept = scoring.kept() | {each.group.name: each.kept for each in candidates}
 
@@ -318,11 +307,14 @@ class Pruner(PrunedState):
         self.store.apply_()
 
     @torch.no_grad()
-    def scores(self, losses: Losses | None = None) -> dict[str, Tensor]:
+    def scores(
+        self, losses: Losses | None = None, batches: Calibration | Sequence[Any] = ()
+    ) -> dict[str, Tensor]:
         """Return the criterion's scores of the units.
 
         Args:
             losses: For criteria that evaluate the loss.
+            batches: For criteria that look at the inputs of layers, as for :meth:`prune`.
 
         Returns:
             Group name to one number per unit, higher = keep; -inf for units that are removed.
@@ -331,33 +323,5 @@ class Pruner(PrunedState):
             RuntimeError: If there is nothing to score yet.
         """
         evaluator = self._scoring.evaluator(losses, self._criterion.needs)
-        return {each.group.name: each.scores() for each in self._scoring.candidates(evaluator)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return masks, statistics and :attr:`remarks`: plain values and tensors."""
-        return {
-            "masks": self.store.state_dict(),
-            "plan": None,
-            **self.remarks,
-            **self.observations.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Load a saved state, and enforce its masks.
-
-        Returns:
-            What could not be loaded, in words: statistics of another criterion, or of other groups.
-
-        Raises:
-            ValueError: If it is not a pruner's state, or its masks are not of this model; nothing has changed
-                then.
-        """
-        saved = schema.read(state, PRUNED, "the pruner's state")
-        self.store.load_state_dict(saved["masks"])
-        self.store.apply_()
-        self._reached = 0.0
-        self.protected |= set(saved["protected"])
-        self.unreconstructed = dict(saved["unreconstructed"])
-        own = {group.name for group in self.groups}
-        self._left_dense = {name: reason for name, reason in saved["frozen"].items() if name in own}
-        return self.observations.load_state_dict(saved)
+        candidates = self._scoring.candidates(evaluator, Calibration.of(batches))
+        return {each.group.name: each.scores() for each in candidates}

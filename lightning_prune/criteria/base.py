@@ -45,6 +45,10 @@ class Criterion(Observer, Part, ABC):
         """
         return evaluator.loss(1)
 
+    def for_pattern(self, n: int, m: int) -> Criterion:
+        """Return the criterion for a selector that keeps ``n`` of ``m`` inputs; by default itself."""
+        return self
+
     def refuses(self, group: UnitGroup) -> str | None:
         """Return why the criterion cannot score a group, or ``None`` if it can."""
         return None

@@ -19,9 +19,11 @@ class Selector(Part, ABC):
 
     Attributes:
         needs: The quantities that training must provide (gradients, activations or losses); none by default.
+        pattern: Numbers n and m if the selector keeps n of each m consecutive inputs; ``None`` by default.
     """
 
     needs = Needs.NOTHING
+    pattern: tuple[int, int] | None = None
 
     def resolve(self, target: float | None) -> float:
         """Return the share that the schedule scales; by default the target itself, a number in (0, 1).

@@ -211,6 +211,11 @@ class NofM(Selector):
         if not 0 < self.n < self.m:
             raise ValueError(f"n={self.n!r} must lie between 0 and m={self.m!r}.")
 
+    @property
+    def pattern(self) -> tuple[int, int]:  # type: ignore[override]
+        """The numbers n and m."""
+        return self.n, self.m
+
     def resolve(self, target: float | None) -> float:
         """Return ``1 - n/m``; a target may be given only if it equals that."""
         share = 1 - self.n / self.m

@@ -1,4 +1,4 @@
-"""What a pruner tells of its model while it prunes it."""
+"""The state of a pruner: what it tells of its model while it prunes it, and what it saves."""
 
 from __future__ import annotations
 
@@ -7,15 +7,31 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_prune.core import schema
 from lightning_prune.selectors.scoring import Scoring
 from lightning_prune.statistics.observations import Observations
+from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.masks import MaskStore
+from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.slices import axis_slices
+
+PRUNED = schema.record(
+    {
+        "masks": MASKS,
+        "plan": schema.none,
+        "frozen": schema.mapping(schema.string),
+        "protected": schema.sequence(schema.string),
+        "left_out": schema.integer(),
+        "unreconstructed": schema.mapping(schema.string),
+        "criterion": schema.string,
+        "statistics": schema.mapping(STATISTICS),
+    },
+    before={"frozen": {}, "criterion": "", "unreconstructed": {}},  # early states lack them; "" is unknown
+)
 
 
 class PrunedState:
-    """Masks, sparsity, statistics and remarks: what a pruner tells of its model."""
+    """Masks, sparsity, statistics and remarks: what a pruner tells of its model, and saves."""
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
@@ -24,6 +40,7 @@ class PrunedState:
     store: MaskStore
     _scoring: Scoring
     _left_dense: dict[str, str]
+    _reached: float
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -64,3 +81,32 @@ class PrunedState:
             "left_out": self.left_out,
             "unreconstructed": dict(self.unreconstructed),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, statistics and :attr:`remarks`: plain values and tensors."""
+        return {
+            "masks": self.store.state_dict(),
+            "plan": None,
+            **self.remarks,
+            **self.observations.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Load a saved state, and enforce its masks.
+
+        Returns:
+            What could not be loaded, in words: statistics of another criterion, or of other groups.
+
+        Raises:
+            ValueError: If it is not a pruner's state, or its masks are not of this model; nothing has changed
+                then.
+        """
+        saved = schema.read(state, PRUNED, "the pruner's state")
+        self.store.load_state_dict(saved["masks"])
+        self.store.apply_()
+        self._reached = 0.0
+        self.protected |= set(saved["protected"])
+        self.unreconstructed = dict(saved["unreconstructed"])
+        own = {group.name for group in self.groups}
+        self._left_dense = {name: reason for name, reason in saved["frozen"].items() if name in own}
+        return self.observations.load_state_dict(saved)

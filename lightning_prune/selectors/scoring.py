@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.candidates import Candidates
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import LayerInput
 from lightning_prune.statistics.losses import Losses, LossEvaluator
 from lightning_prune.statistics.observations import Observations
@@ -57,8 +58,8 @@ class Scoring:
 
     def left_dense(self) -> dict[str, str]:
         """Return the groups of which no unit is removed and that cannot be scored now: name to reason."""
-        unobserved = self.observations.unobserved
-        whole = (group for group in self._groups if group.name in unobserved and self._is_whole(group))
+        observed = self.observations.observed
+        whole = (group for group in self._groups if not observed(group) and self._is_whole(group))
         return {group.name: f"{self.criterion!r} has seen no step of it" for group in whole}
 
     def _is_whole(self, group: UnitGroup) -> bool:
@@ -102,14 +103,22 @@ class Scoring:
         self._check_passes(f", about {asked / 60:.3g} minutes here")
         return asked + self.selector.passes(self._groups) * _seconds(lambda: evaluator.loss(1))
 
-    def candidates(self, evaluator: LossEvaluator | None) -> list[Candidates]:
+    def candidates(
+        self, evaluator: LossEvaluator | None, calibration: Calibration | None = None
+    ) -> list[Candidates]:
         """Return the groups that can be scored now; the others do not take part in this event.
+
+        Args:
+            evaluator: Evaluates the loss, if the criterion needs it.
+            calibration: Passes of the model, if the criterion needs them.
 
         Raises:
             RuntimeError: If no group can be scored.
         """
         if evaluator is not None:
             self.observations.measure(self.kept(), evaluator)
+        if calibration is not None and calibration.passes and Needs.CALIBRATION in self.criterion.needs:
+            self.observations.calibrate(self.kept(), self.model, calibration)
         dtype = reduce(torch.promote_types, (group.dtype for group in self._groups))
         statistics, shards = self.observations.statistics, self.store.shards
         found = [

@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.core.parts import describe
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import InputHooks, LayerInput
 from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs, Observer
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.shards import Shards, Unsharded, to_local
+
+_AT_EVENTS = Needs.LOSS | Needs.CALIBRATION  # what is measured at an event, not before it
 
 
 class Observations:
@@ -57,13 +60,13 @@ class Observations:
 
     @property
     def ready(self) -> bool:
-        """Whether some group can be scored; a criterion of losses only needs batches to evaluate them on."""
-        return Needs.LOSS in self._criterion.needs or any(self.observed(group) for group in self._groups)
+        """Whether some group can be scored; some criteria only need batches to run the network on."""
+        return bool(_AT_EVENTS & self._criterion.needs) or any(self.observed(group) for group in self._groups)
 
     @property
     def unobserved(self) -> dict[str, bool]:
         """Name of each group without an observation, to whether any of its weights is trained."""
-        if Needs.LOSS in self._criterion.needs:
+        if _AT_EVENTS & self._criterion.needs:
             return {}
         return {
             group.name: any(part.weight.requires_grad for part in group.slices)
@@ -116,7 +119,21 @@ class Observations:
             kept: Group name to a bool mask of its units, True where a unit is kept.
             evaluator: Evaluates the loss on a copy of the network, with its current weights.
         """
-        for name, sums in self._criterion.measure(self._groups, kept, evaluator).items():
+        self._replace(self._criterion.measure(self._groups, kept, evaluator))
+
+    @torch.no_grad()
+    def calibrate(self, kept: Mapping[str, Tensor], model: nn.Module, calibration: Calibration) -> None:
+        """Let the criterion look at the inputs of layers, if it does, and replace the sums by its results.
+
+        Args:
+            kept: Group name to a bool mask of its units, True where a unit is kept.
+            model: The network, with its current weights.
+            calibration: Passes of the network.
+        """
+        self._replace(self._criterion.calibrate(self._groups, kept, model, calibration))
+
+    def _replace(self, found: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, sums in found.items():
             statistics = self.statistics[name]
             statistics.reset_()
             statistics.add_(sums, torch.tensor(True))
@@ -140,7 +157,7 @@ class Observations:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Load saved sums, which must be as ``PRUNED`` in ``pruner.py`` reads them.
+        """Load saved sums, which must be as ``PRUNED`` in ``pruned_state.py`` reads them.
 
         If the sums of one group do not fit, none are loaded, because groups compare their scores.
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.units.groups import UnitGroup, row_ranges
 
@@ -19,12 +20,15 @@ class Needs(Flag):
     GRADIENT = auto()
     ACTIVATION = auto()
     LOSS = auto()
+    CALIBRATION = auto()
 
     @property
     def missing(self) -> str:
         """The missing data, and how to provide it in a user's own training loop, for an error message."""
         if Needs.LOSS in self:
             return "loss: give step() or prune() `losses=Losses(loss, batches)`"
+        if Needs.CALIBRATION in self:
+            return "calibration batch: give step(), prune() or scores() `batches=[...]`"
         if Needs.ACTIVATION in self:
             return "activation yet: run forward and backward in `with pruner.watch():`"
         return "gradient yet: call observe() after backward"
@@ -109,6 +113,27 @@ class Observer:
             kept: Group name to a bool mask of its units, True where a unit is kept. Results for removed units
                 are ignored.
             evaluator: Evaluates the loss on a copy of the model, with its current weights.
+
+        Returns:
+            Group name to one tensor of the units' shape for each name in ``sums``; empty by default.
+        """
+        return {}
+
+    def calibrate(
+        self,
+        groups: Sequence[UnitGroup],
+        kept: Mapping[str, Tensor],
+        model: nn.Module,
+        calibration: Calibration,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Look at the inputs of layers at a pruning event.
+
+        Args:
+            groups: All groups.
+            kept: Group name to a bool mask of its units, True where a unit is kept. Results for removed units
+                are ignored.
+            model: The network, with its current weights; it does not change.
+            calibration: Passes of the network on calibration batches.
 
         Returns:
             Group name to one tensor of the units' shape for each name in ``sums``; empty by default.

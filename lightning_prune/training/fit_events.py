@@ -63,7 +63,7 @@ class FitEvents:
         self._batches = CalibrationBatches(
             self._batch_count,
             losses=Needs.LOSS in self._needs,
-            passes=self._reconstruct is not None,
+            passes=self._reconstruct is not None or Needs.CALIBRATION in self._needs,
         )
 
     # --- a fit begins

@@ -17,6 +17,7 @@ from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.base import Schedule
 from lightning_prune.selectors.base import Selector
+from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.training.guard import Guard
@@ -99,6 +100,7 @@ class PruningParts:
             repr(self.rewind): self.rewind is not None,
             repr(self.guard): self.guard is not None,
             repr(self.reconstruct): self.reconstruct is not None,
+            repr(self.criterion): Needs.CALIBRATION in self.criterion.needs,
         }
         return [argument for argument, needed in arguments.items() if needed]
 

@@ -19,10 +19,11 @@ from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
 from lightning_prune.export import compacted
-from lightning_prune.pruner import PRUNED, Pruner
+from lightning_prune.pruner import Pruner
 from lightning_prune.report.cost import Workload
 from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
 from lightning_prune.report.report import REPORT, Layer, Report
+from lightning_prune.selectors.pruned_state import PRUNED
 from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module
 from lightning_prune.training.measuring import measured
 from lightning_prune.units.masks import MASKS, MaskStore
