@@ -26,6 +26,7 @@ from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
+from lightning_prune.statistics.reconstruction.layer_matrices import named_matrices
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, reconstruct_
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
@@ -125,7 +126,8 @@ class Pruner(PrunedState):
         found = touchable_units(found, model, repr(structure))
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
-        units = accepted_units(found, criterion, selector, shards, layers)
+        matrices = {name: matrix for name, (_, matrix) in named_matrices(model).items()}
+        units = accepted_units(found, criterion, selector, shards, layers, matrices)
         self.groups, self.frozen, self._budgets = units.groups, units.reasons(model), units.budgets
         self.protected: set[str] = set()
         self.unreconstructed: dict[str, str] = {}
@@ -232,7 +234,7 @@ class Pruner(PrunedState):
             optimizers: Optimizers whose state of masked weights is set to 0.
             losses: For criteria and selectors that evaluate the loss.
             reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
-            batches: Calibration batches, for ``reconstruct`` and criteria that look at the inputs of layers. For
+            batches: Calibration batches, for ``reconstruct`` and criteria that look at inputs of layers. For
                 each, what ``forward`` is given: a tensor, a tuple of its arguments or a mapping of keyword
                 arguments.
 

@@ -26,6 +26,7 @@ from lightning_prune import (
     NofM,
     OneShot,
     OptimalBrainDamage,
+    OptimalBrainSurgeon,
     ParticleFilter,
     PerLayer,
     PruningCallback,
@@ -71,6 +72,12 @@ PARTS: dict[str, Callable[[], PruningCallback] | None] = {
     ),
     "reconstruction": lambda: PruningCallback(
         0.8, criterion=Taylor(), schedule=SCHEDULE, reconstruct=Reconstruct(batches=5)
+    ),
+    "sparsegpt": lambda: PruningCallback(
+        criterion=OptimalBrainSurgeon(),
+        selector=NofM(2, 4),
+        schedule=SCHEDULE,
+        reconstruct=Reconstruct(batches=5),
     ),
     "compacted": lambda: PruningCallback(
         0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE, compact=True

@@ -41,8 +41,10 @@ from lightning_prune import (
 )
 from lightning_prune.core.parts import Part, concrete_subclasses
 from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs
+from lightning_prune.statistics.reconstruction.layer_matrices import named_matrices
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice, BlockSlice, ElementSlice
@@ -154,7 +156,7 @@ def use(example: Part) -> None:
     elif isinstance(example, Structure):
         example.units(Attentive(), IMAGE)
     elif isinstance(example, Selector):
-        pruner_for(example).prune(1.0, losses=LOSSES)
+        pruner_for(example).prune(1.0, losses=LOSSES, batches=BATCHES)
     elif isinstance(example, Schedule):
         example(0.5)
         example.timetable(FitLength(10, None, 10))
@@ -163,6 +165,7 @@ def use(example: Part) -> None:
 # --- what they are tried on
 
 IMAGE = torch.ones(1, 3, 8, 8)
+BATCHES = [torch.linspace(-1, 1, 768).view(4, 3, 8, 8)]
 
 
 def loss_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -280,15 +283,23 @@ def groups(model: nn.Module) -> list[UnitGroup]:
 
 def scorable(criterion: Criterion, model: nn.Module) -> list[UnitGroup]:
     """What a criterion has something to say of; it gives its reason for the rest."""
-    refused = [each for each in groups(model) if criterion.refuses(each)]
-    assert all(repr(criterion) in str(criterion.refuses(each)) for each in refused)
+    known = named_matrices(model)
+
+    def why(group: UnitGroup) -> str | None:
+        matrices = [known[each.name][1] for each in group.readers if each.name in known]
+        return criterion.refuses(group) or criterion.refuses_layers(group, matrices)
+
+    refused = [each for each in groups(model) if why(each)]
+    assert all(repr(criterion) in str(why(each)) for each in refused)
     return [each for each in groups(model) if each.name not in {group.name for group in refused}]
 
 
 def measured(criterion: Criterion, model: nn.Module, group: UnitGroup) -> dict[str, Tensor]:
-    """What a criterion makes of losses, if it asks for them."""
+    """What a criterion makes of losses, or of the inputs of layers, if it asks for them."""
     kept = {group.name: torch.ones(group.shape, dtype=torch.bool)}
-    return criterion.measure([group], kept, LossEvaluator(model, LOSSES)).get(group.name, {})
+    found = criterion.measure([group], kept, LossEvaluator(model, LOSSES)).get(group.name, {})
+    calibration = Calibration.of(each.to(next(model.parameters())) for each in BATCHES)
+    return {**found, **criterion.calibrate([group], kept, model, calibration).get(group.name, {})}
 
 
 def scores(
@@ -607,7 +618,7 @@ def train(model: nn.Module, pruner: Pruner) -> None:
     generator = torch.Generator().manual_seed(0)
     parameters = dict(model.named_parameters())
     for step in range(6):
-        pruner.step(step / 6, losses=LOSSES)
+        pruner.step(step / 6, losses=LOSSES, batches=BATCHES)
         optimizer.zero_grad()
         images = torch.randn(4, 3, 8, 8, generator=generator)
         with pruner.watch(step):

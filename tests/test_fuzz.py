@@ -172,6 +172,7 @@ ARGUMENTS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "n": ([1, 2], [0, 9]),
     "normalize": ([None, "l2", "mean", "max", "cost"], ["sum"]),
     "p": ([1.0, 2.0], [0.0, float("nan")]),
+    "pattern": ([None], [(4, 2)]),
     "patience": ([0, 1], [-1]),
     "positions": ([10, 40], [0]),
     "population": ([2, 3], [0]),

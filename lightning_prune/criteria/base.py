@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.core.parts import Part
 from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs, Observer
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 
@@ -51,6 +52,15 @@ class Criterion(Observer, Part, ABC):
 
     def refuses(self, group: UnitGroup) -> str | None:
         """Return why the criterion cannot score a group, or ``None`` if it can."""
+        return None
+
+    def refuses_layers(self, group: UnitGroup, matrices: Sequence[LayerMatrix]) -> str | None:
+        """Return why the criterion cannot be calibrated on the layers that read a group; ``None`` by default.
+
+        Args:
+            group: The unit group.
+            matrices: The matrices of the layers that read it, as far as these can be calibrated.
+        """
         return None
 
     def penalty(self, group: UnitGroup) -> dict[str, Tensor]:

@@ -77,7 +77,8 @@ class OptimalBrainSurgeon(Criterion):
             if not is_number(value) or value <= 0:
                 raise ValueError(f"{name}={value!r} must be a number above 0.")
         if self.pattern is not None and not (
-            len(self.pattern) == 2
+            isinstance(self.pattern, tuple)
+            and len(self.pattern) == 2
             and all(map(is_integer, self.pattern))
             and 0 < self.pattern[0] < self.pattern[1]
         ):
@@ -95,6 +96,14 @@ class OptimalBrainSurgeon(Criterion):
     def refuses(self, group: UnitGroup) -> str | None:
         """Return a reason if no layer reads the units."""
         return None if group.readers else f"{self!r} needs a layer that reads the units"
+
+    def refuses_layers(self, group: UnitGroup, matrices: Sequence[LayerMatrix]) -> str | None:
+        """Return a reason if no layer that reads the units can be calibrated in ``max_gigabytes``."""
+        if not matrices:
+            return f"{self!r} needs a linear, convolution, attention or recurrent layer that reads the units"
+        least = min(map(gigabytes, matrices))
+        over = least > self.max_gigabytes
+        return f"{self!r} needs {least:.3g} GB for it, above max_gigabytes" if over else None
 
     def calibrate(
         self,
@@ -194,7 +203,7 @@ class _Errors:
                 for (weight, system), numbers in zip(pairs, columns, strict=True)
             ]
             return torch.stack(each).sum(0)
-        if self.criterion.pattern is None:
+        if self.criterion.pattern is None or not group.divisible:
             single = [
                 weight.square() / torch.cholesky_inverse(cholesky(system)).diagonal()
                 for weight, system in pairs

@@ -8,6 +8,7 @@ from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
 from lightning_prune.statistics.input_hooks import LayerInput
 from lightning_prune.statistics.observer import Needs
+from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.shards import Shards, to_local
 
@@ -18,6 +19,7 @@ def accepted_units(
     selector: Selector,
     shards: Shards,
     layers: Mapping[str, Sequence[LayerInput]],
+    matrices: Mapping[str, LayerMatrix],
 ) -> Units:
     """Return the units with the groups that cannot be pruned moved to ``frozen``, each with the reason.
 
@@ -27,6 +29,7 @@ def accepted_units(
         selector: Chooses the units to remove.
         shards: The processes among which the rows of the parameters are divided.
         layers: Group name to the layers that read the group's units and whose inputs can be observed.
+        matrices: Parameter name to the matrix, of the layers that can be calibrated.
 
     Raises:
         ValueError: If no group can be pruned.
@@ -38,6 +41,9 @@ def accepted_units(
             why = _refuses_sharded(group, criterion, selector)
         if why is None and Needs.ACTIVATION in criterion.needs and not layers[group.name]:
             return f"{criterion!r} needs an ungrouped layer that is called on the units"
+        if why is None:
+            known = [matrices[each.name] for each in group.readers if each.name in matrices]
+            why = criterion.refuses_layers(group, known)
         return why
 
     return found.without_refused(refuses, f"{criterion!r} with {selector!r}")

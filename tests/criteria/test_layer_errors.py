@@ -195,9 +195,10 @@ def test_layers_that_no_pass_runs_or_that_take_too_much_stay_with_a_reason() -> 
     pruner.prune(1.0, batches=[numbers(20, 8)])
     assert int(pruner.masks["idle.weight"].sum()) == 64
     assert "has seen no step of it" in pruner.remarks["frozen"]["idle.weight"]
-    small = Pruner(nn.Linear(8, 8), 0.5, criterion=OptimalBrainSurgeon(max_gigabytes=1e-9), schedule=None)
-    with pytest.raises(RuntimeError, match="has seen no finite calibration batch"):
-        small.prune(1.0, batches=[numbers(20, 8)])
+    small = OptimalBrainSurgeon(max_gigabytes=2e-3)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 40))
+    frozen = Pruner(model, 0.5, criterion=small, schedule=None).frozen
+    assert frozen == {"1.weight": f"{small!r} needs 0.00316 GB for it, above max_gigabytes"}
 
 
 def test_without_batches_it_says_what_it_needs() -> None:
