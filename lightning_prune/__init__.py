@@ -1,5 +1,6 @@
 """Pruning for PyTorch Lightning: one callback, exact sparsity, masks that survive a resume."""
 
+from lightning_prune.callbacks.distillation import Distillation
 from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStopping
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.channels.compaction.shrink import CompactionError, compact
@@ -41,6 +42,7 @@ __all__ = [
     "CompactionError",
     "Criterion",
     "Cubic",
+    "Distillation",
     "Exponential",
     "Fisher",
     "Global",

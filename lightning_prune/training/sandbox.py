@@ -218,6 +218,33 @@ def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> Fo
     return capture
 
 
+def modules_called(trainer: Trainer, module: LightningModule, batch: Any) -> tuple[list[str], Exception | None]:
+    """Run ``training_step`` on a copy of a module, and return which modules with parameters it calls itself.
+
+    Args:
+        trainer: The module's Trainer.
+        module: The module; it does not change.
+        batch: A training batch, as ``training_step`` gets it.
+
+    Returns:
+        The names of the modules, each once, in order, and the exception if the step failed; the name of the
+        module itself is empty.
+    """
+    twin, found, inside = copy_model(module), dict[str, None](), list[str]()
+
+    def enter(name: str) -> None:
+        if not inside:
+            found[name] = None
+        inside.append(name)
+
+    for name, each in twin.named_modules():
+        if next(each.parameters(), None) is not None:
+            each.register_forward_pre_hook(lambda *_, name=name: enter(name), prepend=True)
+            each.register_forward_hook(lambda *_: inside.pop() and None, always_call=True)
+    failure = failure_of(StepProbe(trainer, batch), twin, training=True)
+    return list(found), failure
+
+
 def failure_of(
     run: Callable[[LightningModule], object], twin: LightningModule, *, training: bool = False
 ) -> Exception | None:

@@ -71,19 +71,20 @@ def restore_snapshot_(training: TrainingObjects, snapshot: Mapping[str, Any]) ->
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of parameters and buffers by name, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors_of(model).items()}
 
 
 @torch.no_grad()
 def restore_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy saved values into parameters and buffers; those without a saved value stay as they are."""
-    present = _tensors(model)
+    present = tensors_of(model)
     for name, value in weights.items():
         if name in present:
             present[name].copy_(value)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -212,7 +213,7 @@ def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: st
     schedules = [each.state_dict() for each in training.schedules]
 
     def reader(value: Mapping[str, Any]) -> None:
-        schema.read_at(".weights", same_kind_as(_tensors(training.model)), value["weights"])
+        schema.read_at(".weights", same_kind_as(tensors_of(training.model)), value["weights"])
         schema.read_at(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
         schema.read_at(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
 

@@ -218,6 +218,20 @@ def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:
         )
 
 
+def check_copied(strategy: Strategy, what: str) -> None:
+    """Raise ValueError if a strategy does not keep parameters in a form in which a model can be copied.
+
+    Args:
+        strategy: The Trainer's strategy.
+        what: What would make the copy, for the error message.
+    """
+    if isinstance(strategy, (*_OWN_FORM, *_DIVIDED)):
+        raise ValueError(
+            f"strategy={type(strategy).__name__} divides parameters among processes or keeps them in a form of"
+            f" its own, in which {what} cannot copy the network: use DDP or a single device."
+        )
+
+
 def check_callbacks(trainer: Trainer) -> None:
     """Raise ValueError if another callback of the Trainer prunes, too."""
     for each in trainer.callbacks:  # type: ignore[attr-defined]
