@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from lightning_prune.callbacks.pruning import pruning_callbacks
 from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model
@@ -134,7 +134,7 @@ class Distillation(Callback):
         check_copied(trainer.strategy, "Distillation")
         if not self._resumes:
             self._saved = None
-        if trainer.ckpt_path is not None and not isinstance(self.teacher, nn.Module):
+        if pruning_callbacks(trainer) and not isinstance(self.teacher, nn.Module):
             self._before_load = copy_model(pl_module)  # a checkpoint may make the module smaller
         self._warn.clear()
 
@@ -144,6 +144,7 @@ class Distillation(Callback):
         self._resumes = False
         name = self._known_name(pl_module, saved)
         self._teacher = self._new_teacher(trainer, pl_module, saved)
+        self._before_load = None
         if name is not None:
             self._begin(trainer, pl_module, name)
 
@@ -199,20 +200,20 @@ class Distillation(Callback):
 
     def _known_name(self, module: LightningModule, saved: Mapping[str, Any] | None) -> str | None:
         """Return the name of the module that is compared, if an argument or a saved state says it."""
-        if self.module is not None:
-            names = [name for name, _ in module.named_modules()]
-            if self.module not in names:
-                raise ValueError(
-                    f"module={self.module!r} must be the name of a module of {type(module).__name__}:"
-                    f" {', '.join(map(repr, names))}."
-                )
-            if saved is not None and saved["module"] != self.module:
-                raise ValueError(
-                    f"module={self.module!r}: the checkpoint has a teacher of module={saved['module']!r}. Give"
-                    " that one, or a teacher=... in place of the saved one."
-                )
-            return self.module
-        return None if saved is None else str(saved["module"])
+        then = None if saved is None else str(saved["module"])
+        name = then if self.module is None else self.module
+        names = [each for each, _ in module.named_modules()]
+        if name is not None and name not in names:
+            raise ValueError(
+                f"module={name!r} must be the name of a module of {type(module).__name__}:"
+                f" {', '.join(map(repr, names))}."
+            )
+        if then is not None and then != name:
+            raise ValueError(
+                f"module={name!r}: the checkpoint has a teacher of module={then!r}. Give that one, or resume"
+                " without the callback's state."
+            )
+        return name
 
     def _new_teacher(
         self, trainer: Trainer, module: LightningModule, saved: Mapping[str, Any] | None
@@ -245,14 +246,11 @@ class Distillation(Callback):
 
     def _dense_copy(self, module: LightningModule) -> nn.Module:
         """Return a copy of a module with the shapes that it had before a checkpoint was loaded into it."""
-        before, self._before_load = self._before_load, None
-        if (
-            before is None
-            or _shapes(before) == _shapes(module)
-            or _shapes(before).keys() != _shapes(module).keys()
-        ):
+        before, now = self._before_load, tensors_of(module)
+        if before is None or tensors_of(before).keys() != now.keys():  # the module was built since
             return copy_model(module)
-        return before
+        cut = any(each.shape != now[name].shape for name, each in tensors_of(before).items())
+        return before if cut else copy_model(module)
 
     # --- state
 
@@ -315,7 +313,3 @@ def _load(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{_WHAT}: only one of its teacher and this {type(part).__name__} has {other!r}.")
     schema.read(weights, same_kind_as(present), f"{_WHAT}: the teacher")
     restore_weights_(part, weights)
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors_of(model).items()}

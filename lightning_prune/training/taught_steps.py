@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lightning_prune.core.model_copies import is_compiled
 from lightning_prune.training.distillation_terms import DistillationTerm, compared_tensor
 from lightning_prune.training.lightning_packages import LightningModule, Trainer
 from lightning_prune.training.trainer_queries import loss_scale
@@ -50,9 +52,12 @@ class TaughtSteps:
         self._outputs: list[Any] = []  # of the teacher, for calls of the module that have not returned yet
         self._calls = 0
         module = owner.get_submodule(name)
+        if any(_compiled_around(module, each) for each in owner.modules()):
+            torch.compiler.reset()  # code that was compiled without the hooks would not run them
+        self._hooks = _Hook(self._before), _Hook(self._after)
         self._handles = [
-            module.register_forward_pre_hook(_Hook(self._before), prepend=True, with_kwargs=True),
-            module.register_forward_hook(_Hook(self._after)),
+            module.register_forward_pre_hook(self._hooks[0], prepend=True, with_kwargs=True),
+            module.register_forward_hook(self._hooks[1]),
         ]
         self._replaced = vars(owner).get(_STEP)
         self._step = _Step(getattr(owner, _STEP), self._run_step)
@@ -66,6 +71,8 @@ class TaughtSteps:
         """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
+        for hook in self._hooks:
+            hook.disable()  # compiled code may go on holding it
         if vars(self._owner).get(_STEP) is self._step:
             if self._replaced is None:
                 del vars(self._owner)[_STEP]
@@ -155,6 +162,10 @@ class _Hook:
         if self._run is not None:
             self._run(*args)
 
+    def disable(self) -> None:
+        """Do nothing from now on."""
+        self._run = None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, ()
 
@@ -173,6 +184,12 @@ class _Step:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _itself, (self._own,)
+
+
+def _compiled_around(module: nn.Module, other: nn.Module) -> bool:
+    """Return whether a module is a part of another one that is compiled as a whole."""
+    compiled = is_compiled(other) or isinstance(other, OptimizedModule)
+    return compiled and module is not other and any(each is module for each in other.modules())
 
 
 def _itself(step: Callable[..., Any]) -> Callable[..., Any]:

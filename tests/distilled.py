@@ -1,0 +1,61 @@
+"""A module with distillation written into its loss, to compare with; a program fits it in two processes."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lit import Lit, Manual, fit, seeded
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import Distillation
+
+
+class Explicit(Lit):
+    """Adds the term to its loss, with the network before the first step as the teacher."""
+
+    weight, temperature = 1.0, 2.0
+    teacher: nn.Module | None = None
+
+    def loss(self, batch: Any) -> Tensor:
+        images, labels = batch
+        if self.teacher is None:  # no module of this one
+            vars(self)["teacher"] = copy.deepcopy(self.net).eval().requires_grad_(False)
+        assert self.teacher is not None
+        given, wanted = self(images), self.teacher(images)
+        divergence = F.kl_div(
+            F.log_softmax(given / self.temperature, 1),
+            F.softmax(wanted / self.temperature, 1),
+            reduction="batchmean",
+        )
+        return F.cross_entropy(given, labels) + self.weight * self.temperature**2 * divergence
+
+
+class ExplicitManual(Manual, Explicit):
+    """The same under manual optimization."""
+
+
+def distance(one: nn.Module, other: nn.Module) -> float:
+    """The largest difference of two parameters."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((first - second).detach().abs().max()) for first, second in pairs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "precision": "64-true"}
+    weights = {}
+    for name, make, callbacks in (
+        ("taught", Lit, [Distillation()]),
+        ("explicit", Explicit, []),
+        ("plain", Lit, []),
+    ):
+        model = seeded(make)
+        run = fit(folder, model, *callbacks, **options)
+        weights[name] = {name: each.detach() for name, each in model.named_parameters()}
+    torch.save(weights, folder / f"rank{run.global_rank}.pt")
