@@ -2,6 +2,7 @@
 
 from lightning_prune.callbacks.distillation import Distillation
 from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStopping
+from lightning_prune.callbacks.oneshot import OneshotResult, oneshot
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.channels.compaction.shrink import CompactionError, compact
 from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
@@ -56,6 +57,7 @@ __all__ = [
     "Movement",
     "NofM",
     "OneShot",
+    "OneshotResult",
     "OptimalBrainDamage",
     "OptimalBrainSurgeon",
     "Oracle",
@@ -83,6 +85,7 @@ __all__ = [
     "load_compact",
     "load_packed",
     "measure",
+    "oneshot",
     "save_packed",
     "sensitivity",
 ]

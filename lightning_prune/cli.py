@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 import lightning_prune
+from lightning_prune.callbacks.oneshot import oneshot
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction.shrink import compact
 from lightning_prune.core.files import read_file
@@ -49,7 +50,7 @@ else:
 
 
 class PruningCommands(_Trainer):
-    """What a Trainer gets to plan, report and export pruning, and to measure the sensitivity of layers.
+    """What a Trainer gets to plan, report and export pruning, to measure sensitivity, and to prune at once.
 
     Each method accepts the configuration file of a fit, and so has its arguments even if it does not use them.
     """
@@ -201,6 +202,36 @@ class PruningCommands(_Trainer):
                 except ImportError as error:
                     print(f"No plot: {error}")
 
+    def oneshot(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        batches: int | None = None,
+        path: str = "oneshot.ckpt",
+        weights_only: bool | None = None,
+    ) -> None:
+        """Prune a trained network to the target without training, reconstruct it, and save it.
+
+        Args:
+            model: A module of the class that was trained.
+            datamodule: Provides training batches and validation data.
+            ckpt_path: A checkpoint to take the weights from; by default those that the module is made with.
+            batches: How many training batches are used; by default as many as pruning.reconstruct says, or 8.
+            path: The checkpoint to write.
+            weights_only: Not used.
+
+        Raises:
+            ValueError: If the checkpoint does not fit the model, or the arguments of --pruning do not.
+        """
+        found = oneshot(self, model, datamodule, ckpt_path, batches=batches, path=path)
+        print(found.report.table())
+        for name, value in found.pruned.items():
+            print(f"{name}: dense {found.dense[name]:.4g}, pruned {value:.4g}")
+        if found.renewed:
+            print("The statistics of batch norms were taken anew.")
+        print(f"{path}: written")
+
     def _example(
         self, model: LightningModule, datamodule: LightningDataModule | None, needed: bool = True
     ) -> Any:
@@ -226,7 +257,8 @@ class SuggestingParser(_Parser):
 class PruningArguments(_CLI):
     """What a LightningCLI gets to have a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``.
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity`` and
+    ``oneshot``.
     """
 
     # the classes that are used unless others are given
@@ -247,11 +279,11 @@ class PruningArguments(_CLI):
         """Return the arguments that LightningCLI sets itself for each subcommand, by subcommand."""
         ours = {"model", "datamodule"}
         theirs: dict[str, set[str]] = super().subcommands()
-        return theirs | dict.fromkeys(("plan", "report", "export", "sensitivity"), ours)
+        return theirs | dict.fromkeys(("plan", "report", "export", "sensitivity", "oneshot"), ours)
 
 
 class PruningTrainer(PruningCommands, Trainer):
-    """A Trainer that can also plan, report and export pruning, and measure the sensitivity of layers."""
+    """A Trainer that can also plan, report and export pruning, measure sensitivity, and prune at once."""
 
 
 class PruningParser(SuggestingParser, LightningArgumentParser):
@@ -261,8 +293,8 @@ class PruningParser(SuggestingParser, LightningArgumentParser):
 class PruningCLI(PruningArguments, LightningCLI):
     """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export`` and ``sensitivity``. Modules
-    are those of ``lightning.pytorch``, if that is installed: see :func:`cli_of`.
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity`` and
+    ``oneshot``. Modules are those of ``lightning.pytorch``, if that is installed: see :func:`cli_of`.
     """
 
     pruning_trainer = PruningTrainer

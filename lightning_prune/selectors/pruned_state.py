@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.core import schema
 from lightning_prune.selectors.scoring import Scoring
 from lightning_prune.statistics.observations import Observations
+from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
@@ -61,6 +62,11 @@ class PrunedState:
     def observations(self) -> Observations:
         """The criterion's running sums since the last event."""
         return self._scoring.observations
+
+    @property
+    def activations(self) -> ActivationObserver | None:
+        """The observer of the inputs of layers in training steps; ``None`` if the criterion has none."""
+        return self._scoring.criterion.activations
 
     @property
     def ready(self) -> bool:

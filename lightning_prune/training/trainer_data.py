@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, product
+from itertools import chain, islice, product
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.core.tensors import cast_or_move
 from lightning_prune.training.lightning_packages import (
     CombinedLoader,
     LightningDataModule,
@@ -53,17 +54,53 @@ def first_batch(trainer: Trainer, model: LightningModule, datamodule: LightningD
     Raises:
         ValueError: If there is no batch.
     """
-    owners = [owner for owner in (datamodule, model) if owner is not None]
-    for owner in owners:
-        owner.trainer = trainer
-        owner.prepare_data()
-        owner.setup("fit")
+    owners = _set_up(trainer, model, datamodule)
     for name, owner in product(("val_dataloader", "train_dataloader"), owners):
         if overrides(owner, name):
             # there may be several loaders, in lists or dicts
             for batch in chain.from_iterable(tree_leaves(getattr(owner, name)())):
                 return _transferred(batch, owners)
-    raise ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
+    raise _no_batch(owners)
+
+
+def training_batches(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, count: int
+) -> list[Any]:
+    """Return the first batches that ``training_step`` would get in a fit, on the Trainer's device.
+
+    Args:
+        trainer: The Trainer; it is attached to the model and the data module.
+        model: The model, for its own loaders and batch transfer hooks.
+        datamodule: The data module; its loaders and hooks take precedence over those of the model.
+        count: How many; there may be fewer in the data.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    owners = _set_up(trainer, model, datamodule)
+    owner = next((each for each in owners if overrides(each, "train_dataloader")), None)
+    loaders = [] if owner is None else CombinedLoader(owner.train_dataloader(), "max_size_cycle")
+    found = [batch for batch, *_ in islice(iter(loaders), count)]
+    if not found:
+        raise _no_batch(owners)
+    plugin, device = trainer.precision_plugin, trainer.strategy.root_device
+    return [cast_or_move(_transferred(plugin.convert_input(each), owners), device) for each in found]
+
+
+def _set_up(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
+) -> list[LightningModule | LightningDataModule]:
+    """Attach the Trainer to what has data, let that prepare it, and return it: the data module first."""
+    owners = [owner for owner in (datamodule, model) if owner is not None]
+    for owner in owners:
+        owner.trainer = trainer
+        owner.prepare_data()
+        owner.setup("fit")
+    return owners
+
+
+def _no_batch(owners: Sequence[object]) -> ValueError:
+    return ValueError(f"{' and '.join(type(owner).__name__ for owner in owners)}: there is no batch of data.")
 
 
 def _transferred(batch: Any, owners: Sequence[LightningModule | LightningDataModule]) -> Any:
