@@ -117,6 +117,23 @@ def averaged_names(model: nn.Module) -> dict[str, str]:
     return {f"{place}.{own}": name for place, average in averages for name, own in average.names.items()}
 
 
+def average_reasons(model: nn.Module) -> dict[str, str]:
+    """Return the name of each parameter of an average in a model, to the reason to keep it."""
+    reasons: dict[str, str] = {}
+    for place, module in averaged_modules(model).items():
+        average = average_of(model, module)
+        of = ""
+        if average is not None:
+            part = next(name for name, own in average.names.items() if not own)
+            of = f" of {part or 'the model itself'}"
+        if isinstance(model.get_submodule(place.rpartition(".")[0]), AveragedModel):
+            why = f"is an average{of}"
+        else:
+            why = f"looks like a moving average{of}: exclude it if it is none"
+        reasons |= {f"{place}.{name}": why for name, _ in module.named_parameters()}
+    return reasons
+
+
 def average_of(model: nn.Module, module: nn.Module) -> Average | None:
     """Return the average that a module holds of a model or of a part of it.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -103,6 +103,11 @@ def no_number(tensor: Tensor) -> str | None:
     return opaque(tensor)
 
 
+def no_score(tensor: Tensor) -> str | None:
+    """Return why the elements of a tensor cannot be scored and compared; ``None`` if they can."""
+    return "holds complex numbers, which are not scored" if tensor.is_complex() else no_number(tensor)
+
+
 def opaque(tensor: Tensor) -> str | None:
     """Return why a tensor of a subclass does no plain arithmetic; ``None`` if it does."""
     if type(tensor) in (Tensor, nn.Parameter, UninitializedParameter):
@@ -115,6 +120,18 @@ def opaque(tensor: Tensor) -> str | None:
     except Exception:  # a subclass may raise anything
         plain = False
     return None if plain else f"is a {type(tensor).__name__}, which does no plain arithmetic"
+
+
+def check_materialized(model: nn.Module) -> None:
+    """Raise ValueError if a parameter or buffer has no shape yet, as those of lazy modules."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise shapeless(name)
+
+
+def shapeless(name: str) -> ValueError:
+    """Return the error to raise for a parameter or buffer that has no shape yet."""
+    return ValueError(f"{name!r} has no shape yet: run a batch through the model first, as model(x) does.")
 
 
 def own_tensors(module: nn.Module) -> list[Tensor]:

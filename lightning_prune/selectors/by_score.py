@@ -15,7 +15,7 @@ from lightning_prune.core.parts import is_integer, is_number
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest, remove_to_cost, remove_up_to
-from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.groups import UNKNOWN_INPUTS, UnitGroup, Units, listed_by_reason
 
 _BUDGETS = ("units", "params", "macs")
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -80,10 +80,9 @@ class Global(Selector):
         budget = units.budgets[self.budget]
         reachable = 1 - budget.cost(least) / budget.total
         if share > reachable:
-            frozen = "; ".join(f"{name}: {why}" for name, why in units.frozen.items())
             raise ValueError(
                 f"target={share!r} of the network's {self.budget} is out of reach: {reachable:.4f} are, if each"
-                f" layer keeps its least. {frozen}".rstrip()
+                f" layer keeps its least. {listed_by_reason(units.frozen)}".rstrip()
             )
 
     def splits(self, group: UnitGroup) -> bool:
@@ -226,7 +225,9 @@ class NofM(Selector):
     def refuses(self, group: UnitGroup) -> str | None:
         """Return a reason if a group has no input dimension, or its inputs are no multiple of ``m``."""
         if group.input_dim is None:
-            return f"{self!r} needs single weights of a layer with inputs"
+            if not group.divisible:
+                return f"{self!r} needs single weights of a layer with inputs"
+            return f"{UNKNOWN_INPUTS}, and {self!r} goes along inputs: Global() can prune it"
         inputs = group.shape[group.input_dim]
         return f"{inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
 

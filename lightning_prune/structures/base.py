@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
 
 from lightning_prune.core.parts import Part
-from lightning_prune.units.groups import Units
+from lightning_prune.units.groups import Units, listed_by_reason
 
 
 class Structure(Part, ABC):
@@ -36,3 +37,14 @@ class Structure(Part, ABC):
     def leaves_out(self, name: str) -> bool:
         """Return whether the user has said that a module or parameter of this name is not pruned."""
         return False
+
+    def nothing_in(self, model: nn.Module, frozen: Mapping[str, str]) -> ValueError:
+        """Return the error to raise for a model without units.
+
+        Args:
+            model: The model.
+            frozen: Name to reason of what is not pruned.
+        """
+        empty = next(model.parameters(), None) is None
+        why = "It has no parameters." if empty else listed_by_reason(frozen)
+        return ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {why}".rstrip())

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.probes import as_probe
+from lightning_prune.core.tensors import check_materialized
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units.groups import UnitGroup, Units
@@ -68,9 +68,7 @@ class Coupled(Structure):
                 f"example=None: {self!r} follows an example through the model. Give a tensor or a tuple of"
                 " forward's arguments; a LightningModule may have it as example_input_array."
             )
-        for name, parameter in model.named_parameters():
-            if isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
+        check_materialized(model)
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
@@ -84,8 +82,7 @@ class Coupled(Structure):
         }
         units = replace(found, groups=limited).without(whole | left_out)
         if not units.groups:
-            why = "; ".join(f"{name}: {reason}" for name, reason in units.frozen.items())
-            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {why}".rstrip())
+            raise self.nothing_in(model, units.frozen)
         return units
 
     def _limited(self, group: UnitGroup) -> UnitGroup:

@@ -31,11 +31,9 @@ def matches(name: str, patterns: Sequence[str] | None) -> bool:
 
 
 def check_patterns(argument: str, patterns: Sequence[str] | None, names: set[str]) -> None:
-    """Raise ValueError if a pattern matches none of the names; the message gives the nearest names."""
+    """Raise ValueError if a pattern matches none of the names; the message gives the nearest ones."""
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
-            nearest = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0)
-            raise ValueError(
-                f"{argument}={pattern!r} matches no parameter or module; the nearest names are"
-                f" {', '.join(map(repr, nearest))}."
-            )
+            nearest = ", ".join(map(repr, difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0)))
+            known = f"the nearest names are {nearest}" if nearest else "the model has no named parts"
+            raise ValueError(f"{argument}={pattern!r} matches no parameter or module; {known}.")

@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from lightning_prune.core.averages import averaged_names
-from lightning_prune.core.tensors import no_number
+from lightning_prune.core.tensors import no_score
 from lightning_prune.core.trained import metric_tensors, trains
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.shards import to_local
@@ -34,7 +34,7 @@ def touchable_units(found: Units, model: nn.Module, who: str) -> Units:
     if not any(map(trains, parameters.values())):
         still = set()
     codes = {
-        name: why for name, each in parameters.items() if each.ndim > 1 and (why := no_number(to_local(each)))
+        name: why for name, each in parameters.items() if each.ndim > 1 and (why := no_score(to_local(each)))
     }
     found = replace(found, frozen={**found.frozen, **codes})
     return found.without_refused(partial(_stays, still | metric_tensors(model), codes), who)
@@ -45,7 +45,7 @@ def _stays(still: set[int], codes: Mapping[str, str], group: UnitGroup) -> str |
 
     Args:
         still: The ``id`` of each parameter that does not train, and that nothing else updates.
-        codes: Names of matrices that are no plain numbers, with the reasons.
+        codes: Names of matrices whose elements cannot be scored, with the reasons.
         group: The group.
     """
     for part in group.masked:

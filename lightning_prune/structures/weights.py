@@ -14,14 +14,16 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
-from lightning_prune.core.averages import averaged_modules
+from lightning_prune.core.averages import average_reasons
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
+from lightning_prune.core.tensors import no_score, shapeless
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.matrices import input_dim_of, is_matrix
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units.budgets import Axis, Budget, Term
-from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.groups import UNKNOWN_INPUTS, UnitGroup, Units
+from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import BlockSlice, ElementSlice, Slice
 
 _LAYERS = (nn.Linear, _ConvNd)
@@ -74,6 +76,10 @@ class Weights(Structure):
         """Return why a tensor cannot be divided into such units; ``None`` if it can."""
         return None
 
+    def advised(self, why: str, parameter: nn.Parameter, uses: list[_Use]) -> str:
+        """Return why a parameter stays that ``include`` does not name, and would be pruned if it did."""
+        return why
+
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """Return one group for each weight tensor; the example is used only to count multiply-adds."""
         uses = _uses(model)
@@ -83,13 +89,13 @@ class Weights(Structure):
         check_patterns("exclude", self.exclude, names)
         groups: list[UnitGroup] = []
         whole: dict[str, str] = {}
-        averages = tuple(averaged_modules(model))
+        averages = average_reasons(model)
         for name, parameter in model.named_parameters():
             why = self._stays(parameter, uses[name])
             if why is None and isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"{name!r} has no shape yet: run a batch before training starts.")
-            if why is None and matches(name, averages):
-                why = "it is an average"
+                raise shapeless(name)
+            if why is None:
+                why = averages.get(name)
             if why is None:
                 input_dim = _input_dim(uses[name])
                 why = self.refuses(parameter, input_dim)
@@ -100,8 +106,7 @@ class Weights(Structure):
                 whole[name] = why
         frozen = _computed_weights(model) | self._listed(whole, groups, uses)
         if not groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in frozen.items())
-            raise ValueError(f"{self!r} finds nothing to prune in {type(model).__name__}. {reasons}".rstrip())
+            raise self.nothing_in(model, frozen)
         return Units(tuple(groups), frozen, _budgets(model, groups, example))
 
     def leaves_out(self, name: str) -> bool:
@@ -135,13 +140,22 @@ class Weights(Structure):
             return "exclude names it"
         if self.include is not None and not self._named(uses):
             return "include does not name it"
-        named = self.include is not None
-        why = next((why for each in uses if (why := _stays_in(each, named=named)) is not None), None)
+        if _is_large(parameter) and (why := no_score(to_local(parameter))) is not None:
+            return why
+        why = self._kept_by_uses(parameter, uses)
         if why is not None or isinstance(parameter, UninitializedParameter):
             return why
         if not _is_large(parameter):
             return "it has one dimension: biases and the like are not pruned"
         return None if parameter.numel() else "it has no elements"
+
+    def _kept_by_uses(self, parameter: nn.Parameter, uses: list[_Use]) -> str | None:
+        """Return why a parameter is not pruned where modules use it; ``None`` if nothing speaks against it."""
+        never = next((each.module for each in uses if isinstance(each.module, _NEVER)), None)
+        if never is not None:
+            return f"{type(never).__name__} uses it"
+        why = next(filter(None, map(_unknown_use, uses)), None)
+        return None if why is None or self.include is not None else self.advised(why, parameter, uses)
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,7 +216,7 @@ class Blocks(Weights):
     def refuses(self, weight: Tensor, input_dim: int | None) -> str | None:
         """Return why a tensor cannot be divided into blocks; ``None`` if it can."""
         if input_dim is None:
-            return f"{self!r} needs inputs"
+            return f"{UNKNOWN_INPUTS}: Unstructured can prune it"
         shape, block = tuple(weight.shape[:2]), self._block(input_dim)
         if all(size % each == 0 for size, each in zip(shape, block, strict=True)):
             return None
@@ -211,6 +225,10 @@ class Blocks(Weights):
     def _block(self, input_dim: int | None) -> tuple[int, int]:
         """Return the size of a block along the first two dimensions of a weight."""
         return (self.cols, self.rows) if input_dim == 0 else (self.rows, self.cols)
+
+    def advised(self, why: str, parameter: nn.Parameter, uses: list[_Use]) -> str:
+        """Return why the parameter cannot be divided into blocks; otherwise the reason that is given."""
+        return (self.refuses(parameter, _input_dim(uses)) if _is_large(parameter) else None) or why
 
 
 def _budgets(model: nn.Module, groups: list[UnitGroup], example: Any) -> dict[str, Budget]:
@@ -248,20 +266,13 @@ def _is_large(parameter: nn.Parameter) -> bool:
     return not isinstance(parameter, UninitializedParameter) and parameter.ndim > 1
 
 
-def _stays_in(use: _Use, *, named: bool) -> str | None:
-    """Return why a parameter stays whole where a module uses it; ``None`` if it does not.
-
-    Args:
-        use: The module, with the name that the parameter has in it.
-        named: Whether ``include`` names the parameter, so that it is pruned whatever kind of module uses it.
-    """
-    kind = type(use.module).__name__
-    if isinstance(use.module, _NEVER):
-        return f"{kind} uses it"
-    if not named and (isinstance(use.module, ParametrizationList) or _computed(use.module)):
-        return "a parametrisation computes a weight from it: name it in include to prune it"
-    if not named and not is_matrix(use.module, use.leaf):
-        return f"{kind} uses it in a way that is not known: name it in include to prune it"
+def _unknown_use(use: _Use) -> str | None:
+    """Return why a parameter stays whole where a module uses it, unless ``include`` names it, or ``None``."""
+    advice = "name it in include to prune it"
+    if isinstance(use.module, ParametrizationList) or _computed(use.module):
+        return f"a parametrisation computes a weight from it: {advice} (the computed weight need not be sparse)"
+    if not is_matrix(use.module, use.leaf):
+        return f"{type(use.module).__name__} uses it in a way that is not known: {advice}"
     return None
 
 

@@ -13,6 +13,8 @@ from lightning_prune.units.budgets import Budget
 from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
+UNKNOWN_INPUTS = "none of its dimensions is known to run over inputs, as in Linear, Conv and the like"
+
 
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
@@ -181,11 +183,7 @@ class Units:
         refused = {group.name: refuses(group) for group in self.groups}
         units = self.without({name: why for name, why in refused.items() if why is not None})
         if not units.groups:
-            names: dict[str, list[str]] = {}
-            for name, why in units.frozen.items():
-                names.setdefault(why, []).append(name)
-            reasons = "; ".join(f"{', '.join(same)}: {why}" for why, same in names.items())
-            raise ValueError(f"{who} can prune no layer. {reasons}")
+            raise ValueError(f"{who} can prune no layer. {listed_by_reason(units.frozen)}")
         return units
 
     def reasons(self, model: nn.Module) -> dict[str, str]:
@@ -212,6 +210,18 @@ class Units:
         }
         budgets = {name: budget.within(names) for name, budget in self.budgets.items()}
         return Units(left, {**whole, **self.frozen, **reasons}, budgets, self.written)
+
+
+def listed_by_reason(frozen: Mapping[str, str]) -> str:
+    """Return why things are not pruned, in words: each reason once, after the names that it is true of.
+
+    >>> listed_by_reason({"a.weight": "it is small", "b": "it is large", "a": "it is small"})
+    'a.weight, a: it is small; b: it is large'
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in frozen.items():
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(same)}: {why}" for why, same in names.items())
 
 
 def row_ranges(rows: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:

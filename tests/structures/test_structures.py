@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import pytest
@@ -9,8 +10,18 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_prune import Blocks, Global, Magnitude, NofM, Pruner, Unstructured
+from lightning_prune import (
+    Blocks,
+    Channels,
+    Global,
+    Magnitude,
+    NofM,
+    Pruner,
+    Unstructured,
+    sensitivity,
+)
 from lightning_prune.units.groups import Units
 from lightning_prune.units.slices import ElementSlice
 
@@ -41,6 +52,7 @@ LEFT = {
     "plane.weight": "LayerNorm uses it",
     "plane.bias": "LayerNorm uses it",
 }
+NO_INPUTS = "none of its dimensions is known to run over inputs, as in Linear, Conv and the like"
 UNKNOWN = "uses it in a way that is not known: name it in include to prune it"
 
 
@@ -254,7 +266,7 @@ def test_a_module_used_twice_is_one_group() -> None:
 
 def test_a_lazy_layer_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"^'1\.weight' has no shape yet: run a batch"):
+    with pytest.raises(ValueError, match=r"^'1\.weight' has no shape yet: run a batch through the model"):
         Unstructured().units(model)
     assert names(Unstructured(exclude="1").units(model)) == ["0.weight"]
     with pytest.raises(ValueError, match=r"^'1\.weight' has no shape yet"):
@@ -276,6 +288,7 @@ def test_a_parametrised_weight_is_frozen() -> None:
     reason = "computed from other parameters (a parametrisation)"
     sources = ("0.parametrizations.weight.original0", "0.parametrizations.weight.original1")
     source = "a parametrisation computes a weight from it: name it in include to prune it"
+    source += " (the computed weight need not be sparse)"
     assert units.frozen == {
         "0.weight": reason,
         "2.weight": reason,
@@ -293,6 +306,69 @@ def test_a_parametrised_bias_freezes_nothing() -> None:
 def test_a_model_that_is_one_parametrised_layer_says_why() -> None:
     with pytest.raises(ValueError, match=r"weight: computed from other parameters"):
         Unstructured().units(weight_norm(nn.Linear(4, 4)))
+
+
+class Bare(nn.Module):
+    """A product with a matrix of its own, beside a layer."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 6, dtype=dtype))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return self.head((data.to(self.matrix.dtype) @ self.matrix).abs())
+
+
+def test_blocks_give_no_advice_that_does_not_help() -> None:
+    for structure in (Blocks(2, 2), Blocks(2, 2, include="*")):
+        frozen = Pruner(Bare(), 0.5, structure=structure).frozen
+        assert frozen == {"matrix": f"{NO_INPUTS}: Unstructured can prune it"}
+    assert Pruner(Bare(), 0.5).frozen == {"matrix": f"Bare {UNKNOWN}"}
+    assert Pruner(Bare(), 0.5, structure=Unstructured(include="*")).frozen == {}
+
+
+def test_complex_weights_are_not_scored() -> None:
+    reason = "holds complex numbers, which are not scored"
+    assert Pruner(Bare(torch.cfloat), 0.5).frozen == {"matrix": reason}
+    assert Pruner(Bare(torch.cfloat), 0.5, structure=Unstructured(include="*")).frozen == {"matrix": reason}
+    with pytest.raises(ValueError, match=rf"finds nothing to prune in Linear\. weight: {reason}"):
+        Pruner(nn.Linear(4, 4, dtype=torch.cfloat), 0.5)
+    found = sensitivity(Bare(torch.cfloat), lambda model: 1.0, ratios=[0.5], progress=False)
+    assert found.frozen == {"matrix": reason}
+
+
+def test_an_average_says_of_what() -> None:
+    model = nn.ModuleDict({"student": nn.Linear(4, 4)})
+    model["teacher"] = deepcopy(model["student"]).requires_grad_(requires_grad=False)
+    model["ema"] = AveragedModel(model["student"])
+    assert Unstructured().units(model).frozen == {
+        "teacher.weight": "looks like a moving average of student: exclude it if it is none",
+        "ema.module.weight": "is an average of student",
+    }
+    assert Unstructured(exclude="teacher").units(model).frozen["teacher.weight"] == "exclude names it"
+
+
+def test_errors_give_each_reason_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    whole = r"0\.weight, 2\.weight, 0, 2: keeps all: no smaller number is a multiple of round_to=8"
+    with pytest.raises(ValueError, match=rf"in Sequential\. {whole}; 4\.weight: is the network's output$"):
+        Channels(round_to=8).units(model, torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"in Sequential\. 0\.weight, 2\.weight, 4\.weight: exclude names it$"):
+        Unstructured(exclude="*").units(model)
+    with pytest.raises(ValueError, match=r"out of reach: .* 2\.weight, 4\.weight: exclude names it$"):
+        Pruner(model, 0.9, structure=Unstructured(exclude=["2", "4"]), selector=Global(budget="params"))
+
+
+def test_a_model_without_parameters_says_so() -> None:
+    with pytest.raises(ValueError, match=r"finds nothing to prune in Sequential\. It has no parameters\.$"):
+        Unstructured().units(nn.Sequential(nn.ReLU()))
+    with pytest.raises(ValueError, match=r"finds nothing to prune in Sequential\. It has no parameters\.$"):
+        Channels().units(nn.Sequential(nn.ReLU()), torch.ones(1, 4))
+    with pytest.raises(
+        ValueError, match=r"include='fc' matches no parameter .* the model has no named parts\.$"
+    ):
+        Unstructured(include="fc").units(nn.ReLU())
 
 
 def test_looking_changes_nothing() -> None:
@@ -353,7 +429,7 @@ def test_layers_that_blocks_do_not_divide_stay_dense_with_the_reason() -> None:
     assert names(units) == ["0.weight"]
     assert units.frozen == {
         "1.weight": "5 x 4 is no multiple of 2 x 2",
-        "2.weight": "Blocks(rows=2, cols=2, include=None, exclude=None) needs inputs",
+        "2.weight": f"{NO_INPUTS}: Unstructured can prune it",
     }
     with pytest.raises(
         ValueError, match=r"finds nothing to prune in Linear\. weight: 4 x 6 is no multiple of 3 x 3"
@@ -429,5 +505,7 @@ def test_a_look_at_a_module_leaves_the_random_state_alone() -> None:
 def test_a_matrix_whose_inputs_are_unknown_takes_no_pattern_but_single_weights() -> None:
     model = nn.ModuleList([Deep(8, 4), nn.Linear(8, 4)])
     by_pattern = Pruner(model, structure=Unstructured(include="*"), selector=NofM(2, 4), schedule=None)
-    assert by_pattern.frozen["0.weight"] == "NofM(n=2, m=4) needs single weights of a layer with inputs"
+    assert by_pattern.frozen["0.weight"] == (
+        f"{NO_INPUTS}, and NofM(n=2, m=4) goes along inputs: Global() can prune it"
+    )
     assert "0.weight" in Pruner(model, 0.5, structure=Unstructured(include="*"), schedule=None).masks

@@ -493,6 +493,7 @@ def test_computed_weights_stay_with_the_reason(tmp_path: Path, kind: str, norm: 
     frozen = pruning.report.frozen
     assert {name for name, each in frozen.items() if each == why} == {"net.0.weight", "net.4.weight"}
     source = "a parametrisation computes a weight from it: name it in include to prune it"
+    source += " (the computed weight need not be sparse)"
     assert {each for each in frozen.values() if each != why} == {source}
     assert {name: int((~mask).sum()) for name, mask in pruning.masks.items()} == {"net.6.weight": 80}
 

@@ -26,6 +26,7 @@ from lightning_prune import (
 )
 
 STAYS = "does not train: name it in include to prune it"
+FOLLOWS = "looks like a moving average of net: exclude it if it is none"
 
 
 def classifier(width: int) -> nn.Sequential:
@@ -187,7 +188,7 @@ def test_an_average_in_a_plain_module_has_the_zeros_of_what_it_follows(tmp_path:
     for name, mask in pruning.masks.items():
         average = name.replace("net.", "ema.module.")
         assert not model.get_parameter(average)[~mask].count_nonzero()
-    assert pruning.report.frozen["ema.module.1.weight"] == "it is an average"
+    assert pruning.report.frozen["ema.module.1.weight"] == FOLLOWS
 
 
 class TaughtByCopy(Distilled):
@@ -235,7 +236,9 @@ def test_a_teacher_that_is_a_copy_stays_if_it_is_excluded(tmp_path: Path, struct
         pruning = pruned(tmp_path, model, structure(exclude=exclude))
         assert int((model.net[1].weight == 0).sum()) == 64 * 32 // 2
         assert torch.equal(model.teacher[1].weight, before) == (exclude is not None)
-        reason = "exclude names it" if exclude else "it is an average"
+        reason = (
+            "exclude names it" if exclude else "looks like a moving average of net: exclude it if it is none"
+        )
         assert pruning.report.frozen["teacher.1.weight"] == reason
 
 

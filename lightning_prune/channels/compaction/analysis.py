@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
 from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
-from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.probes import Deadline, Probe
 from lightning_prune.core.tensors import no_number
 from lightning_prune.units.groups import UnitGroup, Units
@@ -68,11 +68,11 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     main = traces[last_dim]
     head_reasons: dict[str, str] = {}
     unseen = UnseenModules(model, main.ran, passes)
-    averages = averaged_names(model)
+    averages, follows = averaged_names(model), average_reasons(model)
 
     def why_not(group: UnitGroup) -> str | None:
         """Return the reason to keep a group without a trial; ``None`` if there is none."""
-        return _average_alone(group, averages) or unseen.reader_of(group)
+        return _average_alone(group, averages, follows) or unseen.reader_of(group)
 
     # if the trace had no dimension to split, the traces of all splits are the same
     for split, adjusted in _ATTEMPTS if main.split_used else [(last_dim, False), (last_dim, True)]:
@@ -87,7 +87,7 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[last_dim].frozen, **_not_followed(model, main, averages)}.items()
+    reasons = {**found[last_dim].frozen, **_not_followed(model, main, follows)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     covered = {part.name for group, _ in search.passed for part in group.masked}
     for group in search.apart(found[last_dim].groups):
@@ -100,8 +100,14 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     return Units(tuple(group for group, _ in search.passed), frozen, costs, written)
 
 
-def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:
-    """Return a reason if a group cuts an average otherwise than what it averages, and ``None`` if not."""
+def _average_alone(group: UnitGroup, averages: Mapping[str, str], reasons: Mapping[str, str]) -> str | None:
+    """Return a reason if a group cuts an average otherwise than what it averages, and ``None`` if not.
+
+    Args:
+        group: The group.
+        averages: As :func:`averaged_names` returns it.
+        reasons: As :func:`average_reasons` returns it.
+    """
     cuts = {(part.name, part.dim): part.index for part in axis_slices((*group.masked, *group.buffers))}
     for (name, dim), index in cuts.items():
         if name not in averages:
@@ -109,18 +115,17 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, str]) -> str | None:
         other = cuts.get((averages[name], dim))
         if index is None or other is None or not torch.equal(index, other):
             if all(part.name in averages for part in group.slices):
-                return "it is an average"
+                return reasons[group.slices[0].name]
             return f"is coupled with {name}, an average of {averages[name]} that cannot follow it"
     return None
 
 
-def _not_followed(model: nn.Module, trace: TraceRecord, averages: Container[str]) -> dict[str, str]:
+def _not_followed(model: nn.Module, trace: TraceRecord, averages: Mapping[str, str]) -> dict[str, str]:
     """Return the matrices that no result depends on, and those that hold no plain numbers, with reasons."""
     reasons = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in trace.used:
-            average = name in averages
-            reasons[name] = "it is an average" if average else "took no part in the forward pass"
+            reasons[name] = averages.get(name, "took no part in the forward pass")
         elif parameter.ndim > 1 and parameter.is_complex():
             reasons[name] = "holds complex numbers, which are not followed"
         elif parameter.ndim > 1 and (why := no_number(parameter)) is not None:
