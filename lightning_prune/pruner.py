@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.core.averages import keep_apart
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_part
+from lightning_prune.core.probes import example_for
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.schedules.base import Schedule
@@ -67,6 +67,7 @@ class Pruner(PrunedState):
             :meth:`prune` is called.
         example: What ``forward`` is called with, if structure or selector needs it: a tensor, a tuple of
             arguments or a mapping of keyword arguments; or a list of several of these, to run all of the model.
+            By default the ``example_input_array`` of a LightningModule.
 
     Attributes:
         groups: The unit groups that may be pruned.
@@ -119,10 +120,8 @@ class Pruner(PrunedState):
         needs_example = structure.needs_example or selector.needs_example
         if needs_example and shards.sharded:
             raise ValueError(_EXAMPLE_OF_SHARDS.format(structure, selector))
-        for name, module in model.named_modules():
-            if structure.leaves_out(name):  # a copy that is excluded is a teacher, and follows nothing
-                keep_apart(module)
-        found = structure.units(model, example if needs_example else None)
+        structure.keep_copies_apart(model)
+        found = structure.units(model, example_for(model, example) if needs_example else None)
         found = touchable_units(found, model, repr(structure))
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}

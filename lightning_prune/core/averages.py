@@ -55,6 +55,24 @@ def keep_apart(module: nn.Module) -> None:
     _APART.add(module)
 
 
+def frozen_twins(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the parts of a model that a module within it has the class, names and shapes of; it is frozen."""
+    module = model.get_submodule(name)
+    if _trains(module) or not (shapes := _shapes(module)):
+        return []
+    own = set(map(id, module.parameters()))
+    return [
+        part
+        for part in model.modules()
+        if type(part) is type(module) and own.isdisjoint(map(id, part.parameters())) and _shapes(part) == shapes
+    ]
+
+
+def is_apart(module: nn.Module) -> bool:
+    """Return whether :func:`keep_apart` was called for a module, or for the original of its copy."""
+    return module in _APART
+
+
 def recognise_twin(model: nn.Module, twin: nn.Module) -> None:
     """Note of the modules of a copied model what is known of those of the original."""
     pairs = list(zip(model.modules(), twin.modules(), strict=False))

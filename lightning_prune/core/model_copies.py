@@ -40,7 +40,8 @@ def copy_model(model: _Module, memo: dict[int, Any] | None = None) -> _Module:
     except Exception as error:  # a user's attribute may raise anything
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({error!r}), and a copy is what things are tried on: keep"
-            " what cannot be copied elsewhere, or give the class a __deepcopy__."
+            " what cannot be copied elsewhere, give its own class a __deepcopy__, or give the module that holds"
+            " it a __getstate__ that leaves it out, and a __setstate__ that makes it anew."
         ) from error
     for module in twin.modules():
         for name in _compiled(module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors
+from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors, to_model
 
 
 class Probe(ABC):
@@ -153,6 +153,13 @@ def own_example(model: nn.Module) -> Any:
     """
     example = getattr(model, "example_input_array", None)
     return (example,) if isinstance(example, list) else example
+
+
+def example_for(model: nn.Module, example: Any) -> Any:
+    """Return an example or, if it is ``None``, a module's own one, on its device; ``None`` if it has none."""
+    if example is not None or (own := own_example(model)) is None or next(model.parameters(), None) is None:
+        return example
+    return to_model(own, model)
 
 
 def first_example(example: Any) -> Any:

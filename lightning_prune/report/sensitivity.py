@@ -98,7 +98,7 @@ def sensitivity(
         ratios: Shares of a group's units to remove, in (0, 1).
         criterion: Scores the units; it must need weights only.
         structure: Defines the units: which weights are removed together.
-        example: A tensor, or a tuple of ``forward``'s arguments, for structures that need one.
+        example: As for :class:`Pruner`, for structures that need one.
         metric: Name of the metric.
         progress: Whether to show a progress bar.
 
@@ -117,14 +117,15 @@ def sensitivity(
     check_unsharded(model, "sensitivity")
     if criterion.needs:
         raise ValueError(
-            f"criterion={criterion!r} needs training steps, and there are none here: choose one that looks at"
-            " weights."
+            f"criterion={criterion!r} needs gradients, activations or a loss, and there are none here: choose"
+            " one that looks at weights alone, such as Magnitude()."
         )
     for ratio in ratios:
         if not is_number(ratio) or not 0 < ratio < 1:
             raise ValueError(f"ratios={ratios!r} must be numbers between 0 and 1.")
     if not ratios:
         raise ValueError(f"ratios={ratios!r} must be at least one.")
+    structure.keep_copies_apart(model)
     units = structure.units(model, example)
     units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
     units = units.without_refused(criterion.refuses, repr(criterion))

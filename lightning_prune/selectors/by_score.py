@@ -77,7 +77,9 @@ class Global(Selector):
         if self.budget == "units":
             return
         least = {group.name: torch.arange(group.size) < group.least for group in units.groups}
-        budget = units.budgets[self.budget]
+        budget = units.budgets.get(self.budget)
+        if budget is None:
+            raise ValueError(f"budget={self.budget!r} needs example=..., what forward is called with.")
         reachable = 1 - budget.cost(least) / budget.total
         if share > reachable:
             raise ValueError(

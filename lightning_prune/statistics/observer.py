@@ -26,12 +26,12 @@ class Needs(Flag):
     def missing(self) -> str:
         """The missing data, and how to provide it in a user's own training loop, for an error message."""
         if Needs.LOSS in self:
-            return "loss: give step() or prune() `losses=Losses(loss, batches)`"
+            return "loss: give step(), prune() or scores() `losses=Losses(loss, batches)`"
         if Needs.CALIBRATION in self:
             return "calibration batch: give step(), prune() or scores() `batches=[...]`"
         if Needs.ACTIVATION in self:
             return "activation yet: run forward and backward in `with pruner.watch():`"
-        return "gradient yet: call observe() after backward"
+        return "gradient yet: call observe() after backward() and before zero_grad()"
 
 
 class ActivationObserver(Protocol):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lightning_prune.core.averages import keep_apart
 from lightning_prune.core.parts import Part
 from lightning_prune.units.groups import Units, listed_by_reason
 
@@ -37,6 +38,12 @@ class Structure(Part, ABC):
     def leaves_out(self, name: str) -> bool:
         """Return whether the user has said that a module or parameter of this name is not pruned."""
         return False
+
+    def keep_copies_apart(self, model: nn.Module) -> None:
+        """Note of the modules that the user leaves out that they are no moving copies, but teachers, say."""
+        for name, module in model.named_modules():
+            if self.leaves_out(name):
+                keep_apart(module)
 
     def nothing_in(self, model: nn.Module, frozen: Mapping[str, str]) -> ValueError:
         """Return the error to raise for a model without units.

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
-from lightning_prune.core.probes import as_probe
+from lightning_prune.core.probes import as_probe, example_for
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
@@ -63,10 +63,12 @@ class Coupled(Structure):
 
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """Return one group for each set of layers with coupled units; for arguments see the base class."""
+        example = example_for(model, example)
         if example is None:
             raise ValueError(
-                f"example=None: {self!r} follows an example through the model. Give a tensor or a tuple of"
-                " forward's arguments; a LightningModule may have it as example_input_array."
+                f"example=None: {self!r} follows an example through the model. Give what forward is called"
+                " with: a tensor, a tuple of its arguments, a mapping of its keyword arguments, or a list of"
+                " several of these; a LightningModule may have it as example_input_array."
             )
         check_materialized(model)
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}

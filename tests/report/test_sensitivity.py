@@ -94,7 +94,7 @@ def test_ratios_are_shares(ratios: Any) -> None:
 
 
 def test_what_cannot_be_swept_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^criterion=Taylor\(\) needs training steps"):
+    with pytest.raises(ValueError, match=r"^criterion=Taylor\(\) needs gradients, activations or a loss"):
         sensitivity(nn.Linear(2, 2), loss, criterion=Taylor())
     with pytest.raises(ValueError, match=r"^criterion=<class .*Magnitude'> is no Criterion"):
         sensitivity(nn.Linear(2, 2), loss, criterion=Magnitude)  # type: ignore[arg-type]

@@ -338,17 +338,23 @@ def test_what_only_the_selector_asks_for_is_not_asked_of_scores() -> None:
     plain = Pruner(network(), 0.5, schedule=None)
     assert all(torch.equal(score, plain.scores()[name]) for name, score in pruner.scores().items())
     taylor = Pruner(network(), 0.5, criterion=Taylor(), selector=ParticleFilter(), schedule=None)
-    with pytest.raises(RuntimeError, match="no finite gradient yet: call observe"):
+    with pytest.raises(
+        RuntimeError, match=r"gradient yet: call observe\(\) after backward\(\) and before zero_grad\(\)"
+    ):
         taylor.prune(1.0, losses=losses())
 
 
 def test_without_losses_there_is_nothing_to_score() -> None:
     for how in ({"criterion": Oracle()}, {"selector": ParticleFilter()}):
         pruner = Pruner(network(), 0.5, schedule=None, **how)
-        with pytest.raises(RuntimeError, match="`losses=Losses"):
+        with pytest.raises(RuntimeError, match=r"give step\(\), prune\(\) or scores\(\) `losses=Losses"):
             pruner.prune(1.0)
     with pytest.raises(ValueError, match="must be at least one"):
         pruner.prune(1.0, losses=Losses(loss_of, []))
+    oracle = Pruner(network(), 0.5, criterion=Oracle(), schedule=None)
+    with pytest.raises(RuntimeError, match=r"or scores\(\) `losses=Losses\(loss, batches\)`"):
+        oracle.scores()
+    assert oracle.scores(losses()).keys() == oracle.masks.keys()
 
 
 # --- particles

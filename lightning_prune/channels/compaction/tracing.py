@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.channels.graph.trace_record import Split, TraceRecord
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, Probe
+
+_WHAT_IS_LEFT = "nothing can be cut out of it. Unstructured and Blocks set single weights or blocks to 0."
 
 
 def check_same_ops(model: nn.Module, known: PassRecord) -> None:
@@ -31,42 +34,52 @@ def check_same_ops(model: nn.Module, known: PassRecord) -> None:
     except Exception as error:  # a user's forward may raise anything
         raise ValueError(
             f"{type(model).__name__} does not run when its weights change a little ({error!r}), as in trials of"
-            " cuts: Unstructured prunes it."
+            f" cuts: {_WHAT_IS_LEFT}"
         ) from error
     if steps != known.steps:
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
-            " a little: channels cannot be followed through it. Unstructured prunes it."
+            f" a little, so that channels cannot be followed through it: {_WHAT_IS_LEFT}"
         )
 
 
 def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
     """Return the records of all passes of a probe.
 
-    If none of them is in training mode, the first one is added in that mode, and left out if it fails: the
-    model may need other arguments then. Of passes that run the same ops on the same weights the first one is
-    kept.
+    If none of them is in training mode, the first one that runs in that mode, too, is added in it: the model
+    may need other arguments then. Of passes that run the same ops on the same weights the first one is kept.
 
     Args:
         model: Is not changed; each pass runs on a copy.
         probe: Runs the model; its further passes are recorded as well.
 
     Raises:
-        ValueError: If the model cannot run on the example.
+        ValueError: If the model cannot run on the example, or cannot be copied.
     """
-    training = copy.copy(probe)
-    training.training = True
-    records: list[PassRecord] = []
-    for each in probe.passes if any(each.training for each in probe.passes) else (*probe.passes, training):
+    found: list[PassRecord] = []
+    for each in probe.passes:
+        twin = copy_model(model)
         try:
-            record = record_pass(copy_model(model), each)
+            found.append(record_pass(twin, each))
         except Exception as error:  # a user's forward may raise anything
-            if each is training:
-                continue
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+    if not any(each.training for each in probe.passes):
+        found += _first_in_training(model, probe)
+    records: list[PassRecord] = []
+    for record in found:
         if all((record.steps, record.reads) != (other.steps, other.reads) for other in records):
             records.append(record)
     return records
+
+
+def _first_in_training(model: nn.Module, probe: Probe) -> list[PassRecord]:
+    """Return the record of the first pass of a probe that runs in training mode; empty if none does."""
+    for each in probe.passes:
+        training = copy.copy(each)
+        training.training = True
+        with suppress(Exception):  # a user's forward may raise anything
+            return [record_pass(copy_model(model), training)]
+    return []
 
 
 def trace_model(

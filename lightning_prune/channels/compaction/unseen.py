@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.recorder import PassRecord
-from lightning_prune.core.averages import averaged_modules
+from lightning_prune.core.averages import averaged_modules, frozen_twins, is_apart
 from lightning_prune.core.trained import metric_tensors
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
@@ -29,10 +29,16 @@ class UnseenModules:
         seen = {id(tensor) for name, tensor in held if name in ran} | metric_tensors(model)
         # averages are cut along with what they average
         averages = tuple(f"{name}." for name in averaged_modules(model))
+        self._model = model
         self._unseen = {
             name: unseen
             for name, module in model.named_modules()
             if not f"{name}.".startswith(averages) and (unseen := _unseen_shapes(module, seen))
+        }
+        self._running = {
+            name
+            for name, module in model.named_modules()
+            if any(id(tensor) in seen for tensor in (*module.parameters(), *module.buffers()))
         }
         self._widths = {each.shape[0] for each in model.parameters() if each.ndim > 1}
         self._shapes = {shape for each in passes for _, shapes in each.steps for shape in shapes}
@@ -43,6 +49,9 @@ class UnseenModules:
         A module may if one of its tensors has a dimension of as many elements as a layer of the group has
         channels, or as many as the flattened activations of such a layer; or if one of its matrices has as many
         rows or columns as there are outputs of such a layer and of any other one, side by side.
+
+        A copy of the part that the group lies in, such as a teacher, reads its own layers and not those of the
+        group. Shapes alone do not tell a copy from a second head, so the user has to say so, by excluding it.
         """
         if not self._unseen:
             return None
@@ -50,18 +59,47 @@ class UnseenModules:
         readable = widths.union(*(_flat_sizes(shape, widths) for shape in self._shapes))
         sums = {width + other for width in widths for other in self._widths}
         for name, shapes in self._unseen.items():
-            sizes = {size for shape in shapes for size in shape if size > 1}
-            matrices = {size for shape in shapes if len(shape) > 1 for size in shape[:2]}
-            if sizes & readable or matrices & sums:
-                return (
-                    f"may be read by {name or 'the model itself'}, which the example does not run: give an"
-                    " example that does, among several (example=[...]), or leave it out of the model"
-                )
+            for leaf, shape in shapes.items():
+                if {size for size in shape if size > 1} & readable or (len(shape) > 1 and {*shape[:2]} & sums):
+                    copied = self._copy_around(name, group)
+                    if copied is not None and is_apart(self._model.get_submodule(copied)):
+                        break
+                    return self._reason(name, leaf, copied)
         return None
 
+    def _copy_around(self, name: str, group: UnitGroup) -> str | None:
+        """Return the name of the frozen copy that an unseen module is in, of a part that a group lies in."""
+        masked = {id(part.weight) for part in group.masked}
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1) if name else ():
+            place = ".".join(parts[:length])
+            twins = [] if place in self._running else frozen_twins(self._model, place)
+            if any(masked <= {id(each) for each in twin.parameters()} for twin in twins):
+                return place
+        return None
 
-def _unseen_shapes(module: nn.Module, seen: Container[int]) -> set[torch.Size]:
-    """Return the shapes of a module's own tensors whose ``id`` is not among those that ran.
+    def _reason(self, name: str, leaf: str, copied: str | None) -> str:
+        """Return the reason to keep a group.
+
+        Args:
+            name: Name of the unseen module.
+            leaf: Name of its tensor that the group may meet.
+            copied: Name of the frozen copy that it is in, if it is in one.
+        """
+        if name in self._running:
+            what = f"may meet {f'{name}.{leaf}'.lstrip('.')}, which the example does not use"
+        else:
+            what = f"may be read by {name}, which the example does not run"
+        advice = ["give an example that does, among several (example=[...])", "leave it out of the model"]
+        if copied is not None:
+            advice.insert(
+                1, f"exclude {copied} if it is a copy that reads its own layers only, as a teacher does"
+            )
+        return f"{what}: {', '.join(advice[:-1])}, or {advice[-1]}"
+
+
+def _unseen_shapes(module: nn.Module, seen: Container[int]) -> dict[str, torch.Size]:
+    """Return the shapes, by name, of a module's own tensors whose ``id`` is not among those that ran.
 
     A bias that is left out beside a weight that ran does not count, nor do the rows of an embedding.
     """
@@ -74,7 +112,7 @@ def _unseen_shapes(module: nn.Module, seen: Container[int]) -> set[torch.Size]:
     if "weight" in own and "weight" not in unseen:
         unseen.pop("bias", None)
     skipped = 1 if isinstance(module, nn.Embedding | nn.EmbeddingBag) else 0
-    return {tensor.shape[skipped:] for tensor in unseen.values()}
+    return {name: tensor.shape[skipped:] for name, tensor in unseen.items()}
 
 
 def _flat_sizes(shape: torch.Size, widths: Set[int]) -> set[int]:
