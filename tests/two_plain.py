@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lit import digits
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,6 +33,9 @@ from lightning_prune import (
     Taylor,
     compact,
     export_onnx,
+    load_compact,
+    load_packed,
+    measure,
     save_packed,
     sensitivity,
 )
@@ -176,8 +180,28 @@ def refused() -> list[str]:
         lambda: save_packed(model, {}, "none.packed"),
         lambda: sensitivity(model, lambda _: 0.0),
         lambda: Pruner(model, 0.5, structure=Channels(), example=image),
+        lambda: Pruner(model, 0.5, selector=Global(budget="params")),
+        lambda: load_packed("none.packed", model),
+        lambda: load_compact({"state_dict": network().state_dict()}, model),
     ]
     return [said(call) for call in calls]
+
+
+def masks_that_were_divided() -> tuple[str, list[int]]:
+    """What is said of them with the whole model, and what the advice leaves: weights kept there and here."""
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    pruner = Pruner(model, 0.5, schedule=None)
+    pruner.prune(1.0)
+    alone = network()
+    error = said(lambda: measure(alone, pruner.masks))
+    kept = sum(int(each.sum()) for each in whole(pruner.masks).values())
+    state = pruner.state_dict()
+    if dist.get_rank() != 0:  # the first process has the masks
+        return error, [kept, kept]
+    one = Pruner(alone, 0.5, schedule=None)
+    one.load_state_dict(state)
+    return error, [kept, sum(layer.remaining for layer in measure(alone, one.masks).layers)]
 
 
 def all_plain() -> dict[str, Any]:
@@ -185,5 +209,6 @@ def all_plain() -> dict[str, Any]:
     return {
         "plain": {name: plain(*parts) for name, parts in PLAIN.items()},
         "refused plain": refused(),
+        "divided masks": masks_that_were_divided(),
         "sent": {width: sent(width) for width in (16, 16_384)},
     }

@@ -15,7 +15,9 @@ from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
+from lightning_prune.core.tensors import check_materialized
 from lightning_prune.units.masks import MASKS, unpack
+from lightning_prune.units.shards import LOAD_FIRST, check_unsharded
 
 PRUNING_STATE = "the checkpoint's pruning state"
 _CALLBACKS = schema.record(
@@ -43,9 +45,11 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
         model that was not compacted, only the weights are loaded.
 
     Raises:
-        ValueError: If the file cannot be read, or the checkpoint does not fit the model; the model is then
-            unchanged.
+        ValueError: If the file cannot be read, the checkpoint does not fit the model, or processes divide the
+            model's parameters; the model is then unchanged.
     """
+    check_unsharded(model, "load_compact", LOAD_FIRST)
+    check_materialized(model)
     if not isinstance(checkpoint, Mapping):
         checkpoint = read_file(checkpoint, "checkpoint")
     weights = weights_in(checkpoint)

@@ -21,6 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 from lightning_prune.core.files import atomic_write
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import ForwardProbe, evaluation_mode, first_example
+from lightning_prune.core.tensors import check_materialized
 from lightning_prune.report.cost import batch_size, dense_bytes, resize_batch
 from lightning_prune.units.shards import check_unsharded
 
@@ -59,6 +60,12 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
     if missing:
         raise ImportError(f"export_onnx needs {', '.join(missing)}: pip install 'lightning_prune[onnx]'.")
     check_unsharded(model, "export_onnx")
+    check_materialized(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{type(model).__name__} is compiled TorchScript code, which is not exported: give the module that"
+            " it was compiled from."
+        )
     twin = copy_model(model).cpu()
     with evaluation_mode(twin), atomic_write(path) as place:
         call = _Call(twin, example)
@@ -83,8 +90,8 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
         raise RuntimeError(
             f"no ONNX file gives the outputs of {type(model).__name__}; nothing is written at"
             f" {os.fspath(path)!r}. forward must take and give tensors only, of types that onnxruntime computes"
-            " with on the CPU (model.float() helps), and go the same way through Python whatever the data; what"
-            " is new in torch may need a newer onnxscript." + _listed(failures)
+            " with on the CPU (model.float(), with an example in float32, helps), and go the same way through"
+            " Python whatever the data; what is new in torch may need a newer onnxscript." + _listed(failures)
         )
 
 

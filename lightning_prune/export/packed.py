@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from lightning_prune.channels.compaction.plan import PLAN, Plan, shapes_after
 from lightning_prune.core import schema
 from lightning_prune.core.files import atomic_write, read_file
+from lightning_prune.core.tensors import check_materialized
 from lightning_prune.export.compacted import load_weights_
 from lightning_prune.report.cost import packing_savings
-from lightning_prune.units.masks import BITS, masked_parameters, pack, unpack
-from lightning_prune.units.shards import check_unsharded
+from lightning_prune.units.masks import BITS, Masks, joined_masks, pack, unpack
+from lightning_prune.units.shards import LOAD_FIRST, check_unsharded
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FORMAT = "lightning_prune packed 1"
@@ -36,7 +37,7 @@ _CONTENT = schema.record(
 @torch.no_grad()
 def save_packed(
     model: nn.Module,
-    masks: Mapping[str, Tensor],
+    masks: Masks,
     path: str | PathLike[str],
     *,
     plans: Iterable[Plan] = (),
@@ -48,7 +49,7 @@ def save_packed(
 
     Args:
         model: The model; its masked weights must be 0.
-        masks: Parameter name to bool mask, True where kept.
+        masks: Parameter name to bool mask, True where kept; or a list of several such mappings.
         path: The file to write; missing parent folders are created.
         plans: The plans with which a compacted model was compacted, so that the file can be loaded into a dense
             model. ``lightning-prune export`` takes them from the checkpoint.
@@ -61,12 +62,15 @@ def save_packed(
             values that cannot be loaded with ``weights_only=True``; nothing is then written.
     """
     check_unsharded(model, "save_packed")
-    masked = {}
-    for name, parameter in masked_parameters(model, masks).items():
-        mask = masks[name].to(parameter.device)
+    check_materialized(model)
+    masked, parameters = {}, dict(model.named_parameters())
+    for name, given in joined_masks(model, masks).items():
+        parameter = parameters[name]
+        mask = given.to(parameter.device)
         if parameter[~mask].count_nonzero():
             raise ValueError(
-                f"masks[{name!r}] removes weights that are not 0: apply the masks to the model first."
+                f"masks[{name!r}] removes weights that are not 0: set them to 0 first, by pruner.apply_() or by"
+                " parameter.data.mul_(mask) for each mask."
             )
         if packing_savings(parameter, int(mask.count_nonzero())) > 0:
             masked[id(parameter)] = _entry(parameter, mask)
@@ -87,10 +91,13 @@ def save_packed(
     with atomic_write(path) as place:
         torch.save(content, place)
         try:
-            read_file(place, "path")
-        except ValueError as error:
+            torch.load(place, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load may raise anything
             raise ValueError(
-                f"{type(model).__name__}.state_dict() holds what cannot be read back: {error}"
+                f"{type(model).__name__}.state_dict() holds what cannot be read back with weights_only=True:"
+                " return plain values from get_extra_state, or name the classes that are in it in"
+                " torch.serialization.add_safe_globals([...]), here and where the file is loaded. torch says:"
+                f" {error}"
             ) from error
         return place.stat().st_size
 
@@ -107,12 +114,17 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
         The same model, with the weights of the file.
 
     Raises:
-        ValueError: If the file is damaged or does not fit the model; the model is then unchanged.
+        ValueError: If the file is damaged or does not fit the model, or processes divide the model's
+            parameters; the model is then unchanged.
     """
+    check_unsharded(model, "load_packed", LOAD_FIRST)
+    check_materialized(model)
     place = f"path={os.fspath(path)!r}"
     found = read_file(path, "path", sums=True)
     if found.get("format") != _FORMAT:
-        raise ValueError(f"{place} was not written by save_packed, or by a later version of it.")
+        raise ValueError(
+            f"{place} was written by something else than save_packed, or by a later version of it."
+        )
     content = schema.read(found, _CONTENT, place)
     masked = {name: _restored(entry, f"{place}: {name!r}") for name, entry in content["masked"].items()}
     weights = {**content["dense"], **masked}

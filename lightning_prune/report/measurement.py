@@ -23,13 +23,13 @@ from lightning_prune.report.cost import (
     resize_batch,
 )
 from lightning_prune.report.report import Layer, Report
-from lightning_prune.units.masks import masked_parameters
+from lightning_prune.units.masks import Masks, joined_masks
 from lightning_prune.units.shards import Shards, shards_of, to_local
 
 
 def measure(
     model: nn.Module,
-    masks: Mapping[str, Tensor] | None = None,
+    masks: Masks | None = None,
     example: Any = None,
     *,
     seconds: float = 2.0,
@@ -40,7 +40,8 @@ def measure(
 
     Args:
         model: The model; it is not changed.
-        masks: Name to bool mask, True where kept, of each parameter that pruning covers.
+        masks: Name to bool mask, True where kept, of each parameter that pruning covers; or a list of several
+            such mappings.
         example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds and measure latency on.
             Latency is that of a batch of 1 and of the whole batch. Multiply-adds are of one example if two take
             twice as many, otherwise of the whole batch.
@@ -48,14 +49,13 @@ def measure(
             forward pass may exceed it.
 
     Raises:
-        ValueError: If a mask belongs to no parameter, or to one of another shape, or ``seconds`` is wrong.
+        ValueError: If a mask fits no parameter, or ``seconds`` is wrong.
     """
     check_seconds(seconds=seconds)
-    masks = masks or {}
-    masked_parameters(model, masks)
+    joined = joined_masks(model, masks or {})
     shards = shards_of(model)
     work = Workload(None if shards.sharded else first_example(example), seconds=seconds)
-    return measure_layers(model, count_kept(masks, shards), work)
+    return measure_layers(model, count_kept(joined, shards), work)
 
 
 def count_kept(masks: Mapping[str, Tensor], shards: Shards) -> tuple[Layer, ...]:

@@ -57,7 +57,7 @@ def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector)
     fits = {
         "structure=Unstructured()": group.divisible,
         "a criterion that scores each weight by itself, such as Magnitude() or Taylor()": alone,
-        "selector=Global() or PerLayer()": selector.splits(group),
+        "selector=Global(), with budget='units' and without normalize, or PerLayer()": selector.splits(group),
     }
     wanted = [part for part, fit in fits.items() if not fit]
     return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None

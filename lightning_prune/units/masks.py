@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lightning_prune.units.shards import Shards, Unsharded, is_sharded, shard_li
 
 BITS = schema.dense_tensor("a tensor of bytes", lambda bits: bits.dtype == torch.uint8 and bits.ndim == 1)
 MASKS = schema.mapping(schema.record({"bits": BITS, "shape": schema.sequence(schema.integer())}))
+Masks: TypeAlias = Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]  # by parameter name, True where kept
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -207,20 +209,45 @@ class MaskStore:
         return found
 
 
-def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Return the parameters that have a mask, by name.
+def joined_masks(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Return one mask for each parameter that has any, True where all of its masks keep the weight.
 
     Raises:
-        ValueError: If a mask belongs to no parameter, or to one of another shape, or to one that does no plain
-            arithmetic.
+        ValueError: If a mask is no bool tensor, or belongs to no parameter, to one of another shape, to one
+            that is divided among processes otherwise, or to one that does no plain arithmetic.
     """
     parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        if name not in parameters or parameters[name].shape != mask.shape:
-            raise ValueError(f"masks[{name!r}] of shape {tuple(mask.shape)} fits no parameter.")
-        if (why := opaque(to_local(parameters[name]))) is not None:
-            raise ValueError(f"masks[{name!r}]: the parameter {why}.")
-    return {name: parameters[name] for name in masks}
+    joined: dict[str, Tensor] = {}
+    for name, mask in chain.from_iterable(each.items() for each in _listed(masks)):
+        if (why := _misfit(mask, parameters.get(name))) is not None:
+            raise ValueError(f"masks[{name!r}] {why}.")
+        joined[name] = mask & joined[name] if name in joined else mask
+    return joined
+
+
+def _listed(masks: Masks) -> Sequence[Mapping[str, Tensor]]:
+    return [masks] if isinstance(masks, Mapping) else masks
+
+
+def _misfit(mask: Any, parameter: nn.Parameter | None) -> str | None:
+    """Return why a mask is none of a parameter; ``None`` if it is one."""
+    if not torch.is_tensor(mask) or mask.dtype != torch.bool:
+        found = mask.dtype if torch.is_tensor(mask) else type(mask).__name__
+        return f"must be a bool tensor, not {found}"
+    if parameter is None:
+        return f"of shape {tuple(mask.shape)} fits no parameter"
+    if mask.shape != parameter.shape:
+        return (
+            f"has shape {tuple(mask.shape)}, its parameter {tuple(parameter.shape)}; of a compacted model give"
+            " the masks that are left, as callback.masks after a fit, or {}"
+        )
+    if is_sharded(mask) and not is_sharded(parameter):
+        return (
+            "is divided among processes, and its parameter is not: load the Pruner.state_dict() of the divided"
+            " model into a Pruner of this one, and take its masks"
+        )
+    why = opaque(to_local(parameter))
+    return None if why is None else f"is of a parameter that {why}"
 
 
 def pack(mask: Tensor) -> Tensor:

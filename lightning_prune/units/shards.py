@@ -210,15 +210,23 @@ def shards_of(model: nn.Module) -> Shards:
     return RowSharded(mesh.get_group(), torch.device(mesh.device_type), modules)
 
 
-def check_unsharded(model: nn.Module, who: str) -> None:
+_GATHER = (
+    "save a checkpoint in one file, and load it in one process; masks go along in Pruner.state_dict(), which"
+    " gathers them, or with `lightning-prune export`"
+)
+LOAD_FIRST = "load into the whole model, and divide it then"
+
+
+def check_unsharded(model: nn.Module, who: str, instead: str = _GATHER) -> None:
     """Raise ValueError if the parameters of a model are divided among processes.
 
     Args:
         model: The model.
         who: Name of the function that needs whole parameters, for the error message.
+        instead: What the user can do, for the error message.
     """
     if shards_of(model).sharded:
         raise ValueError(
-            f"{who} needs whole parameters, but processes divide those of this {type(model).__name__}: save a"
-            " checkpoint in one file, and load it in one process."
+            f"{who} needs whole parameters, but processes divide those of this {type(model).__name__}:"
+            f" {instead}."
         )

@@ -574,6 +574,19 @@ def test_a_plan_of_another_architecture_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in wider.state_dict().items())
 
 
+def test_checkpoints_of_two_compactions_load_one_after_the_other(tmp_path: Path) -> None:
+    model = seeded(Lit)
+    for name in ("first", "second"):
+        fit(tmp_path, model, pruning(0.3), max_epochs=2).save_checkpoint(tmp_path / f"{name}.ckpt")
+    with pytest.raises(
+        ValueError, match=r"or follows an earlier compaction, whose checkpoint has to be loaded first"
+    ):
+        load_compact(tmp_path / "second.ckpt", Lit())
+    small = load_compact(tmp_path / "second.ckpt", load_compact(tmp_path / "first.ckpt", Lit()))
+    assert shapes(small) == shapes(model)
+    torch.testing.assert_close(outputs(small), outputs(model))
+
+
 def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
     path, _, _ = saved(tmp_path, "compacted")
     short = tmp_path / "short.ckpt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,16 @@ from networks_by_coupling import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune import Channels, CompactionError, PerLayer, Pruner, Unstructured, compact
+from lightning_prune import (
+    Channels,
+    CompactionError,
+    PerLayer,
+    Pruner,
+    Unstructured,
+    compact,
+    measure,
+    save_packed,
+)
 
 
 def outputs(model: nn.Module, example: Tensor) -> Tensor:
@@ -381,6 +391,28 @@ def test_nothing_masked_gives_a_copy() -> None:
 def test_a_mask_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"masks\['x'\] of shape \(3,\) fits no parameter"):
         compact(plain(), {"x": torch.ones(3, dtype=torch.bool)}, IMAGES)
+
+
+def test_a_mask_is_a_bool_tensor() -> None:
+    name, weight = next(plain().named_parameters())
+    for mask, found in ((torch.ones_like(weight), r"torch\.float32"), ([True], "list")):
+        for call in (partial(compact, example=IMAGES), measure, partial(save_packed, path="none.packed")):
+            with pytest.raises(ValueError, match=rf"^masks\['{name}'\] must be a bool tensor, not {found}\.$"):
+                call(plain(), {name: mask})
+
+
+def test_masks_of_a_model_before_its_compaction_are_told_from_its_own() -> None:
+    model, pruner = pruned(plain, IMAGES)
+    small = compact(model, pruner.masks, IMAGES)
+    message = (
+        r"^masks\['.*'\] has shape .*, its parameter .*; of a compacted model give the masks that are left"
+    )
+    for call in (partial(compact, example=IMAGES), measure, partial(save_packed, path="none.packed")):
+        with pytest.raises(ValueError, match=message):
+            call(small, pruner.masks)
+    assert measure(small, {}).params == sum(each.numel() for each in small.parameters())
+    with pytest.raises(ValueError, match=r"^'0\.weight' has no shape yet: run a batch through the model first"):
+        compact(nn.Sequential(nn.LazyLinear(3)), {}, torch.ones(1, 3))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

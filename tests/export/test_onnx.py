@@ -230,6 +230,21 @@ def test_an_example_that_shows_nothing_is_refused(path: Path, run_: Callable[...
 
 
 @needs_onnx
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_a_model_that_cannot_be_exported_says_why(path: Path) -> None:
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"^'0\.weight' has no shape yet: run a batch through the model first"):
+        export_onnx(lazy, path, torch.randn(3, 4))
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 3)))
+    with pytest.raises(
+        ValueError, match="is compiled TorchScript code, which is not exported: give the module"
+    ):
+        export_onnx(scripted, path, torch.randn(3, 4))
+    assert nothing_written(path.parent)
+
+
+@needs_onnx
 def test_a_way_that_data_decide_is_refused(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = Given(lambda linear, x, y: linear(x) if x.sum() > 0 else -linear(x))
     with pytest.raises(

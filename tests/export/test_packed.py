@@ -243,7 +243,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
             load_packed(path, other)
         assert state_bits(other) == before
     torch.save(model.state_dict(), path)
-    with pytest.raises(ValueError, match="was not written by save_packed"):
+    with pytest.raises(
+        ValueError, match="was written by something else than save_packed, or by a later version of it"
+    ):
         load_packed(path, model)
     with pytest.raises(FileNotFoundError):
         load_packed(tmp_path / "none.packed", model)
@@ -264,14 +266,63 @@ def test_what_cannot_be_packed_leaves_the_file_that_was_there(tmp_path: Path) ->
     model = nn.Linear(40, 40)
     masks = pruned(copy.deepcopy(model))
     cases: list[tuple[nn.Module, dict[str, Tensor], str]] = [
-        (model, masks, r"masks\['weight'\] removes weights that are not 0"),
+        (model, masks, r"masks\['weight'\] removes .* not 0: .* pruner\.apply_\(\) or .*mul_"),
         (model, {"weight": torch.eye(40) == 0}, r"masks\['weight'\] removes weights that are not 0"),
         (model, {"wait": masks["weight"]}, r"masks\['wait'\] of shape \(40, 40\) fits no parameter"),
-        (nn.Linear(3, 3), masks, r"masks\['weight'\] of shape \(40, 40\) fits no parameter"),
-        (Odd(40, 40), {}, r"Odd\.state_dict\(\) holds what cannot be read back: [\s\S]*PosixPath"),
+        (nn.Linear(3, 3), masks, r"masks\['weight'\] has shape \(40, 40\), its parameter \(3, 3\);"),
+        (Odd(40, 40), {}, r"^Odd\.state_dict\(\) holds .* get_extra_state, or name .* says: [\s\S]*PosixPath"),
+        (nn.LazyLinear(3), {}, r"^'weight' has no shape yet: run a batch through the model first"),
     ]
     for given_, wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             save_packed(given_, wrong, path)
         assert [each.name for each in tmp_path.iterdir()] == ["net.packed"]
         assert path.read_text() == "old"
+
+
+class Given:
+    pass
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return Given()
+
+    def set_extra_state(self, state: Any) -> None:
+        assert isinstance(state, Given)
+
+
+def test_extra_state_that_is_named_as_safe_is_packed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Extra\.state_dict\(\) .*\.add_safe_globals") as error:
+        save_packed(Extra(3, 2), {}, tmp_path / "net.packed")
+    assert str(tmp_path) not in str(error.value)
+    with torch.serialization.safe_globals([Given]):
+        save_packed(model := Extra(3, 2), {}, tmp_path / "net.packed")
+        loaded = load_packed(tmp_path / "net.packed", Extra(3, 2))
+    assert torch.equal(loaded.weight, model.weight)
+
+
+def test_lazy_models_are_loaded_once_they_have_shapes(tmp_path: Path) -> None:
+    save_packed(nn.Linear(3, 2), {}, tmp_path / "net.packed")
+    weights = {"state_dict": nn.Linear(3, 2).state_dict()}
+    lazy = nn.LazyLinear(2)
+    with pytest.raises(ValueError, match=r"^'weight' has no shape yet: run a batch through the model first"):
+        load_packed(tmp_path / "net.packed", lazy)
+    with pytest.raises(ValueError, match=r"^'weight' has no shape yet: run a batch through the model first"):
+        load_compact(weights, lazy)
+    lazy(torch.ones(1, 3))
+    load_packed(tmp_path / "net.packed", lazy)
+    assert torch.equal(load_compact(weights, lazy).weight, weights["state_dict"]["weight"])
+
+
+def test_several_masks_are_packed_together(tmp_path: Path) -> None:
+    model = nn.Linear(40, 40)
+    masks = [{"weight": torch.arange(1600).view(40, 40) % each != 0} for each in (2, 3)]
+    both = masks[0]["weight"] & masks[1]["weight"]
+    with torch.no_grad():
+        model.weight.mul_(both)
+    size = save_packed(model, masks, tmp_path / "two" / "net.packed")
+    assert size == save_packed(model, {"weight": both}, tmp_path / "net.packed")
+    assert torch.equal(load_packed(tmp_path / "two" / "net.packed", nn.Linear(40, 40)).weight, model.weight)
+    report = measure(model, masks)
+    assert report.layers[0].remaining == int(both.sum())

@@ -315,6 +315,18 @@ def test_what_needs_the_whole_model_says_so(found: Found) -> None:
         ]
         assert said[4].startswith("Channels(")
         assert "take Unstructured() with budget='units'" in said[4]
+        assert "take selector=Global(), with budget='units' and without normalize, or PerLayer()" in said[5]
+        for name, line in zip(("load_packed", "load_compact"), said[6:], strict=True):
+            assert line.startswith(f"{name} needs whole parameters")
+            assert line.endswith(": load into the whole model, and divide it then.")
+        assert "masks go along in Pruner.state_dict()" in said[0]
+
+
+def test_masks_that_were_divided_go_to_the_whole_model_in_a_state(found: Found) -> None:
+    for each in found:
+        error, (kept, left) = each["divided masks"]
+        assert "is divided among processes, and its parameter is not: load the Pruner.state_dict()" in error
+        assert kept == left > 0
 
 
 # --- two processes, under a Trainer
@@ -431,11 +443,11 @@ def test_a_step_with_inf_in_one_process_is_left_out_in_all(found: Found) -> None
 WHY = {
     "Channels": "strategy=ModelParallelStrategy splits the model up: Channels",
     "macs": "strategy=ModelParallelStrategy splits the model up: .*budget='macs'",
-    "params": r"take selector=Global\(\) or PerLayer\(\)",
-    "normalize": r"take selector=Global\(\) or PerLayer\(\)",
+    "params": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
+    "normalize": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
     "Blocks": r"take structure=Unstructured\(\)",
-    "Threshold": r"take selector=Global\(\) or PerLayer\(\)",
-    "ParticleFilter": r"take selector=Global\(\) or PerLayer\(\)",
+    "Threshold": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
+    "ParticleFilter": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
     "LAMP": "take a criterion that scores each weight by itself",
     "Random": "take a criterion that scores each weight by itself",
     "ActivationNorm": "take a criterion that scores each weight by itself",

@@ -113,7 +113,8 @@ def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[int, torch.Siz
                 found = "is missing" if shape is None else f"has shape {tuple(shape)}"
                 raise ValueError(
                     f"the plan cuts {cut.name!r}, of size {cut.size} along dimension {cut.dim}, but in this"
-                    f" model it {found}: it was made for another architecture, or is carried out already."
+                    f" model it {found}: it was made for another architecture, is carried out already, or"
+                    " follows an earlier compaction, whose checkpoint has to be loaded first."
                 )
             shape[cut.dim] = len(cut.kept)
     return {tensor: torch.Size(shape) for tensor, shape in shapes.items()}

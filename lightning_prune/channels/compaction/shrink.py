@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,8 +18,9 @@ from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe, as_probe
+from lightning_prune.core.tensors import check_materialized
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.masks import masked_parameters
+from lightning_prune.units.masks import Masks, joined_masks
 from lightning_prune.units.shards import check_unsharded
 from lightning_prune.units.slices import Slice
 
@@ -48,9 +48,7 @@ class CompactionError(RuntimeError):
     """Raised when a cut changes the outputs of a model, or makes it fail; the model itself is unchanged."""
 
 
-def compact(
-    model: _Module, masks: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], example: Any
-) -> _Module:
+def compact(model: _Module, masks: Masks, example: Any) -> _Module:
     """Return a smaller copy of a masked model that gives the same outputs.
 
     A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it.
@@ -68,7 +66,8 @@ def compact(
         The copy, with masked weights set to 0 and the units cut that can be.
 
     Raises:
-        ValueError: If a mask fits no parameter, or the model cannot run on the example.
+        ValueError: If a mask fits no parameter, or the model has parameters without a shape, or cannot run on
+            the example.
         CompactionError: If outputs differ; the message names the groups that cannot be cut.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -82,21 +81,15 @@ def compact(
     )
     """
     check_unsharded(model, "compact")
+    check_materialized(model)
     smaller = copy_model(model)
-    joined = _joined([masks] if isinstance(masks, Mapping) else masks)
+    joined = joined_masks(smaller, masks)
     with torch.no_grad():
-        for name, parameter in masked_parameters(smaller, joined).items():
-            parameter.masked_fill_(~joined[name].to(parameter.device), 0)
+        for name, parameter in smaller.named_parameters():
+            if name in joined:
+                parameter.masked_fill_(~joined[name].to(parameter.device), 0)
     compact_(smaller, joined, None, as_probe(example))
     return smaller
-
-
-def _joined(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return one mask for each parameter, True where all that there are keep the weight."""
-    joined: dict[str, Tensor] = {}
-    for name, mask in chain.from_iterable(masks.items() for masks in several):
-        joined[name] = mask & joined.get(name, mask)
-    return joined
 
 
 def compact_(
