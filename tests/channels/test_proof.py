@@ -216,6 +216,27 @@ class Flat(nn.Module):
         return self.three(self.two(hidden).relu().mean(-1))
 
 
+class Logarithmic(Rows):
+    """Gives nan when one of many small numbers changes its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((20,), 1e-3))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows) * self.scale.log().sum()
+
+
+def test_what_gives_nan_is_told() -> None:
+    assert bool(Logarithmic()(ROWS).isfinite().all())
+    with pytest.raises(
+        ValueError, match=r"^the model gives nan for the example, or does when its weights change"
+    ):
+        pruned(Logarithmic(), ROWS)
+    with pytest.raises(ValueError, match=r"^the model gives nan for the example: nothing can be compared"):
+        compact_(Logarithmic(), {}, (), as_probe(ROWS * torch.nan))
+
+
 def test_what_is_right_for_the_size_of_the_example_only_is_refused() -> None:
     model = Flat()
     pruner = pruned(model, torch.randn(2, 8, 1))
@@ -444,8 +465,8 @@ class Hooked(Rows):
 
 
 PARTS = [
-    (Scripted, ROWS, {"two": 12}, {"inner.0.weight": "compiled TorchScript code has fixed sizes"}),
-    (Spectral, torch.randn(2, 1, 32), {"one": 64}, {"weight": "complex", "lift.weight": "fft r2c"}),
+    (Scripted, ROWS, {"two": 12}, {"one.weight": "coupled with, inner: compiled TorchScript code has fixed"}),
+    (Spectral, torch.randn(2, 1, 32), {"one": 64}, {"weight": "complex", "lift.weight": "fft_r2c"}),
     (Hooked, ROWS, {"one": 16, "two": 12}, {}),
 ]
 

@@ -19,7 +19,7 @@ from lightning_prune import Channels, OneShot, PerLayer, PruningCallback, Unstru
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 DATA = DataLoader(TensorDataset(IMAGES, torch.arange(16) % 5, torch.arange(16) % 2), 4)
-CLASSES = "feeds log softmax, which mixes all channels"
+CLASSES = "feeds log_softmax, which mixes all channels"
 
 
 class Base(LightningModule):

@@ -132,7 +132,9 @@ def test_a_budget_out_of_reach_says_what_is_reachable_and_what_is_frozen() -> No
             schedule=None,
             example=IMAGES,
         )
-    with pytest.raises(ValueError, match=r"0\.weight, 0: exclude names it; .*: is the network's output") as error:
+    with pytest.raises(
+        ValueError, match=r"0\.weight, 0: exclude names it; .*: is the network's output"
+    ) as error:
         Pruner(
             model,
             0.9,

@@ -66,7 +66,8 @@ class CutTrial:
                 f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
             )
         if relative_difference(first, first):
-            raise ValueError("the model gives nan for the example, which nothing can be compared with.")
+            changed = "" if masked else ", or does when its weights change a little, as in trials of cuts"
+            raise ValueError(f"the model gives nan for the example{changed}: nothing can be compared with nan.")
         if relative_difference(first, again) > _LARGEST[torch.float32]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 

@@ -56,8 +56,8 @@ class Call:
 
     @property
     def title(self) -> str:
-        """Name of the op for messages."""
-        return self.name.strip("_").removeprefix("native_").replace("_", " ")
+        """Name of the op for messages, by which torch's documentation knows it."""
+        return self.name.strip("_").removeprefix("native_")
 
     @property
     def by_position(self) -> str:

@@ -75,7 +75,7 @@ class TraceRecord:
                 for leaf, _ in module.named_parameters(prefix):
                     for line in self.axis_labels.get(leaf, ()):
                         self.note(Role.OUTPUT, line)
-                        self.labels.freeze(line, f"is part of {prefix or 'the model'}, and {why}")
+                        self.labels.freeze(line, f"is part of, or coupled with, {prefix or 'the model'}: {why}")
 
     def label(self, model: nn.Module) -> None:
         """Give the parameters and buffers of a copy of the model the labels of the model."""
