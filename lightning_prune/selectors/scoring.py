@@ -134,10 +134,7 @@ class Scoring:
 
     def nothing_seen(self, needs: Needs) -> RuntimeError:
         """Return the error to raise at an event before the first observation."""
-        return RuntimeError(
-            f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing} before the first"
-            " pruning step."
-        )
+        return RuntimeError(f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing}.")
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

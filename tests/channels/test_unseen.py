@@ -149,6 +149,24 @@ class Locked(nn.Module):
         return self.two(self.one(rows).relu())
 
 
+class Shared:
+    """Takes the advice in the error: a copy of it is the same object."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
+
+
+class Wrapped(Locked):
+    """Takes the advice in the error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = Shared()
+
+
 class LeftOut(Locked):
     """Takes the advice in the error."""
 
@@ -161,11 +179,13 @@ class LeftOut(Locked):
 
 
 def test_what_cannot_be_copied_is_told_with_advice_that_works() -> None:
-    advice = r"a __getstate__ that leaves it out, and a __setstate__ that makes it anew\.$"
+    advice = (
+        r"its own class a __deepcopy__, .* __getstate__ that leaves it out, and a __setstate__ that makes it"
+    )
     with pytest.raises(ValueError, match=rf"^Locked cannot be copied .*{advice}"):
         pruned(Locked(), ROWS)
-    model = LeftOut()
-    assert compact(model, pruned(model, ROWS).masks, ROWS).one.out_features == 4
+    for model in (LeftOut(), Wrapped()):
+        assert compact(model, pruned(model, ROWS).masks, ROWS).one.out_features == 4
 
 
 class Fickle(nn.Module):
