@@ -247,7 +247,7 @@ def _misfit(mask: Any, parameter: nn.Parameter | None) -> str | None:
             " model into a Pruner of this one, and take its masks"
         )
     why = opaque(to_local(parameter))
-    return None if why is None else f"is of a parameter that {why}"
+    return None if why is None else f"belongs to a parameter that {why}"
 
 
 def pack(mask: Tensor) -> Tensor:

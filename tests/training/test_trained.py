@@ -410,5 +410,5 @@ def test_masks_of_such_a_weight_are_refused_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
     masks = {"0.weight": torch.rand(6, 8) > 0.5}
     quantized(model[0])
-    with pytest.raises(ValueError, match=r"masks\['0.weight'\]: the parameter is a Quantized"):
+    with pytest.raises(ValueError, match=r"masks\['0.weight'\] belongs to a parameter that is a Quantized"):
         save_packed(model, masks, tmp_path / "out.packed")
