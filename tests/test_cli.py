@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,18 @@ from lit import Lit, digits, fit, seeded
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import Channels, PruningCallback, Report, Steps, Taylor, Unstructured, load_packed
+from lightning_prune import (
+    Channels,
+    PruningCallback,
+    Report,
+    Steps,
+    Taylor,
+    Unstructured,
+    load_compact,
+    load_packed,
+)
 from lightning_prune.cli import cli_of
+from lightning_prune.export.compacted import masks_in
 
 IMAGES = next(iter(digits()))[0]
 PARTS: dict[str, dict[str, Any]] = {
@@ -184,3 +195,25 @@ def test_export_packs_no_dense_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no masks: there is nothing to pack"):
         cli("export", "--ckpt_path", str(tmp_path / "net.ckpt"), "--path", str(tmp_path / "net.packed"))
     assert not (tmp_path / "net.packed").exists()
+
+
+class Validated(Data):
+    """With validation data, too."""
+
+    val_dataloader = Data.train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:Reconstruct. .* rows of calibration data:UserWarning")
+def test_oneshot_prunes_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense, path = tmp_path / "dense.ckpt", tmp_path / "pruned.ckpt"
+    model = seeded(Net)
+    fit(tmp_path, model, max_epochs=3).save_checkpoint(dense)
+    cli("oneshot", "--ckpt_path", str(dense), "--path", str(path), "--batches", "16", data=Validated)
+    shown = capsys.readouterr().out
+    assert "sparsity 50.00%" in shown
+    assert re.search(r"acc: dense [01].*, pruned [01]", shown)
+    assert f"{path}: written" in shown
+    again = load_compact(path, Net())
+    for name, mask in masks_in(torch.load(path, weights_only=True)).items():
+        assert not again.get_parameter(name)[~mask].any()
+        assert not torch.equal(again.get_parameter(name)[mask], model.get_parameter(name)[mask])
