@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from importlib import import_module
@@ -198,6 +199,45 @@ assert any("pytorch_lightning cannot be used" in str(each.message) for each in c
 def test_a_package_that_does_not_work_is_left_out_and_that_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / "pytorch_lightning.py").write_text(content)
     run_alone(tmp_path, BROKEN.format(folder=tmp_path))
+
+
+SHORT_NAMES = """
+import lightning_prune, torch
+from {package} import LightningModule
+from {package}.cli import LightningCLI
+class Mine(LightningModule):
+    pass
+def named(name, *arguments):
+    quiet = "--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=true"
+    args = [*quiet, "--trainer.callbacks+=" + name, *arguments]
+    return {{type(each) for each in LightningCLI(Mine, run=False, args=args).trainer.callbacks}}
+from {package} import callbacks
+monitor = "--trainer.callbacks.monitor=loss"
+assert callbacks.ModelCheckpoint in named("ModelCheckpoint")
+assert callbacks.EarlyStopping in named("EarlyStopping", monitor)
+assert lightning_prune.PrunedCheckpoint in named("PrunedCheckpoint")
+assert lightning_prune.PrunedEarlyStopping in named("PrunedEarlyStopping", monitor)
+assert lightning_prune.PruningCallback in named("PruningCallback", "--trainer.callbacks.target=0.5")
+"""
+
+
+@both
+def test_a_plain_command_line_still_takes_callbacks_by_their_short_names(tmp_path: Path, package: str) -> None:
+    run_alone(tmp_path, SHORT_NAMES.format(package=package))
+
+
+@both
+def test_monitors_are_lightnings_own_and_keep_their_names(package: str) -> None:
+    callbacks = import_module(f"{package}.callbacks")
+    keep, stop = PrunedCheckpoint(monitor="loss"), PrunedEarlyStopping("loss")
+    assert isinstance(keep, callbacks.ModelCheckpoint)
+    assert isinstance(stop, callbacks.EarlyStopping)
+    assert isinstance(PruningCallback(0.5), callbacks.Callback)
+    for each, name in ((keep, "PrunedCheckpoint"), (stop, "PrunedEarlyStopping")):
+        again = pickle.loads(pickle.dumps(each))
+        assert type(again) is type(each)
+        assert again.state_key == each.state_key
+        assert each.state_key.startswith(f"{name}{{'monitor': 'loss'")
 
 
 LOGGERS = """

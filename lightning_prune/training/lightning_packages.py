@@ -101,7 +101,9 @@ class _Initialised:
 
 def _of_all(name: str) -> type:
     first, *others = classes("callbacks", name)
-    return type(name, (first, _Initialised, *others), {"__doc__": f"{name} of all installed packages."})
+    # LightningCLI takes each subclass of a callback by its short name, unless it is private: with the name of
+    # Lightning's own class, neither could be named any more
+    return type(f"_{name}", (first, _Initialised, *others), {"__doc__": f"{name} of all installed packages."})
 
 
 _OWNERS = classes("core", "LightningModule") + classes("core", "LightningDataModule")
