@@ -166,7 +166,7 @@ class Steps(Schedule):
     @property
     def moments(self) -> tuple[Moment, ...]:
         """The given moments."""
-        return tuple(Moment.parse(moment, "shares") for moment in self.shares)
+        return tuple(Moment.parse(moment, "shares", key=True) for moment in self.shares)
 
     def fraction(self, position: float, anchors: Sequence[float]) -> float:
         """Return the share of the latest moment at or before ``position``."""

@@ -36,7 +36,7 @@ class Moment:
     text: str
 
     @classmethod
-    def parse(cls, moment: str | float, argument: str) -> Moment:
+    def parse(cls, moment: str | float, argument: str, *, key: bool = False) -> Moment:
         """Return the moment that a user's text or number stands for.
 
         >>> Moment.parse("12.5%", "start").value
@@ -51,11 +51,12 @@ class Moment:
         Args:
             moment: A text such as "30%", "5ep" or "200st", or a number as a share of the fit.
             argument: Name of the argument that it was given for, for error messages.
+            key: Whether the argument is a mapping, and the moment one of its keys.
 
         Raises:
             ValueError: If it is no moment, a share beyond 100 %, or a fraction of an optimizer step.
         """
-        text = f"{argument}={moment!r}"
+        text = f"moment {moment!r} in {argument}" if key else f"{argument}={moment!r}"
         match = _PATTERN.fullmatch(moment) if isinstance(moment, str) else None
         if match is not None:
             value, unit = Fraction(match[1]), TimeUnit(match[2])
@@ -170,10 +171,7 @@ class Grid:
             return moment.value * (self._steps_per_epoch(moment) if self.unit is TimeUnit.STEP else 1)
         whole = self.horizon.epochs if self.unit is TimeUnit.EPOCH else self.horizon.length
         if whole is None:
-            raise ValueError(
-                f"{moment.text} needs to know how long the fit is: set a finite max_epochs with data that have"
-                ' a length and accumulation that does not change, or max_steps; or count in "ep" or "st".'
-            )
+            raise ValueError(f"{moment.text} needs to know how long the fit is: {self._to_know_the_length()}.")
         return moment.value * whole
 
     def _on_epoch_starts(self, moment: Moment) -> bool:
@@ -185,9 +183,25 @@ class Grid:
         if self.horizon.steps_per_epoch is None:
             raise ValueError(
                 f"{moment.text} cannot be turned into optimizer steps, since the training data have no"
-                ' length, or accumulation changes: count every moment in "ep", or every one in "st".'
+                f" length, or accumulation changes: {self._to_avoid_epochs()}."
             )
         return self.horizon.steps_per_epoch
+
+    def _to_know_the_length(self) -> str:
+        """Return what to do where shares of the fit cannot be placed."""
+        if self.horizon.epochs_begun == 1:
+            return 'set limit_train_batches, or max_steps and every= in "st"; or count every moment in "st"'
+        return (
+            "set a finite max_epochs with data that have a length and accumulation that does not change, or"
+            ' max_steps with max_epochs=-1 and every= in "st"; or count every moment, every= too, in "ep", or'
+            ' every one in "st"'
+        )
+
+    def _to_avoid_epochs(self) -> str:
+        """Return what to do where the number of steps in an epoch is needed and not known."""
+        if self.horizon.epochs_begun == 1:  # there is no start of another epoch to prune at
+            return 'count every moment, every= too, in "st", or set limit_train_batches'
+        return 'count every moment, every= too, in "ep", or every one in "st"'
 
     def _round_inside(self, place: Fraction, end: int | None, moment: Moment) -> int:
         """Round to a position that has training before and after it.

@@ -366,7 +366,7 @@ def test_progress_outside_the_fit_is_refused(schedule: Schedule, progress: float
         (Cubic(start="1ep"), "start='1ep'"),
         (Cubic(end="100st"), "end='100st'"),
         (OneShot("3ep"), "at='3ep'"),
-        (Steps({"10%": 0.1, "7ep": 1.0}), "shares='7ep'"),
+        (Steps({"10%": 0.1, "7ep": 1.0}), "moment '7ep' in shares"),
     ],
 )
 def test_progress_knows_no_epochs(schedule: Schedule, moment: str) -> None:
@@ -432,9 +432,9 @@ def test_shares_must_rise_to_one(shares: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"50%": 0.5, "20%": 1.0}, "shares='20%' must come after shares='50%'"),
-        ({"2ep": 0.5, "2.0ep": 1.0}, r"shares='2\.0ep' must come after shares='2ep'"),
-        ({"soon": 1.0}, "shares='soon' is no moment"),
+        ({"50%": 0.5, "20%": 1.0}, "^moment '20%' in shares must come after moment '50%' in shares"),
+        ({"2ep": 0.5, "2.0ep": 1.0}, r"moment '2\.0ep' in shares must come after moment '2ep' in shares"),
+        ({"soon": 1.0}, "^moment 'soon' in shares is no moment"),
     ],
 )
 def test_moments_of_shares_must_rise(shares: dict[str, float], message: str) -> None:
@@ -446,7 +446,11 @@ def test_moments_of_shares_must_rise(shares: dict[str, float], message: str) -> 
     ("schedule", "horizon", "message"),
     [
         (Cubic(start="5ep", end="20%"), fit(10), "start='5ep' comes after end='20%' in this fit"),
-        (Steps({"60st": 0.5, "5ep": 1.0}), fit(10), "shares='60st' comes after shares='5ep' in this fit"),
+        (
+            Steps({"60st": 0.5, "5ep": 1.0}),
+            fit(10),
+            "moment '60st' in shares comes after moment '5ep' in shares in this fit",
+        ),
         (Cubic(end="31ep"), fit(30), "end='31ep' lies beyond the fit, which has 30 epochs"),
         (OneShot("300st"), fit(30), "at='300st' leaves no training after it"),
         (Cubic(), fit(None), "start='10%' needs to know how long the fit is"),
@@ -454,7 +458,7 @@ def test_moments_of_shares_must_rise(shares: dict[str, float], message: str) -> 
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(schedule: Schedule, horizon: FitLength, message: str) -> None:
-    with pytest.raises(ValueError, match="=") as error:
+    with pytest.raises(ValueError, match="fit|steps") as error:
         schedule.timetable(horizon)
     assert str(error.value).startswith(message)
 

@@ -197,9 +197,65 @@ def test_shares_need_an_end(tmp_path: Path, data: Any) -> None:
 
 def test_shares_of_one_epoch_need_a_length(tmp_path: Path) -> None:
     run = trainer(tmp_path, PruningCallback(0.5, schedule=OneShot("30%")), max_epochs=1)
-    with pytest.raises(ValueError, match=r"at='30%' needs to know .*data that have a length"):
+    with pytest.raises(ValueError, match=r"at='30%' needs to know .*: set limit_train_batches, or max_steps"):
         run.fit(Lit(), DataLoader(Stream(), 64))
     assert run.global_step == 0
+
+
+TO_STEPS = r'count every moment, every= too, in "ep", or every one in "st"\.'
+TO_LENGTH = (
+    r"needs to know how long the fit is: set .* max_steps with max_epochs=-1 and every= in \"st\"; or count"
+)
+IN_ONE = r'count every moment, every= too, in "st", or set limit_train_batches\.'
+OF_ONE = r'set limit_train_batches, or max_steps and every= in "st"; or count every moment in "st"\.'
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message", "follow"),
+    [
+        (
+            Cubic(start="2st"),
+            {},
+            TO_LENGTH,
+            [
+                (Cubic(start="2st", every="2st"), {"max_steps": 18, "max_epochs": -1}),
+                (Cubic("1ep", "3ep"), {}),
+                (Cubic("2st", "12st", "2st"), {}),
+                (Cubic(start="2st"), {"limit_train_batches": 5}),
+            ],
+        ),
+        (Cubic(), {"max_steps": 18, "max_epochs": -1}, TO_STEPS, [(Cubic("1ep", "3ep"), {})]),
+        (Cubic(start="2st"), {"max_steps": 18}, TO_STEPS, [(Cubic("2st", "12st", "2st"), {})]),
+        (Cubic("1st", "12st"), {}, TO_STEPS, [(Cubic("1st", "12st", "2st"), {}), (Cubic("1ep", "3ep"), {})]),
+        (
+            OneShot("1ep"),
+            {"max_epochs": 1},
+            IN_ONE,
+            [(OneShot("3st"), {}), (OneShot("1ep"), {"limit_train_batches": 5})],
+        ),
+        (
+            OneShot("50%"),
+            {"max_epochs": 1},
+            OF_ONE,
+            [
+                (OneShot("3st"), {}),
+                (OneShot("50%"), {"max_steps": 5}),
+                (OneShot("50%"), {"limit_train_batches": 5}),
+            ],
+        ),
+        (Cubic(), {"max_epochs": 1}, OF_ONE, [(Cubic(every="1st"), {"max_steps": 5})]),
+    ],
+)
+def test_the_advice_for_data_without_length_works(
+    tmp_path: Path, schedule: Schedule, options: dict[str, Any], message: str, follow: list[Any]
+) -> None:
+    data = DataLoader(Stream(), 64)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, PruningCallback(0.5, schedule=schedule), **options).fit(Lit(), data)
+    for other, more in follow:
+        pruning = PruningCallback(0.5, schedule=other)
+        trainer(tmp_path, pruning, **options | more).fit(Lit(), data)
+        assert pruning.report.removed == pruning.report.size // 2
 
 
 # --- what a run is judged by
