@@ -105,7 +105,7 @@ def test_the_console_script_finds_modules_where_it_is_run(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pruning.target", "1.5"], "target=1.5 must be a number between 0 and 1"),
+        (["--pruning.target", "1.5"], "target=1.5 must be a number above 0 and below 1"),
         (["--pruning.criterion", "Magnitud"], "has no class 'Magnitud'. Did you mean Magnitude"),
         (["--pruning.targt", "0.5"], "targt"),
     ],

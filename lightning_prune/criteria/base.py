@@ -34,6 +34,11 @@ class Criterion(Observer, Part, ABC):
         """Return how many passes of a batch through the network one event takes to evaluate losses."""
         return 0
 
+    @property
+    def fewer_passes(self) -> str:
+        """What a user can do to lower ``passes``, for an error message."""
+        return "leave layers out with include and exclude"
+
     def rehearse(self, groups: Sequence[UnitGroup], evaluator: LossEvaluator) -> Tensor:
         """Run one pass of those that ``passes`` counts, to check that it works and to measure its duration.
 

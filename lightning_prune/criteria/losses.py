@@ -149,6 +149,16 @@ class OptimalBrainDamage(LossCriterion):
         elements = sum(sizes.values())
         return self.batches * {"exact": elements, "hutchinson": self.probes, "fisher": 1}[self.estimator]
 
+    @property
+    def fewer_passes(self) -> str:
+        """What lowers ``passes``: fewer layers for "exact", fewer batches or probes otherwise."""
+        lower = f"lower batches={self.batches}"
+        return {
+            "exact": super().fewer_passes,
+            "hutchinson": f"{lower} or probes={self.probes}",
+            "fisher": lower,
+        }[self.estimator]
+
     def rehearse(self, groups: Sequence[UnitGroup], evaluator: LossEvaluator) -> Tensor:
         """Run a forward and a backward pass, and a second backward pass unless the estimator is "fisher"."""
         weights = list(evaluator.parameters_of(part for group in groups for part in group.slices).values())

@@ -69,7 +69,11 @@ class BatchNormScale(Criterion):
 
     def refuses(self, group: UnitGroup) -> str | None:
         """Return a reason if no batch norm scales the units."""
-        return f"{self!r} needs a batch norm" if group.scales is None else None
+        if group.scales is not None:
+            return None
+        return (
+            f"{self!r} needs structure=Channels() and a batch norm with a scale (affine=True) after the layer"
+        )
 
     def penalty(self, group: UnitGroup) -> dict[str, Tensor]:
         """Return the gradient of ``l1`` times the sum of the absolute scales."""

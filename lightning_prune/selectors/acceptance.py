@@ -40,7 +40,7 @@ def accepted_units(
         if why is None and shards.sharded:
             why = _refuses_sharded(group, criterion, selector)
         if why is None and Needs.ACTIVATION in criterion.needs and not layers[group.name]:
-            return f"{criterion!r} needs an ungrouped layer that is called on the units"
+            return f"{criterion!r} needs a layer with groups=1 that reads the units, called as a module"
         if why is None:
             known = [matrices[each.name] for each in group.readers if each.name in matrices]
             why = criterion.refuses_layers(group, known)
@@ -57,7 +57,7 @@ def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector)
     fits = {
         "structure=Unstructured()": group.divisible,
         "a criterion that scores each weight by itself, such as Magnitude() or Taylor()": alone,
-        "selector=Global(), with budget='units' and without normalize, or PerLayer()": selector.splits(group),
+        "selector=PerLayer(), or Global() without budget, normalize and cost_weight": selector.splits(group),
     }
     wanted = [part for part, fit in fits.items() if not fit]
     return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None

@@ -36,7 +36,7 @@ class Selector(Part, ABC):
         """
         if not is_number(target) or not 0 < target < 1:
             raise ValueError(
-                f"target={target!r} must be a number between 0 and 1 for {self!r}: the share to be removed."
+                f"target={target!r} must be a number above 0 and below 1 for {self!r}: the share to be removed."
             )
         return float(target)
 

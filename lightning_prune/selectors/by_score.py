@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from functools import partial
 from typing import Literal, cast
 
@@ -82,9 +83,10 @@ class Global(Selector):
             raise ValueError(f"budget={self.budget!r} needs example=..., what forward is called with.")
         reachable = 1 - budget.cost(least) / budget.total
         if share > reachable:
+            bound = Decimal(reachable).quantize(Decimal("0.0001"), ROUND_FLOOR)  # as a target it is in reach
             raise ValueError(
-                f"target={share!r} of the network's {self.budget} is out of reach: {reachable:.4f} are, if each"
-                f" layer keeps its least. {listed_by_reason(units.frozen)}".rstrip()
+                f"target={share!r} of the network's {self.budget} is out of reach: {bound} are, if each layer"
+                f" keeps its least. {listed_by_reason(units.frozen)}".rstrip()
             )
 
     def splits(self, group: UnitGroup) -> bool:
@@ -210,7 +212,7 @@ class NofM(Selector):
             if not is_integer(number):
                 raise ValueError(f"{name}={number!r} must be an integer.")
         if not 0 < self.n < self.m:
-            raise ValueError(f"n={self.n!r} must lie between 0 and m={self.m!r}.")
+            raise ValueError(f"n={self.n!r} must be above 0 and below m={self.m!r}.")
 
     @property
     def pattern(self) -> tuple[int, int]:  # type: ignore[override]

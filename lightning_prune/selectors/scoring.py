@@ -86,8 +86,8 @@ class Scoring:
         if passes > criterion.max_passes:
             raise ValueError(
                 f"{criterion!r} would take {passes:,} passes of a batch through the network in one"
-                f" event{time_taken}: raise max_passes={criterion.max_passes!r}, leave layers out with"
-                " include and exclude, or take another criterion."
+                f" event{time_taken}: raise max_passes={criterion.max_passes!r}, {criterion.fewer_passes}, or"
+                " take another criterion."
             )
 
     def estimate_seconds(self, losses: Losses) -> float:
@@ -133,8 +133,10 @@ class Scoring:
         return found
 
     def nothing_seen(self, needs: Needs) -> RuntimeError:
-        """Return the error to raise at an event before the first observation."""
-        return RuntimeError(f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing}.")
+        """Return the error to raise at an event without an observation since the last one."""
+        text = f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing}"
+        whole = all(map(self._is_whole, self._groups))
+        return RuntimeError(f"{text}." if whole else f"Since the last pruning step {text}.")
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

@@ -866,7 +866,7 @@ def test_a_threshold_that_removes_nothing_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": 0.0}, r"target=0.0 must be a number between 0 and 1"),
+        ({"target": 0.0}, r"target=0.0 must be a number above 0 and below 1"),
         ({"target": 1}, r"target=1 "),
         ({"target": -0.5}, r"target=-0.5 "),
         ({"target": float("nan")}, r"target=nan "),

@@ -26,6 +26,7 @@ from lightning_prune import (
     Structure,
     Taylor,
     Unstructured,
+    Wanda,
 )
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.statistics.sums import Statistics
@@ -197,7 +198,8 @@ def test_the_scales_of_norms_add_up_and_what_has_none_stays() -> None:
     )
     (group,) = pruner.groups
     assert BatchNormScale().score(group, nothing_seen(group)).tolist() == [1.25, 3.0, 4.5]
-    assert pruner.frozen["4"] == "BatchNormScale(l1=0.0) needs a batch norm"
+    why = "needs structure=Channels() and a batch norm with a scale (affine=True) after the layer"
+    assert pruner.frozen["4"] == f"BatchNormScale(l1=0.0) {why}"
 
 
 def test_a_penalty_is_the_gradient_of_the_scales_sizes() -> None:
@@ -445,6 +447,21 @@ def test_a_fit_of_bad_steps_alone_is_not_ready() -> None:
     ):
         pruner.prune(1.0)
     assert pruner.masks["0.weight"].all()
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), Wanda()])
+def test_the_second_pruning_step_needs_steps_since_the_first(criterion: Criterion) -> None:
+    model = linears(WEIGHT)
+    pruner = watched(criterion, model)
+    advice = r".* has seen no finite .* before each pruning step\.$"
+    for share, since in ((0.5, rf"^{type(criterion).__name__}"), (1.0, "^Since the last pruning step ")):
+        with pytest.raises(RuntimeError, match=since + advice):
+            pruner.prune(share)
+        with pruner.watch():
+            model(torch.ones(2, 2)).sum().backward()
+        pruner.observe()
+        pruner.prune(share)
+    assert pruner.masks["0.weight"].sum() == 2
 
 
 @pytest.mark.parametrize("criterion", WATCHING)

@@ -458,7 +458,7 @@ def test_moments_of_shares_must_rise(shares: dict[str, float], message: str) -> 
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(schedule: Schedule, horizon: FitLength, message: str) -> None:
-    with pytest.raises(ValueError, match="fit|steps") as error:
+    with pytest.raises(ValueError, match=r"fit|steps") as error:
         schedule.timetable(horizon)
     assert str(error.value).startswith(message)
 

@@ -311,7 +311,7 @@ def test_scores_that_are_no_numbers_are_refused_by_layer(
 @pytest.mark.parametrize("selector", [Global(), PerLayer()])
 @pytest.mark.parametrize("target", [None, 0, 1, 0.0, 1.0, -0.5, 1.5, 50, True, "0.5", math.nan])
 def test_targets_are_shares(selector: Selector, target: float | None) -> None:
-    with pytest.raises(ValueError, match="must be a number between 0 and 1") as error:
+    with pytest.raises(ValueError, match="must be a number above 0 and below 1") as error:
         selector.resolve(target)
     assert str(error.value).startswith(f"target={target!r} ")
 
@@ -419,9 +419,9 @@ def test_a_pattern_needs_single_weights() -> None:
 @pytest.mark.parametrize(
     ("n", "m", "message"),
     [
-        (0, 4, "n=0 must lie between 0 and m=4"),
-        (4, 4, "n=4 must lie between 0 and m=4"),
-        (-1, 4, "n=-1 must lie between 0 and m=4"),
+        (0, 4, "n=0 must be above 0 and below m=4"),
+        (4, 4, "n=4 must be above 0 and below m=4"),
+        (-1, 4, "n=-1 must be above 0 and below m=4"),
         (2.0, 4, "n=2.0 must be an integer"),
         (2, "4", "m='4' must be an integer"),
         (True, 4, "n=True must be an integer"),

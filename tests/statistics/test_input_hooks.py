@@ -317,7 +317,7 @@ def test_what_no_layer_is_called_on_stays_with_the_reason() -> None:
     tokens = torch.randn(2, 5, 8)
     pruner = Pruner(model, 0.5, criterion=APoZ(), structure=Channels(), schedule=None, example=tokens)
     assert [group.name for group in pruner.groups] == ["linear1"]
-    assert "needs an ungrouped layer that is called on the units" in pruner.frozen["self_attn"]
+    assert "needs a layer with groups=1 that reads the units, called as a module" in pruner.frozen["self_attn"]
     with pytest.raises(ValueError, match=r"^APoZ\(every=10\) with Global.* can prune no layer"):
         Pruner(model, 0.5, criterion=APoZ(), structure=Heads(), schedule=None, example=tokens)
 
@@ -327,7 +327,7 @@ def test_single_weights_of_grouped_convolutions_stay_with_the_reason(criterion: 
     model = nn.Sequential(nn.Conv1d(8, 8, 1, groups=2), nn.Conv1d(8, 4, 1))
     pruner = Pruner(model, 0.5, criterion=criterion, structure=Unstructured(), schedule=None)
     assert [group.name for group in pruner.groups] == ["1.weight"]
-    assert "needs an ungrouped layer that is called on the units" in pruner.frozen["0.weight"]
+    assert "needs a layer with groups=1 that reads the units, called as a module" in pruner.frozen["0.weight"]
     with pruner.watch():
         model(torch.randn(2, 8, 3)).sum().backward()
     pruner.prune(1.0)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,6 +253,44 @@ def test_too_many_passes_are_refused_and_timed(criterion: Criterion, passes: str
     with pytest.raises(ValueError, match=f"would take {passes} passes"):
         pruner.prune(1.0, losses=losses())
     assert all(mask.all() for mask in pruner.masks.values())
+
+
+HUTCHINSON = OptimalBrainDamage(batches=3, estimator="hutchinson", probes=10, max_passes=20)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "advice", "follow"),
+    [
+        (Oracle(batches=2, max_passes=30), "leave layers out with include and exclude", {}),
+        (
+            OptimalBrainDamage(batches=1, estimator="exact", max_passes=30),
+            "leave layers out with include and exclude",
+            {},
+        ),
+        (HUTCHINSON, "lower batches=3 or probes=10", {"batches": 2}),
+        (HUTCHINSON, "lower batches=3 or probes=10", {"probes": 6}),
+        (OptimalBrainDamage(batches=3, max_passes=2), "lower batches=3", {"batches": 2}),
+    ],
+)
+def test_the_advice_for_too_many_passes_works(
+    criterion: OptimalBrainDamage | Oracle, advice: str, follow: dict[str, int]
+) -> None:
+    pruner = Pruner(network(), 0.5, criterion=criterion, schedule=None)
+    with pytest.raises(ValueError, match=f"raise max_passes=[0-9]+, {advice}, or take another criterion"):
+        pruner.prune(1.0, losses=losses())
+    structure = Unstructured() if follow else Unstructured(include="0")
+    pruner = Pruner(network(), 0.5, criterion=replace(criterion, **follow), structure=structure, schedule=None)
+    pruner.prune(1.0, losses=losses())
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.03)
+
+
+def test_scores_of_a_criterion_of_losses_need_losses() -> None:
+    pruner = Pruner(network(), 0.5, criterion=Oracle(), schedule=None)
+    with pytest.raises(
+        RuntimeError, match=r"give step\(\) or prune\(\) `losses=.*; scores\(\) takes it, too\."
+    ):
+        pruner.scores()
+    assert pruner.scores(losses()).keys() == {group.name for group in pruner.groups}
 
 
 @pytest.mark.parametrize(

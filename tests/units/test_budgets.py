@@ -146,6 +146,22 @@ def test_a_budget_out_of_reach_says_what_is_reachable_and_what_is_frozen() -> No
     assert "out of reach: 0.7698 are" in str(error.value)
 
 
+@pytest.mark.parametrize("width", [5, 7, 11, 13])
+@pytest.mark.parametrize("budget", ["params", "macs"])
+def test_the_bound_of_a_budget_out_of_reach_is_in_reach(budget: str, width: int) -> None:
+    def pruner(target: float) -> Pruner:
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 3))
+        parts: dict[str, Any] = {"structure": Channels(), "selector": Global(budget=budget), "schedule": None}
+        return Pruner(model, target, example=torch.zeros(1, 8), **parts)
+
+    with pytest.raises(ValueError, match="out of reach") as error:
+        pruner(0.999)
+    reachable = pruner(float(str(error.value).split("out of reach: ")[1].split(" are")[0]))
+    reachable.prune(1.0)
+    kept = {name: int(mask.any(1).sum()) for name, mask in reachable.masks.items() if mask.ndim > 1}
+    assert kept == {"0.weight": 1, "2.weight": 1, "3.weight": 3}
+
+
 @pytest.mark.parametrize(
     "arguments", [{"budget": "flops"}, {"budget": None}, {"normalize": "l1"}, {"normalize": True}]
 )
