@@ -30,7 +30,8 @@ class Guard(Part):
     not from a paper. Where each process measures a value of its own, that of rank 0 counts.
 
     Args:
-        monitor: Name of the metric, as validation logs it.
+        monitor: Name of the metric, as validation logs it; or as training steps log it, without a sanity check
+            of the validation (``num_sanity_val_steps=0``).
         mode: "max" if a higher metric is better, "min" if a lower one is.
         max_drop: How much worse than the dense metric a round may be, in the metric's units: finite, >= 0.
         patience: How many bad rounds in a row only halve the next step, >= 0.

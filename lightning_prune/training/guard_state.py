@@ -34,9 +34,10 @@ GUARD_STATE = schema.record(
     before={"reached": 0.0, "decisions": (), "dense": None, "bad": 0, "good": None},
 )
 _LOST = (
-    ". Checkpoints from before hold what was given up: call trainer.save_checkpoint(path), or use a"
-    " PrunedCheckpoint, which saves what came back."
+    ". Checkpoints of this last round hold the network that was pruned further, not the restored one: that is"
+    " saved by trainer.save_checkpoint(path), and by a PrunedCheckpoint by itself."
 )
+_OF_TRAINING = " One that only training steps log needs num_sanity_val_steps=0."
 
 
 class GuardState:
@@ -76,6 +77,7 @@ class GuardState:
         if self._guard is not None and metrics and self._guard.monitor not in metrics:
             raise ValueError(
                 f"monitor={self._guard.monitor!r} must be one that validation logs: {_names(metrics)}."
+                + _OF_TRAINING
             )
 
     def allowed(
@@ -107,9 +109,11 @@ class GuardState:
             self._dense = dense if self._dense is None else self._dense
             self._keep(training, pruner)
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            checked = trainer.num_sanity_val_steps > 0 and trainer.enable_validation
             raise ValueError(
                 f"monitor={self._guard.monitor!r} was not measured before the first pruning event: start"
-                f" later, or take one that is logged by then: {_names(trainer.callback_metrics)}."
+                " later, validate earlier, or take one that is logged by then:"
+                f" {_names(trainer.callback_metrics)}.{_OF_TRAINING if checked else ''}"
             )
         return fraction
 
@@ -231,7 +235,8 @@ class GuardState:
 
 
 def _names(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(metrics)) or "nothing is"
+    """Return the names of metrics, but for the sparsities that PruningCallbacks log."""
+    return ", ".join(sorted(name for name in metrics if not name.startswith("prune/"))) or "none is"
 
 
 def _percent(share: float) -> str:

@@ -91,8 +91,8 @@ class Rewind(Part):
             )
         if left := not_reinitialized(model, self.seed):
             raise ValueError(
-                f"to={self.to!r} cannot redraw {', '.join(map(repr, left))}: the module that holds it needs a"
-                " reset_parameters method."
+                f"to={self.to!r} cannot redraw {', '.join(map(repr, left))}: the module that holds it, or one"
+                " around it, needs a reset_parameters method."
             )
 
     def take(self, training: TrainingObjects) -> dict[str, Any]:

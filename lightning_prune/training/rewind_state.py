@@ -48,9 +48,11 @@ class RewindState:
         if now == mark and begins:
             self.snapshot = self._rewind.take(training)
         elif now >= mark:
+            earlier = "or from before that point" if self._rewind.moment.value else "begin without ckpt_path"
             raise ValueError(
                 f"{self._rewind!r} cannot go back: this run was resumed after that point, from a checkpoint"
-                " without a snapshot of it. Resume from one that has it, or from before that point."
+                f" without a snapshot of it. Resume from one that has it, {earlier}, or rewind to a later"
+                " moment."
             )
 
     def go_back(self, training: TrainingObjects, pruner: Pruner) -> None:

@@ -354,7 +354,8 @@ class NoStep(Callback):
 
 def test_a_metric_that_validation_does_not_log_stops_at_the_sanity_check(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, guard=Guard("val_acc"))
-    with pytest.raises(ValueError, match=r"monitor='val_acc' must be one that validation logs: acc, score\."):
+    message = r"monitor='val_acc' must be one that validation logs: acc, score\. One that only training steps"
+    with pytest.raises(ValueError, match=message):
         fit(tmp_path, scripted([DENSE] * 4), pruning, NoStep(), num_sanity_val_steps=1)
     fit(tmp_path, Lit(), PruningCallback(0.5, guard=Guard("acc", max_drop=1.0)), num_sanity_val_steps=1)
 
@@ -362,11 +363,32 @@ def test_a_metric_that_validation_does_not_log_stops_at_the_sanity_check(tmp_pat
 def test_without_a_sanity_check_it_stops_before_the_first_event(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, schedule=Linear("1ep", "3ep"), guard=Guard("val_acc"))
     message = (
-        r"monitor='val_acc' was not measured before the first pruning event: .* acc, loss, prune/sparsity\."
+        r"monitor='val_acc' was not measured before the first pruning event: .* logged by then: acc, loss\.$"
     )
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, Lit(), pruning)
     assert pruning.report.removed == 0
+
+
+def test_the_advice_for_a_metric_that_was_not_measured_works(tmp_path: Path) -> None:
+    def run(guard: Guard, at: str = "1ep", **options: Any) -> float:
+        pruning = PruningCallback(0.5, schedule=OneShot(at), guard=guard)
+        fit(
+            tmp_path,
+            seeded(Lit),
+            pruning,
+            **{"check_val_every_n_epoch": 2, "num_sanity_val_steps": 1} | options,
+        )
+        return round(pruning.sparsity, 3)
+
+    guard, other = Guard("acc", max_drop=1.0), Guard("loss", "min", max_drop=9.0)
+    sanity = r"One that only training steps log needs num_sanity_val_steps=0\.$"
+    with pytest.raises(ValueError, match=rf"start later, validate earlier, or .* by then: loss\. {sanity}"):
+        run(guard)
+    assert run(guard, at="2ep") == run(guard, check_val_every_n_epoch=1) == 0.5
+    with pytest.raises(ValueError, match=rf"monitor='loss' must be one that validation logs: acc\. {sanity}"):
+        run(other)
+    assert run(other, num_sanity_val_steps=0) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -470,7 +492,7 @@ def test_without_pruning_it_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
 
 def test_a_guarded_fit_without_validation_data_says_what_is_logged(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, schedule=OneShot("1ep"), guard=Guard("acc"))
-    with pytest.raises(ValueError, match=r"monitor='acc' was not measured .*: loss, prune/sparsity\."):
+    with pytest.raises(ValueError, match=r"monitor='acc' was not measured .*: loss\.$"):
         trainer(tmp_path, pruning).fit(Lit(), digits())
 
 
@@ -500,7 +522,7 @@ def test_what_came_back_at_the_end_is_saved_as_the_best_and_the_last(tmp_path: P
     best = PrunedCheckpoint(tmp_path, monitor="score", mode="max", save_last=True)
     pruning = PruningCallback(0.5, schedule=Steps({"1ep": 0.5, "3ep": 1.0}), guard=GUARD)
     model = scripted([0.9, 0.9, 0.9, 0.9, 0.1])  # good at first in the last round, and then not
-    with pytest.warns(UserWarning, match=r"Checkpoints from before hold what was given up"):
+    with pytest.warns(UserWarning, match=r"Checkpoints of this last round .* saved .* by a PrunedCheckpoint"):
         fit(tmp_path, model, pruning, best, max_epochs=5, enable_checkpointing=True)
     assert pruning.undone
     assert saved_removed(best.best_model_path) == saved_removed(best.last_model_path) == SIZE // 4

@@ -204,6 +204,7 @@ def test_every_kind_of_schedule_goes_back(tmp_path: Path, schedule: str) -> None
     assert watch.lrs[15] == watch.lrs[5]
 
 
+@pytest.mark.filterwarnings("ignore:Linear.* prunes all at once:UserWarning")
 def test_the_snapshot_at_the_moment_of_an_event_is_from_before_it(tmp_path: Path) -> None:
     pruning = PruningCallback(0.5, schedule=Linear("1ep", "2ep"), rewind=Rewind("1ep"))
     watch = Watch()
@@ -305,9 +306,16 @@ def test_a_parameter_that_no_module_redraws_is_named_and_nothing_has_changed(tmp
     pruning = PruningCallback(0.5, rewind=Rewind("random"))
     model = seeded(Own)
     before = take_snapshot(TrainingObjects(model))
-    with pytest.raises(ValueError, match=r"cannot redraw 'scale': .* needs a reset_parameters method"):
+    with pytest.raises(ValueError, match=r"cannot redraw 'scale': .*, or one around it, needs a reset_p"):
         fit(tmp_path, model, pruning)
     assert same(take_snapshot(TrainingObjects(model)), before)
+
+    class Around(Own):
+        def reset_parameters(self) -> None:
+            nn.init.ones_(self.scale)
+
+    fit(tmp_path, seeded(Around), pruning)
+    assert pruning.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 # --- resuming
@@ -394,6 +402,20 @@ def test_a_checkpoint_without_a_snapshot_cannot_be_resumed_past_the_point(tmp_pa
     in_time = PruningCallback(0.5, schedule=OneShot("3ep"), rewind=Rewind("2ep"))
     fit(tmp_path, Lit(), in_time, ckpt_path=tmp_path / "epoch=1.ckpt")
     assert in_time.report.removed == 2420
+
+
+@pytest.mark.parametrize("to", ["0ep", "random"])
+def test_the_advice_for_a_checkpoint_from_after_the_beginning_works(tmp_path: Path, to: str) -> None:
+    fit(tmp_path, Lit(), Keep(tmp_path), max_epochs=2, enable_checkpointing=True)
+
+    def run(rewind: Rewind, path: Path | None = tmp_path / "epoch=0.ckpt") -> int:
+        pruning = PruningCallback(0.5, schedule=OneShot("3ep"), rewind=rewind)
+        fit(tmp_path, Lit(), pruning, ckpt_path=path)
+        return pruning.report.removed
+
+    with pytest.raises(ValueError, match=r"begin without ckpt_path, or rewind to a later moment\.$"):
+        run(Rewind(to))
+    assert run(Rewind(to), None) == run(Rewind("1ep")) == 2420
 
 
 def test_another_rewind_does_not_take_over_the_snapshot(tmp_path: Path) -> None:
@@ -543,6 +565,7 @@ def test_a_point_after_the_first_event_stops_before_training(tmp_path: Path, sch
         fit(tmp_path, Lit(), PruningCallback(0.5, rewind=Rewind("9ep")), NoStep())
 
 
+@pytest.mark.filterwarnings("ignore:Linear.* prunes all at once:UserWarning")
 def test_a_fit_made_longer_once_all_is_gone_goes_on(tmp_path: Path) -> None:
     def pruning() -> PruningCallback:
         return PruningCallback(0.5, schedule=Linear("25%", "50%"), rewind=Rewind("0ep"))
