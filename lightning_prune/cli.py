@@ -98,7 +98,11 @@ class PruningCommands(_Trainer):
         for callback in pruning_callbacks(self):
             state = callback_state_in(checkpoint, callback.state_key)
             if state is None:
-                raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.")
+                there = ", ".join(state_keys_in(checkpoint)) or "none of any PruningCallback"
+                raise ValueError(
+                    f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}, but {there}: give"
+                    " --pruning.name, or leave it out."
+                )
             print(callback.report_of(model, state, own_example(model)).table())
 
     def export(

@@ -22,6 +22,10 @@ from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.step_hooks import StepHooks
 
+_UNMASKED = (
+    "The average that {} keeps is not masked: it is of no part of the model, or of one of several alike."
+)
+
 
 @dataclass(eq=False)
 class PruningFit:
@@ -47,6 +51,7 @@ class PruningFit:
     _logged: float | None = None
     _validation_batches: dict[int, Any] = field(default_factory=dict)  # of the sanity check, by loader
     _folder: Path | None = None  # of the report's files
+    _warn: trainer_queries.WarnOnce = field(default_factory=trainer_queries.WarnOnce)
 
     def __post_init__(self) -> None:
         self._load_hook = LoadHook(self.module, self._loading)
@@ -156,10 +161,7 @@ class PruningFit:
         for name, average_module in held:
             average = average_of(self.module, average_module)
             if average is None:
-                rank_zero_warn(
-                    f"The average that {name} keeps is not masked: it is of no part of the model, or there"
-                    " are several alike that train."
-                )
+                self._warn(self.trainer, _UNMASKED.format(name))
             else:
                 store.apply_to_average_(average)
 
@@ -199,7 +201,10 @@ class PruningFit:
             return
         self._log_event()
         if events.queue.finished and not events.queue.stopped and network.sparsity == 0:
-            raise RuntimeError(f"{self.parts.selector!r} removed nothing at the last pruning event.")
+            raise RuntimeError(
+                f"{self.parts.selector!r} removed nothing at the last pruning event: raise the target, or the"
+                " level of a Threshold."
+            )
         self._mask_averages()
 
     def _log_event(self) -> None:
@@ -275,9 +280,8 @@ class PruningFit:
         if pruner is not None and events.finish(trainer, self.module, pruner, state.history):
             self._log_event()
         if pruner is not None and not events.queue.finished:
-            stopped = any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
-            hint = " EarlyStopping ended it: PrunedEarlyStopping waits." if stopped else ""
-            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + hint)
+            why = trainer_queries.why_unfinished(trainer, self.module)
+            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + why)
         self._folder = report_files.report_folder(trainer, self.parts.write_report)
 
     def end(self) -> None:

@@ -213,6 +213,8 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If it is not a callback's state, or a later version of lightning_prune wrote it.
     """
     version = schema.read(state, _VERSIONED, PRUNING_STATE)["version"]
+    if version is None:
+        raise ValueError(f"{PRUNING_STATE} is none that a PruningCallback has written: it has no version.")
     if not isinstance(version, int) or version != STATE_VERSION:
         raise ValueError(
             f"the checkpoint's pruning state has version {schema.summary(version)}, this lightning_prune reads"

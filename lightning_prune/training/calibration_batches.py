@@ -24,6 +24,11 @@ CALIBRATION_BATCHES = schema.sequence(
     schema.satisfying(schema.sequence(schema.anything), lambda batches: len(batches) > 0, "a batch at least")
 )
 
+_WITHOUT_LOSS = (
+    "take a criterion and a selector that do not evaluate the loss, as Oracle, OptimalBrainDamage and"
+    " ParticleFilter do"
+)
+
 
 class CalibrationBatches:
     """CPU copies of the first training batches of a fit that yield what is asked for.
@@ -65,9 +70,7 @@ class CalibrationBatches:
             if all(each is not None for each in found):
                 self._batches.append(found)
             elif not self._batches:
-                raise ValueError(
-                    "training_step gives no loss for the first batch: take parts that do not ask for it."
-                )
+                raise ValueError(f"training_step gives no loss for the first batch: {_WITHOUT_LOSS}.")
         if not self._estimated and self._needs_losses and (losses := self.losses(trainer)) is not None:
             self._estimated = True
             seconds = pruner.estimate_seconds(losses)
@@ -151,8 +154,8 @@ def _gives_loss(trainer: Trainer, module: LightningModule, batch: Any) -> bool:
     if failure is None or isinstance(failure, NoLossError):
         return failure is None
     raise ValueError(
-        f"training_step does not run outside the loop ({failure!r}), where the loss is asked for: take parts"
-        " that do not ask for it."
+        f"training_step does not run outside the loop ({failure!r}), where the loss is asked for:"
+        f" {_WITHOUT_LOSS}."
     ) from failure
 
 
@@ -172,5 +175,6 @@ def _cpu_copy(value: Any) -> Any:
         return value
     raise ValueError(
         f"a training batch holds a {type(value).__name__}, but checkpoints take tensors and plain values in"
-        " lists, tuples and dicts: make these in the collate function, or take parts that keep no batches."
+        " lists, tuples and dicts, not in subclasses of these, such as a namedtuple: make these in the collate"
+        f" function, or do without reconstruct= and {_WITHOUT_LOSS}."
     )

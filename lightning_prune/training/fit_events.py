@@ -12,12 +12,12 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
 from lightning_prune.schedules.base import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
-from lightning_prune.schedules.moments import TimeUnit
+from lightning_prune.schedules.moments import FitLength, TimeUnit
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
 from lightning_prune.training.guard_state import GUARD_STATE, GuardState
-from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.plateaus import restart_plateaus_
 from lightning_prune.training.rewind_state import RewindState
@@ -48,6 +48,11 @@ class FitEvents:
         criterion, selector = parts.criterion, parts.selector
         self._method = f"{criterion!r} with {selector!r}"
         self._needs = criterion.needs | selector.needs
+        self._observing: dict[str, str] = {}  # part that needs training steps, to what does without
+        if criterion.needs:
+            self._observing[repr(criterion)] = "a criterion that looks at weights"
+        if selector.needs:
+            self._observing[repr(selector)] = "a selector that goes by scores"
         self._schedule, self._rewind, self._guard = parts.schedule, parts.rewind, parts.guard
         self._reconstruct = parts.reconstruct
         reconstructed = 0 if parts.reconstruct is None else parts.reconstruct.batches
@@ -91,32 +96,34 @@ class FitEvents:
             self.queue.timetable = Timetable(TimeUnit.STEP, ())
             return
         moments = {(moment.unit, moment.value) for moment in self._schedule.moments}
-        if len(self.queue.timetable.events) < min(2, len(moments)):
-            rank_zero_warn(
-                f"{self._schedule!r} prunes all at once: in this fit its moments fall together."
-                ' Moments in steps, such as "100st", need no epoch to begin.'
+        removing = [event for event in self.queue.timetable.events if event.fraction > 0]
+        if len(removing) < min(2, len(moments)):
+            self._warn(
+                trainer,
+                f"{self._schedule!r} prunes all at once in this fit: for more events let it take more epochs,"
+                ' or give all its moments in steps, such as "100st" (start, end and every=).',
             )
 
     def _timetable(self, trainer: Trainer) -> Timetable:
         also = [] if self._rewind is None else [self._rewind.moment]
-        timetable = self._schedule.timetable(trainer_queries.fit_length(trainer), also)
+        length = trainer_queries.fit_length(trainer)
+        timetable = self._schedule.timetable(length, also)
         first = next(event for event in timetable.events if event.fraction > 0)
         if first.position == 0 and self._needs:
             raise ValueError(
-                f"{self._schedule!r} prunes before the first batch, when {self._method} has seen no"
-                " training step: start later, or choose a criterion that looks at weights."
+                f"{self._schedule!r} prunes before the first batch, when {' and '.join(self._observing)} cannot"
+                f" have seen a training step: start later, or choose {' and '.join(self._observing.values())}."
             )
         if first.position == 0 and self._reconstruct is not None:
             raise ValueError(
                 f"{self._schedule!r} prunes before the first batch, when {self._reconstruct!r} has seen none:"
                 " start later."
             )
-        if self._guard is not None and first.position < trainer_queries.first_metric_position(
-            trainer, timetable.unit
-        ):
+        earliest = trainer_queries.first_metric_position(trainer, timetable.unit)
+        if self._guard is not None and first.position < earliest:
             raise ValueError(
                 f"{self._schedule!r} prunes before {self._guard!r} can have seen a metric of the dense network:"
-                " start later."
+                f" {_later(earliest, timetable.unit, length)}."
             )
         if any(mark > first.position for mark in timetable.marks):
             raise ValueError(
@@ -162,7 +169,8 @@ class FitEvents:
             return False
         losses = self._batches.losses(trainer)
         if event.fraction > 0 and (self._batches.missing or not pruner.ready):
-            hint = "" if module.automatic_optimization else " By hand, steps are those of self.optimizers()."
+            unseen = not module.automatic_optimization and pruner.observations.left_out == 0
+            hint = trainer_queries.BY_HAND if unseen else ""
             self._warn(trainer, f"A pruning event waits: {self._method} has seen no finite step yet.{hint}")
             return False
         unobserved = pruner.observations.unobserved
@@ -262,3 +270,13 @@ class FitEvents:
         """Raise ValueError if the weights and optimizer states in a saved state are not of this training."""
         self._rewind_state.check_state(state, training, f"{PRUNING_STATE}, snapshot")
         self.guard_state.check_state(state["judge"], training, f"{PRUNING_STATE}, judge.good")
+
+
+def _later(position: int, unit: TimeUnit, length: FitLength) -> str:
+    """Return what to do where the first event comes before a position, which may be the end of the fit."""
+    if unit is TimeUnit.STEP and length.steps_per_epoch is None:
+        return "start later"  # no position of a validation is known
+    end = length.length if unit is TimeUnit.STEP else length.epochs_begun
+    if end is None or position < end:
+        return f'start at "{position}{unit.value}" or later'
+    return "validate within the epoch (val_check_interval), or train for more than an epoch"

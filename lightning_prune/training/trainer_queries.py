@@ -32,6 +32,9 @@ _OWN_FORM = (*classes("strategies", "DeepSpeedStrategy"), *classes("strategies",
 _DIVIDED = classes("strategies", "ModelParallelStrategy")
 _MULTI_PROCESSING = classes("strategies.launchers", "_MultiProcessingLauncher")
 
+# what a warning says where steps are not seen
+BY_HAND = " Under manual optimization call self.manual_backward(loss), and step what self.optimizers() returns."
+
 
 def fit_length(trainer: Trainer) -> FitLength:
     """Return how many epochs and optimizer steps the fit trains, as far as they are known."""
@@ -193,6 +196,16 @@ def monitored_metric(trainer: Trainer) -> str | None:
     watching = (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks)
     names = (getattr(callback, "monitor", None) for callback in watching)
     return next((name for name in names if name), None)
+
+
+def why_unfinished(trainer: Trainer, module: LightningModule) -> str:
+    """Return why a fit ended before its last event, and what to do, as a sentence; empty if it is not known."""
+    if trainer.global_step == 0 and not module.automatic_optimization:
+        return BY_HAND
+    # with patience=0 it has waited for 1 check when it stops
+    if any(each.wait_count >= max(1, each.patience) for each in trainer.early_stopping_callbacks):
+        return " EarlyStopping ended it: PrunedEarlyStopping waits."
+    return ""
 
 
 def check_strategy(strategy: Strategy, whole: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightnings import ModelCheckpoint
+from lightnings import Callback, EarlyStopping, LightningModule, ModelCheckpoint, Trainer
 from lit import Lit, fit, seeded
 
 from lightning_prune import Channels, Guard, OneShot, PrunedCheckpoint, PrunedEarlyStopping, PruningCallback
@@ -90,6 +90,30 @@ def test_before_the_last_event_only_what_is_missing_or_not_finite_matters(tmp_pa
     typo = PrunedEarlyStopping("scor", mode="max")
     with pytest.raises(RuntimeError, match="metric `scor` which is not available"):
         fit(tmp_path, scripted([0.9] * 6), PruningCallback(0.5, schedule=last), typo, max_epochs=6)
+
+
+class Halt(Callback):
+    """Ends the fit after the first epoch, as a time limit would."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("watch", "halt", "hint"),
+    [
+        (EarlyStopping("score", mode="max", patience=0), False, True),
+        (EarlyStopping("score", mode="max", patience=0), True, False),
+        (PrunedEarlyStopping("score", mode="max", patience=0), True, False),
+    ],
+)
+def test_early_stopping_is_named_only_where_it_ended_the_fit(
+    tmp_path: Path, watch: Any, halt: bool, hint: bool
+) -> None:
+    callbacks = [PruningCallback(0.5, schedule=OneShot("3ep")), watch, *([Halt()] if halt else [])]
+    with pytest.warns(UserWarning, match="the target is not reached") as warned:
+        fit(tmp_path, scripted([0.9, 0.8, 0.7, 0.6]), *callbacks)
+    assert any("EarlyStopping ended it: Pruned" in str(each.message) for each in warned) == hint
 
 
 # as Lightning 2.5 says before the first validation

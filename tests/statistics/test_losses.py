@@ -680,8 +680,13 @@ class Silent(Lit):
     ("criterion", "model", "collate", "message"),
     [
         (Oracle(max_passes=10), Lit, None, "would take .* passes of a batch .* in one event, about .* minutes"),
-        (Oracle(), Silent, None, "training_step gives no loss for the first batch"),
-        (Oracle(), Lit, lambda pairs: Pair(*map(torch.stack, zip(*pairs, strict=True))), "holds a Pair"),
+        (Oracle(), Silent, None, "gives no loss for the first batch: take a criterion and a sel"),
+        (
+            Oracle(),
+            Lit,
+            lambda pairs: Pair(*map(torch.stack, zip(*pairs, strict=True))),
+            "holds a Pair.* such as a namedtuple",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_first_step(

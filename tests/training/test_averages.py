@@ -312,8 +312,11 @@ def test_an_average_of_one_of_two_alike_is_left_alone_and_that_is_said(tmp_path:
             return self.net(images) + self.other(images)
 
     pruning = PruningCallback(0.5, schedule=EVENTS)
-    with pytest.warns(UserWarning, match=r"average that mean\.module keeps is not masked: .* several alike"):
+    with pytest.warns(
+        UserWarning, match=r"average that mean\.module keeps is not masked: .* several alike"
+    ) as all_:
         fit(tmp_path, model := seeded(Two), pruning)
+    assert sum("is not masked" in str(each.message) for each in all_) == 1  # and not once an event
     assert sorted(name.split(".")[0] for name in pruning.masks) == 3 * ["net"] + 3 * ["other"]
     assert all(parameter.all() for parameter in model.mean.module.parameters())
     # a copy that does not train, such as a teacher's, is no doubt
