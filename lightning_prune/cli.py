@@ -98,11 +98,9 @@ class PruningCommands(_Trainer):
         for callback in pruning_callbacks(self):
             state = callback_state_in(checkpoint, callback.state_key)
             if state is None:
-                there = ", ".join(state_keys_in(checkpoint)) or "none of any PruningCallback"
-                raise ValueError(
-                    f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}, but {there}: give"
-                    " --pruning.name, or leave it out."
-                )
+                there = ", ".join(state_keys_in(checkpoint))
+                others = f" It holds {there}: --pruning.name is the name in brackets." if there else ""
+                raise ValueError(f"ckpt_path={ckpt_path!r} holds no state of {callback.state_key}.{others}")
             print(callback.report_of(model, state, own_example(model)).table())
 
     def export(

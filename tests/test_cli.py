@@ -111,7 +111,7 @@ def test_report_says_what_the_fit_did(
 
 def test_report_refuses_what_is_not_there(run: tuple[Path, Lit, Report]) -> None:
     path, _, _ = run
-    with pytest.raises(ValueError, match=r"no state of PruningCallback\[other\], but PruningCallback: give"):
+    with pytest.raises(ValueError, match=r"no state of PruningCallback\[other\]\. It holds PruningCallback: "):
         cli("report", "--ckpt_path", str(path), "--pruning.name", "other")
 
 
