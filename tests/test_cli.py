@@ -208,7 +208,11 @@ def test_oneshot_prunes_validates_and_saves(tmp_path: Path, capsys: pytest.Captu
     dense, path = tmp_path / "dense.ckpt", tmp_path / "pruned.ckpt"
     model = seeded(Net)
     fit(tmp_path, model, max_epochs=3).save_checkpoint(dense)
-    cli("oneshot", "--ckpt_path", str(dense), "--path", str(path), "--batches", "16", data=Validated)
+    cli(
+        *("oneshot", "--ckpt_path", str(dense), "--path", str(path), "--batches", "16"),
+        *("--trainer.default_root_dir", str(tmp_path)),
+        data=Validated,
+    )
     shown = capsys.readouterr().out
     assert "sparsity 50.00%" in shown
     assert re.search(r"acc: dense [01].*, pruned [01]", shown)

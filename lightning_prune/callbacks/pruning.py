@@ -342,11 +342,11 @@ class PruningCallback(Callback):
 
 
 def _warn_of_unnamed(callback: PruningCallback) -> None:
-    """Warn of a second callback without a name, whose key a Trainer reads before it raises an error."""
+    """Warn of a second callback without a name in one list, before a Trainer raises an error for the two."""
     if _UNNAMED - {callback}:
-        gc.collect()  # those of Trainers that are gone
-    if _UNNAMED - {callback}:
-        rank_zero_warn("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
+        together = [each for each in gc.get_referrers(callback) if isinstance(each, list)]
+        if any(other in each for other in _UNNAMED - {callback} for each in together):
+            rank_zero_warn("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
     _UNNAMED.add(callback)
 
 

@@ -315,7 +315,7 @@ def test_what_needs_the_whole_model_says_so(found: Found) -> None:
         ]
         assert said[4].startswith("Channels(")
         assert "take Unstructured() with budget='units'" in said[4]
-        assert "take selector=Global(), with budget='units' and without normalize, or PerLayer()" in said[5]
+        assert "take selector=PerLayer(), or Global() without budget, normalize and cost_weight" in said[5]
         for name, line in zip(("load_packed", "load_compact"), said[6:], strict=True):
             assert line.startswith(f"{name} needs whole parameters")
             assert line.endswith(": load into the whole model, and divide it then.")
@@ -443,11 +443,11 @@ def test_a_step_with_inf_in_one_process_is_left_out_in_all(found: Found) -> None
 WHY = {
     "Channels": "strategy=ModelParallelStrategy splits the model up: Channels",
     "macs": "strategy=ModelParallelStrategy splits the model up: .*budget='macs'",
-    "params": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
-    "normalize": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
+    "params": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
+    "normalize": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
     "Blocks": r"take structure=Unstructured\(\)",
-    "Threshold": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
-    "ParticleFilter": r"take selector=Global\(\), with budget='units' and without normalize, or PerLayer\(\)",
+    "Threshold": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
+    "ParticleFilter": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
     "LAMP": "take a criterion that scores each weight by itself",
     "Random": "take a criterion that scores each weight by itself",
     "ActivationNorm": "take a criterion that scores each weight by itself",
