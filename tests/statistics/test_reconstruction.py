@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_prune import Channels, Magnitude, NofM, PerLayer, Pruner, Reconstruct
 from lightning_prune.statistics.calibration import Calibration
-from lightning_prune.statistics.reconstruction import least_squares
+from lightning_prune.statistics.reconstruction import least_squares, reconstruct
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, layer_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, solve
 from lightning_prune.statistics.reconstruction.lockstep import THREAD
@@ -287,8 +287,8 @@ def test_what_is_not_reconstructed_stays_with_the_reason() -> None:
     torch.manual_seed(0)
     model = Branched().eval()
     before = copy.deepcopy(model)
-    pruner = Pruner(model, 0.5, schedule=None)
-    pruner.prune(1.0, reconstruct=Reconstruct(), batches=[numbers(20, 8)])
+    pruner = Pruner(model, 0.3, schedule=None)
+    pruner.prune(1.0, reconstruct=Reconstruct(), batches=[numbers(400, 8)])
     assert pruner.unreconstructed == {
         "twice.weight": "its layer runs 2 times in a pass",
         "tied.weight": "several layers share it",
@@ -387,6 +387,48 @@ def test_ctrl_c_ends_all_passes() -> None:
         name for name, each in model.named_parameters() if not torch.equal(each, before.get_parameter(name))
     }
     assert masked == {name for name, each in model.named_parameters() if each.ndim > 1}
+
+
+def test_a_network_whose_outputs_would_be_further_off_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "solve", lambda sums, matrix, kept, ridge: 50 * matrix.double() * kept)
+    model, alone = network(), network()
+    pruner = pruned(model, "weights", Reconstruct())
+    pruned(alone, "weights")
+    assert set(pruner.unreconstructed.values()) == {
+        "outputs on the calibration data would be further from those before"
+    }
+    assert pruner.unreconstructed.keys() == pruner.masks.keys()
+    assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values()))
+
+
+def test_a_layer_that_takes_too_much_memory_is_named_and_left_alone() -> None:
+    model, alone = network(), network()
+    small = pruned(model, "weights", Reconstruct(max_gigabytes=4e-3))
+    pruned(alone, "weights")
+    assert small.unreconstructed == {
+        "3.weight": "its solution takes 0.00538 GB, above max_gigabytes=0.004",
+        "6.weight": "its solution takes 0.00436 GB, above max_gigabytes=0.004",
+    }
+    assert torch.equal(model[3].weight, alone[3].weight)
+    assert not torch.equal(model[0].weight, alone[0].weight)
+
+
+def test_few_rows_are_told_and_regularized_more() -> None:
+    rows = numbers(20, 40)
+    errors = []
+    for factor in (1.0, 0.5):  # of the ridge that is asked for, which is doubled
+        model, dense = nn.Linear(40, 8), None
+        torch.manual_seed(0)
+        nn.init.normal_(model.weight)
+        dense = copy.deepcopy(model)
+        pruner = Pruner(model, 0.5, schedule=None, selector=PerLayer())
+        with pytest.warns(UserWarning, match="weight has 20 rows of calibration data for 40 inputs: its ridge"):
+            pruner.prune(1.0, reconstruct=Reconstruct(ridge=0.1 * factor), batches=[rows])
+        sums = Products.of(rows, rows.double() @ dense.weight.detach().double().t()).centered()
+        expected = solve(sums, dense.weight.detach(), pruner.masks["weight"], 0.2 * factor)
+        torch.testing.assert_close(model.weight.detach().double(), expected, atol=1e-5, rtol=1e-5)
+        errors.append(pruner.unreconstructed)
+    assert errors == [{}, {}]
 
 
 def test_without_batches_it_is_refused() -> None:

@@ -15,7 +15,7 @@ from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import Part, check_counts, is_number
 from lightning_prune.core.probes import Probe, evaluation_mode, math_attention
 from lightning_prune.core.progress import progress_bar
-from lightning_prune.core.tensors import own_tensors
+from lightning_prune.core.tensors import own_tensors, reachable_tensors
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
@@ -37,9 +37,10 @@ class Reconstruct(Part):
     layers multiply their input; what is left alone is in the report, with the reason.
 
     Where whole inputs go, and where single weights of small layers do, the solution is exact; in large layers
-    columns make up for each other in turn. No layer is left with a larger error than before. He, Zhang and Sun
-    2017, "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv 1707.06168; Frantar and Alistarh
-    2023, "SparseGPT", arXiv 2301.00774.
+    columns make up for each other in turn. No layer is left with a larger error than before, nor is the
+    network: if its outputs on the calibration data came no nearer, all weights stay. He, Zhang and Sun 2017,
+    "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv 1707.06168; Frantar and Alistarh 2023,
+    "SparseGPT", arXiv 2301.00774.
 
     Args:
         batches: How many training batches a fit keeps for it, the first ones, at least 1. They are in its
@@ -106,8 +107,27 @@ def reconstruct_(
             f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
             " and are left out from there on."
         )
-    work.finish(model)
+    if _distance(calibration, before, new) <= _distance(calibration, before, model):
+        work.finish(model)
+    else:  # the best of each layer need not be the best of all
+        why = "outputs on the calibration data would be further from those before"
+        work.reasons |= {name: why for matrices in work.layers.values() for name, *_ in matrices}
     return work.reasons
+
+
+def _distance(calibration: Calibration, before: nn.Module, after: nn.Module) -> float:
+    """Return the sum of squares of the differences of two networks' outputs."""
+    total = torch.zeros((), dtype=torch.float64, device=next(before.parameters()).device)
+    for probe in calibration.passes:
+        outputs = []
+        for model in (before, after):
+            network, run = run_of(probe, model)
+            with evaluation_mode(network), math_attention():
+                outputs.append([each for each in reachable_tensors(run()) if each.is_floating_point()])
+        for one, other in zip(*outputs, strict=False):
+            if one.shape == other.shape:  # as it need not be where a step counts what it finds
+                total += (one - other).double().square().sum()
+    return float(calibration.add_up(total))
 
 
 @dataclass
