@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.core.module_kinds import CONV1D, is_a
 from lightning_prune.statistics.losses import SumOverRanks
 from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import Statistics
@@ -26,13 +27,14 @@ def layer_inputs(model: nn.Module, group: UnitGroup) -> list[LayerInput]:
     """Return the layers that read a group's units, and whose inputs a hook can observe.
 
     Returns:
-        Pairs of a linear or convolution layer and its weight, as a slice along the input dimension.
+        Pairs of a linear or convolution layer, or Hugging Face's ``Conv1D``, and its weight, as a slice along the
+        input dimension.
     """
     readers = {id(part.weight): part for part in group.readers}
     return [
         (module, readers[id(weight)])
         for module in model.modules()
-        if isinstance(module, nn.Linear | _ConvNd)
+        if (isinstance(module, nn.Linear | _ConvNd) or is_a(module, CONV1D))
         # nn.MultiheadAttention uses the weight of its projection, but never calls the layer
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and (weight := module._parameters.get("weight")) is not None

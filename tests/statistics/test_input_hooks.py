@@ -237,6 +237,36 @@ def test_grouped_convolutions_read_the_same_units_in_each_group() -> None:
     torch.testing.assert_close(scores(pruner, ActivationNorm())["0"], expected)
 
 
+class Conv1D(nn.Module):
+    """Stores its inputs first, as that of Hugging Face."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(linear.weight.detach().t().contiguous()), linear.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
+@EACH
+@pytest.mark.parametrize("structure", [CHANNELS, Unstructured()], ids=["channels", "weights"])
+def test_layers_that_store_their_inputs_first_are_looked_at_too(
+    criterion: Criterion, structure: Structure
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
+    other = nn.Sequential(*(Conv1D(each) if isinstance(each, nn.Linear) else each for each in linear))
+    inputs = [torch.randn(5, 7, 4), torch.randn(5, 7, 4)]
+    expected = watched(linear, criterion, structure, inputs).scores()
+    found = watched(other, criterion, structure, inputs).scores()
+    assert found.keys() == expected.keys()
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score if structure is CHANNELS else score.t())
+
+
 # --- what is looked at
 
 
