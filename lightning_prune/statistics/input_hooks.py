@@ -27,8 +27,8 @@ def layer_inputs(model: nn.Module, group: UnitGroup) -> list[LayerInput]:
     """Return the layers that read a group's units, and whose inputs a hook can observe.
 
     Returns:
-        Pairs of a linear or convolution layer, or Hugging Face's ``Conv1D``, and its weight, as a slice along the
-        input dimension.
+        Pairs of a linear or convolution layer, or Hugging Face's ``Conv1D``, and its weight, as a slice along
+        the input dimension.
     """
     readers = {id(part.weight): part for part in group.readers}
     return [
