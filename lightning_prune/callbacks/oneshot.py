@@ -93,7 +93,8 @@ def oneshot(
         load_compact(read_file(ckpt_path, "ckpt_path"), model)
     reconstruct = callback.reconstruct or Reconstruct()
     parts = replace(callback._parts, reconstruct=reconstruct)
-    count = max(reconstruct.batches, parts.criterion.held) if batches is None else batches
+    kept = max(reconstruct.batches, parts.criterion.held, parts.selector.held)
+    count = kept if batches is None else batches
     check_counts(batches=count)
     dense = _validated(trainer, model, datamodule)
     data = training_batches(trainer, model, datamodule, count)

@@ -35,6 +35,7 @@ from torch import nn
 
 from lightning_prune import Channels, Global, NofM, OptimalBrainSurgeon, PerLayer, Pruner, Reconstruct, Taylor
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.statistics.observer import Needs
 
 _SPEEDUPS = (1.5, 2.1, 3, 4)
 _SURGEON = OptimalBrainSurgeon()
@@ -177,14 +178,14 @@ def prune(
         Seconds of the event: selection, masks and reconstruction.
     """
     pruner = Pruner(model, schedule=None, example=batches[0][0][:2], **parts)
-    if "criterion" in parts:
+    if Needs.GRADIENT in pruner.needs:
         for batch in batches:
             model.zero_grad()
             loss_of(model, batch).backward()
             pruner.observe()
     inputs = [batch[0] for batch in batches]
     begun = time.perf_counter()
-    pruner.prune(1.0, reconstruct=reconstruct, batches=inputs if reconstruct else ())
+    pruner.prune(1.0, reconstruct=reconstruct, batches=inputs)
     return time.perf_counter() - begun
 
 

@@ -126,8 +126,11 @@ def test_the_checkpoint_loads_and_a_fit_goes_on_from_it(trained: dict[str, Tenso
 
 def test_a_step_by_hand_and_no_validation_are_no_problem(trained: dict[str, Tensor], tmp_path: Path) -> None:
     model, callback = of(trained, ManualData), PruningCallback(0.8, criterion=Taylor())
-    found = oneshot(trainer(tmp_path, callback), model, batches=5)
+    path = tmp_path / "pruned.ckpt"
+    found = oneshot(trainer(tmp_path, callback), model, batches=5, path=path)
     assert (found.dense, found.pruned) == ({}, {})
+    again = load_compact(path, seeded(ManualData))
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
     assert found.report.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
