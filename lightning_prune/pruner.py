@@ -27,7 +27,7 @@ from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.layer_matrices import named_matrices
-from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, reconstruct_
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, check_batches, reconstruct_
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
@@ -246,16 +246,34 @@ class Pruner(PrunedState):
             raise ValueError(f"fraction={fraction!r} must lie in [0, 1].")
         if fraction == 0 or (fraction <= self._reached and not self.ready):
             return  # there is nothing to remove, or no need of scores to remove no more
+        check_part(reconstruct, Reconstruct, "reconstruct", optional=True)
         calibration = Calibration.of(batches)
-        self.select(fraction, losses, calibration)
-        before = None if reconstruct is None else copy_model(self._model)
-        self.store.apply_()
-        if reconstruct is not None and before is not None:
-            self.unreconstructed = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
+        if reconstruct is None:
+            self.select(fraction, losses, calibration)
+            self.store.apply_()
+        else:
+            check_batches(calibration)
+            with self._restored_after_error() as before:
+                self.select(fraction, losses, calibration)
+                self.store.apply_()
+                self.unreconstructed = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
         self.observations.reset_()
         self._reached = max(self._reached, fraction)
+
+    @contextmanager
+    def _restored_after_error(self) -> Iterator[nn.Module]:
+        """Yield a copy of the model; an error in the block restores weights and masks."""
+        before, masks = copy_model(self._model), {name: mask.clone() for name, mask in self.masks.items()}
+        try:
+            yield before
+        except BaseException:
+            for name, mask in masks.items():
+                self.masks[name].copy_(mask)
+            for parameter, earlier in zip(self._model.parameters(), before.parameters(), strict=True):
+                parameter.copy_(earlier)
+            raise
 
     @torch.no_grad()
     def select(

@@ -12,26 +12,28 @@ import torch
 
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.callbacks.state import PruningState
+from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import evaluation_mode
-from lightning_prune.export.compacted import load_compact, load_weights_
+from lightning_prune.export.compacted import load_compact, load_weights_, plans_in
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.report import Report
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
-from lightning_prune.training.batch_norms import renew_statistics_
+from lightning_prune.training.batch_norms import copy_statistics_, renew_statistics_
 from lightning_prune.training.lightning_packages import (
     LightningDataModule,
     LightningModule,
     Trainer,
+    is_lightning_module,
     overrides,
     rank_zero_warn,
 )
-from lightning_prune.training.sandbox import NoLossError, calibration_passes, find_probe, training_loss
+from lightning_prune.training.sandbox import calibration_passes, find_probe, training_loss
 from lightning_prune.training.trainer_data import training_batches
 
 
@@ -66,7 +68,8 @@ def oneshot(
     The network is pruned as the Trainer's PruningCallback says, its schedule, rewind and guard left aside. The
     weights that are left make up for those that went, by the callback's ``reconstruct`` or, if it has none, by
     ``Reconstruct()``. The statistics of batch norms are taken anew if that lowers the loss on the batches. With
-    ``compact=True`` the network is compacted. It is validated before and after.
+    ``compact=True`` the network is compacted. It is validated before and after. What requires gradients counts
+    as trained; units that are 0 already are kept at that with the callback's ``keep_zeros=True``.
 
     The callback holds the masks then: a ``trainer.fit`` that follows goes on from them.
 
@@ -82,20 +85,22 @@ def oneshot(
         The report, and the metrics of both validations.
 
     Raises:
-        ValueError: If there is not one PruningCallback, there are several processes, or the callback's parts
-            do not fit the model.
+        ValueError: If there is not one PruningCallback, there are several processes, the module holds a weight
+            average or is compacted already, or the callback's parts do not fit it.
         CompactionError: If outputs of the compacted network would differ; the model is unchanged then.
     """
-    callback = _only_callback(trainer)
-    if trainer.world_size > 1:
-        raise ValueError(f"oneshot works in one process, and the Trainer has {trainer.world_size}: devices=1.")
-    if ckpt_path is not None:
-        load_compact(read_file(ckpt_path, "ckpt_path"), model)
+    callback = _only_callback(trainer, model)
     reconstruct = callback.reconstruct or Reconstruct()
-    parts = replace(callback._parts, reconstruct=reconstruct)
+    parts = replace(callback._parts, rewind=None, guard=None)
+    parts = replace(parts, reconstruct=reconstruct)
     kept = max(reconstruct.batches, parts.criterion.held, parts.selector.held)
     count = kept if batches is None else batches
     check_counts(batches=count)
+    if ckpt_path is not None:
+        checkpoint = read_file(ckpt_path, "ckpt_path")
+        if plans_in(checkpoint):
+            raise ValueError(f"ckpt_path={str(ckpt_path)!r} is of a compacted network: give one that is not.")
+        load_compact(checkpoint, model)
     dense = _validated(trainer, model, datamodule)
     data = training_batches(trainer, model, datamodule, count)
     state = PruningState(parts)
@@ -111,9 +116,9 @@ def oneshot(
         state.network.compact_(probe, work, (), (), state.report(replace(work, seconds=0.0)))
     plans = [] if state.network.plan is None else [state.network.plan]
     load_weights_(model, twin.state_dict(), plans)
-    callback.reset()
-    callback.load_state_dict(state.state_dict(0))
+    state.history.record_event(0, 0, state.network.sparsity)
     report = state.report(work)
+    _hand_over(callback, model, state.state_dict(0))
     pruned = _validated(trainer, model, datamodule)
     if path is not None:
         trainer.strategy.connect(model)
@@ -121,11 +126,35 @@ def oneshot(
     return OneshotResult(report, dense, pruned, renewed)
 
 
-def _only_callback(trainer: Trainer) -> PruningCallback:
+def _only_callback(trainer: Trainer, model: LightningModule) -> PruningCallback:
+    """Return the Trainer's PruningCallback.
+
+    Raises:
+        ValueError: If there is not one, or the model, the Trainer or the callback's state does not fit.
+    """
+    if not is_lightning_module(model):
+        raise ValueError(f"model={type(model).__name__} must be a LightningModule.")
     found = pruning_callbacks(trainer)
     if len(found) != 1:
         raise ValueError(f"oneshot needs a Trainer with one PruningCallback, and this one has {len(found)}.")
+    if trainer.world_size > 1:
+        raise ValueError(f"oneshot works in one process, and the Trainer has {trainer.world_size}: devices=1.")
+    network = found[0]._state.network
+    if network.model is model and network.plan is not None:
+        raise ValueError("the callback has compacted this network already: oneshot takes one that is not.")
+    if averages := averaged_modules(model):
+        raise ValueError(
+            f"{' and '.join(averages)} averages weights, which would stay those of the dense network: leave it"
+            " out of the module, or copy its weights into the network first."
+        )
     return found[0]
+
+
+def _hand_over(callback: PruningCallback, model: LightningModule, saved: dict[str, Any]) -> None:
+    """Let a callback show the masks of a saved state, and its next fit go on from them."""
+    callback.reset()
+    callback._state = PruningState.of_saved(model, saved, callback._parts)
+    callback._state.pending, callback._state.given = saved, True
 
 
 def _prune(trainer: Trainer, twin: LightningModule, state: PruningState, data: Sequence[Any]) -> bool:
@@ -136,7 +165,10 @@ def _prune(trainer: Trainer, twin: LightningModule, state: PruningState, data: S
     passes = calibration_passes(trainer, twin, data)
     loss = training_loss(trainer)
     with evaluation_mode(twin):
+        buffers = [each.clone() for each in twin.buffers()]
         _observe(pruner, trainer, twin, data, passes)
+        for buffer, earlier in zip(twin.buffers(), buffers, strict=True):
+            buffer.copy_(earlier)  # such as counters of a step
         pruner.prune(
             1.0,
             losses=Losses(loss, data, progress=progress),
@@ -144,15 +176,15 @@ def _prune(trainer: Trainer, twin: LightningModule, state: PruningState, data: S
             batches=Calibration(passes, progress=progress, warn=rank_zero_warn),
         )
         renewed = copy_model(twin)
-        renew_statistics_(renewed.eval(), passes)
         try:
+            renew_statistics_(renewed.eval(), passes)
             found, expected = (
                 sum(float(loss(copy_model(each), batch)) for batch in data) for each in (renewed, twin)
             )
-        except NoLossError:
+        except ValueError:  # a step without a loss, or a batch of one example
             return False
         if found < expected:
-            twin.load_state_dict(renewed.state_dict())
+            copy_statistics_(renewed, twin)
         return found < expected
 
 

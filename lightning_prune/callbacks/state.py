@@ -89,7 +89,7 @@ class PruningState:
             parts: The arguments of the callback as they are now.
         """
         known = self.network.model is model
-        if known and parts == self.parts:
+        if known and parts == self.parts and not (self.given and self.network.pruner is None):
             return self
         fresh = PruningState(parts)
         fresh.pending, fresh.given = self.pending, self.given

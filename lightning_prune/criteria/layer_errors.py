@@ -39,7 +39,7 @@ class OptimalBrainSurgeon(Criterion):
     calibration batches, and the sum of these for a block; for a channel, or a head, the sum over the layers
     that read it of :math:`tr(W_S [(H^{-1})_{SS}]^{-1} W_S^T)`, with S the columns that it feeds. Higher = keep.
     Errors are in units of the outputs of each layer: compare them within a layer, or with
-    ``Global(normalize="l2")``.
+    ``Global(normalize="l2")``. Of a layer that runs several times in a pass the first call counts.
 
     It goes with :class:`Reconstruct`, which gives the other weights the values that make up for it. Neither
     labels nor gradients are needed. Beside ``NofM(n, m)`` weights are scored from one column to the next, with
@@ -171,6 +171,8 @@ class _Errors:
         for group, reader, matrix in self.readers[place]:
             if reader.name not in systems:
                 systems[reader.name] = self._systems(matrix, [call for (call,) in calls])
+            if not all(bool(each.isfinite().all()) for each in systems[reader.name]):
+                continue  # no rows, or inf or nan: the group is not scored
             found = self._errors(group, reader, matrix, systems[reader.name]).to(group.dtype)
             self.scores[group.name] = self.scores[group.name] + found if group.name in self.scores else found
 

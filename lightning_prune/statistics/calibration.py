@@ -38,8 +38,19 @@ class Calibration:
         Args:
             batches: What ``forward`` is given for each batch: a tensor, a tuple of its arguments or a mapping
                 of keyword arguments.
+
+        Raises:
+            ValueError: If it is no iterable of these.
         """
-        return batches if isinstance(batches, Calibration) else cls([as_probe(each) for each in batches])
+        if isinstance(batches, Calibration):
+            return batches
+        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+            kind = type(batches).__name__
+            raise ValueError(f"batches={kind} must be a list: what forward is given for each batch.")
+        given = list(batches)
+        if any(isinstance(each, list) for each in given):
+            raise ValueError("batches: what forward is given is a tensor, a tuple or a mapping, and no list.")
+        return cls([as_probe(each) for each in given])
 
     def agreed(self, tensor: Tensor) -> Tensor:
         """Return the tensor of the first process."""

@@ -90,6 +90,7 @@ def use_stubs_(
     """
     assert copy is not trainer.lightning_module
     optimizers = [_OptimizerStub(optimizer) for optimizer in trainer.optimizers]
+    first = optimizers[0] if optimizers else _NullObject()  # outside of a fit there are none yet
     for module in copy.modules():
         if is_lightning_module(module):
             vars(module).update(
@@ -97,7 +98,7 @@ def use_stubs_(
                 log=lambda name, value, *_, **__: on_log(value),
                 log_dict=lambda dictionary, *_, **__: on_log(dictionary),
                 manual_backward=lambda loss, *_, **__: on_backward(loss),
-                optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
+                optimizers=lambda *_, **__: optimizers if len(optimizers) > 1 else first,
                 lr_schedulers=_NullObject(),
                 toggle_optimizer=_NullObject(),
                 untoggle_optimizer=_NullObject(),

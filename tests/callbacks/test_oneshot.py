@@ -11,6 +11,7 @@ import torch
 from lightnings import Trainer
 from lit import Lit, Manual, digits, seeded, trainer
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from lightning_prune import (
@@ -18,6 +19,7 @@ from lightning_prune import (
     APoZ,
     Channels,
     Global,
+    Guard,
     NofM,
     OneShot,
     OptimalBrainDamage,
@@ -25,6 +27,7 @@ from lightning_prune import (
     PerLayer,
     PruningCallback,
     Reconstruct,
+    Rewind,
     Taylor,
     Wanda,
     load_compact,
@@ -117,7 +120,9 @@ def test_the_checkpoint_loads_and_a_fit_goes_on_from_it(trained: dict[str, Tenso
 
     masked, kept = of(trained), PruningCallback(0.8, schedule=OneShot("1ep"))
     run = trainer(tmp_path, kept, max_epochs=2)
-    oneshot(run, masked, batches=5)
+    found = oneshot(run, masked, batches=5)
+    assert kept.sparsity == kept.report.sparsity == found.report.sparsity == pytest.approx(0.8, abs=1e-3)
+    assert kept.masks.keys() == {layer.name for layer in found.report.layers}
     before = {name: each == 0 for name, each in masked.named_parameters() if each.ndim > 1}
     run.fit(masked)
     assert kept.sparsity == pytest.approx(0.8, abs=1e-3)
@@ -199,6 +204,63 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         oneshot(trainer(tmp_path, *map(PruningCallback, callbacks)), Data(), **options)
+
+
+class Averaging(Data):
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = AveragedModel(self.net)
+
+
+class StepCounting(Data):
+    """Counts its steps in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_steps_write_to_is_as_before(tmp_path: Path) -> None:
+    model = StepCounting()
+    oneshot(trainer(tmp_path, PruningCallback(0.5, criterion=Taylor())), model, batches=5)
+    assert int(model.steps) == 0
+
+
+def test_rewind_and_guard_are_left_aside(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    callback = PruningCallback(0.5, rewind=Rewind(), guard=Guard("acc"))
+    assert oneshot(trainer(tmp_path, callback), of(trained), batches=5).report.sparsity == 0.5
+
+
+def test_what_cannot_be_followed_is_refused(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    path, callback = tmp_path / "small.ckpt", PruningCallback(0.4, structure=Channels(), compact=True)
+    model = of(trained)
+    oneshot(trainer(tmp_path, callback), model, batches=5, path=path)
+    with pytest.raises(ValueError, match="has compacted this network already"):
+        oneshot(trainer(tmp_path, callback), model)
+    with pytest.raises(ValueError, match=r"ckpt_path=.*is of a compacted network"):
+        oneshot(trainer(tmp_path, PruningCallback(0.4)), of(trained), ckpt_path=path)
+    with pytest.raises(ValueError, match="average.module averages weights, which would stay"):
+        oneshot(trainer(tmp_path, PruningCallback(0.4)), Averaging())
+    with pytest.raises(ValueError, match="model=Linear must be a LightningModule"):
+        oneshot(trainer(tmp_path, PruningCallback(0.4)), nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_batch_of_one_example_takes_no_statistics(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    class Uneven(Data):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return digits(80, 321)
+
+    oneshot(trainer(tmp_path, PruningCallback(0.5)), of(trained, Uneven), batches=5)
+    model = of(trained, Uneven)
+    (last,) = [batch for batch in model.train_dataloader() if len(batch[1]) == 1]
+    with pytest.raises(ValueError, match="more than 1 value"):
+        renew_statistics_(
+            nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)).eval(), Calibration.of([last[0]]).passes
+        )
 
 
 def test_several_processes_are_refused() -> None:

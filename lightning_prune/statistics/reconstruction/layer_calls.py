@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from lightning_prune.core.tensors import reachable_tensors
 
 
 class LayerCalls(TorchFunctionMode):
@@ -32,6 +35,7 @@ class LayerCalls(TorchFunctionMode):
         self._outputs: dict[int, tuple[str, Tensor]] = {}
         self._readers: dict[str, set[nn.Module | None]] = {}
         self._norm: nn.Module | None = None
+        self._norm_runs: Counter[nn.Module] = Counter()
         self._handles = [
             model.get_submodule(name).register_forward_hook(partial(self._ran, name)) for name in layers
         ]
@@ -44,16 +48,24 @@ class LayerCalls(TorchFunctionMode):
         """Run a pass and see what happens."""
         try:
             with torch.no_grad(), self:
-                run()
+                result = run()
+            for each in reachable_tensors(result):
+                if id(each) in self._outputs:  # the caller reads it, too
+                    self._readers.setdefault(self._outputs[id(each)][0], set()).add(None)
         finally:
             for handle in self._handles:
                 handle.remove()
             self._outputs.clear()
 
     def norm_of(self, name: str) -> Any:
-        """Return the batch norm with running statistics that alone reads the output of a layer, or ``None``."""
+        """Return the batch norm with running statistics that reads the output of a layer, and nothing but it.
+
+        Returns:
+            ``None`` if there is none.
+        """
         norm, *others = self._readers.get(name) or (None,)
-        return norm if not others and isinstance(norm, _BatchNorm) and norm.running_mean is not None else None
+        alone = isinstance(norm, _BatchNorm) and norm.running_mean is not None and self._norm_runs[norm] == 1
+        return norm if alone and not others else None
 
     def _ran(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.counts[name] += 1
@@ -62,6 +74,7 @@ class LayerCalls(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._norm = module
+        self._norm_runs[module] += 1
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._norm = None
@@ -77,3 +90,31 @@ class LayerCalls(TorchFunctionMode):
 def _looks(func: Any) -> bool:
     """Return whether a function of a tensor reads an attribute, such as its shape."""
     return getattr(func, "__name__", "") in ("__get__", "size", "dim", "numel")
+
+
+@contextmanager
+def outermost_outputs(model: nn.Module) -> Iterator[list[Any]]:
+    """Collect, in a ``with`` block, what those modules with parameters return that no other one calls."""
+    found: list[Any] = []
+    depth = 0
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if not depth:
+            found.append(output)
+
+    handles = []
+    for module in model.modules():
+        if any(True for _ in module.parameters()):
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

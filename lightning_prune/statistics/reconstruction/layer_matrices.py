@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class LayerCall(NamedTuple):
     @property
     def first(self) -> Any:
         """The first argument: by position or, if there is none, by name."""
-        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return self.args[0] if self.args else self.kwargs.get("input", next(iter(self.kwargs.values())))
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ class AttentionOutputMatrix(LinearMatrix):
         """Return what the heads give, with the present weights, as rows."""
         heads = copy.copy(self.module)
         size, like = self.module.embed_dim, self.parameter
-        projection = nn.Linear(size, size, bias=False, device=like.device, dtype=like.dtype)
+        projection = nn.Linear(size, size, device=like.device, dtype=like.dtype)
         nn.init.eye_(projection.weight)
+        nn.init.zeros_(projection.bias)
         heads._modules = {"out_proj": projection}
-        given = heads.forward(*call.args, **{**call.kwargs, "need_weights": False})[0]
+        arguments = signature(self.module.forward).bind(*call.args, **call.kwargs).arguments
+        given = heads.forward(**{**arguments, "need_weights": False})[0]
         return [given.reshape(-1, size)]
 
 
@@ -209,22 +212,39 @@ class TransposedConvMatrix(ConvMatrix):
 
 def layer_matrices(module: nn.Module) -> list[LayerMatrix]:
     """Return the matrices of a layer, in the order in which it uses them; none if its kind is not known."""
-    if isinstance(module, NonDynamicallyQuantizableLinear):  # nn.MultiheadAttention never calls it
-        return []
-    if isinstance(module, nn.MultiheadAttention):
-        if not module._qkv_same_embed_dim:
-            return []
-        return [
-            AttentionInputMatrix(module, "in_proj_weight", "in_proj_bias"),
-            AttentionOutputMatrix(module, "out_proj.weight", "out_proj.bias"),
-        ]
-    if isinstance(module, nn.RNNBase):
-        ends = ("l0", "l0_reverse") if module.bidirectional else ("l0",)
-        return [RecurrentMatrix(module, f"weight_ih_{end}", f"bias_ih_{end}") for end in ends]
-    for kind, matrix in _MATRICES.items():
-        if isinstance(module, kind):
-            return [matrix(module)]
-    return [InputsFirstMatrix(module)] if is_a(module, CONV1D) else []
+    if is_a(module, CONV1D):
+        return [InputsFirstMatrix(module)]
+    if not all(_is_torch_code(module, name) for name in ("forward", "_conv_forward")):
+        return []  # a subclass may do anything with its weight
+    return next((matrices(module) for kind, matrices in _KINDS.items() if isinstance(module, kind)), [])
+
+
+def _of_attention(module: Any) -> list[LayerMatrix]:
+    inputs = AttentionInputMatrix(module, "in_proj_weight", "in_proj_bias")
+    outputs = AttentionOutputMatrix(module, "out_proj.weight", "out_proj.bias")
+    return [inputs, outputs] if module._qkv_same_embed_dim else [outputs]
+
+
+def _of_recurrent(module: Any) -> list[LayerMatrix]:
+    ends = ("l0", "l0_reverse") if module.bidirectional else ("l0",)
+    return [RecurrentMatrix(module, f"weight_ih_{end}", f"bias_ih_{end}") for end in ends]
+
+
+# the first kind that fits counts
+_KINDS: dict[type[nn.Module], Callable[[Any], list[LayerMatrix]]] = {
+    NonDynamicallyQuantizableLinear: lambda module: [],  # nn.MultiheadAttention never calls it
+    nn.MultiheadAttention: _of_attention,
+    nn.RNNBase: _of_recurrent,
+    nn.Linear: lambda module: [LinearMatrix(module)],
+    _ConvTransposeNd: lambda module: [TransposedConvMatrix(module)],
+    _ConvNd: lambda module: [ConvMatrix(module)],
+}
+
+
+def _is_torch_code(module: nn.Module, name: str) -> bool:
+    """Return whether a method of a module, if it has one of this name, is the one of torch."""
+    method = getattr(type(module), name, None)
+    return method is None or str(method.__module__).startswith("torch.")
 
 
 def named_matrices(model: nn.Module) -> dict[str, tuple[str, LayerMatrix]]:
@@ -234,13 +254,6 @@ def named_matrices(model: nn.Module) -> dict[str, tuple[str, LayerMatrix]]:
         for place, module in model.named_modules()
         for matrix in layer_matrices(module)
     }
-
-
-_MATRICES: dict[type[nn.Module], type[LayerMatrix]] = {
-    nn.Linear: LinearMatrix,
-    _ConvTransposeNd: TransposedConvMatrix,
-    _ConvNd: ConvMatrix,
-}
 
 
 def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:

@@ -81,8 +81,8 @@ class Products:
 def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """Return the matrix that is best among those that are 0 where nothing is kept.
 
-    It minimizes ``|X W^T - Y|^2 + ridge d |W - matrix|^2``, where d is the mean square of the inputs that are
-    not always 0. A row for which the least error is not below that of ``matrix``
+    It minimizes ``|X W^T - Y|^2 + ridge d |W - matrix|^2``, where d is the mean, over the inputs that are not
+    always 0, of the sum of their squares. A row for which the least error is not below that of ``matrix``
     without its entries that are not kept is a row of that one.
 
     Args:
@@ -130,7 +130,8 @@ def cholesky(system: Tensor) -> Tensor:
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(system)
     if bool(failed):
-        more = torch.full_like(system.diagonal(), _LEAST_RIDGE * float(system.diagonal().mean()))
+        mean = system.diagonal().mean().clamp_min(_LEAST_RIDGE)  # 0 if no input is ever other than 0
+        more = torch.full_like(system.diagonal(), _LEAST_RIDGE * float(mean))
         factor = torch.linalg.cholesky(system + torch.diag(more))
     return factor
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -43,12 +45,14 @@ class _Pass:
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._devices = sorted({each.device for each in network.parameters() if each.is_cuda}, key=str)
         self._state = ProcessState.now(self._devices)
-        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
+        self._context = copy_context()
+        default = torch.get_default_device()
+        self._default_device = None if default.type == "cpu" else default
+        self._thread = threading.Thread(target=self._context.run, args=(self._work,), name=THREAD, daemon=True)
         self._handles = [
             network.get_submodule(name).register_forward_pre_hook(partial(self._stop, name), with_kwargs=True)
             for name in layers
         ]
-        self._thread.start()
 
     def advance(self) -> None:
         """Run to the next stop, or to the end.
@@ -56,6 +60,8 @@ class _Pass:
         Raises:
             Exception: What the pass has raised.
         """
+        if not self._thread.ident:
+            self._thread.start()
         others = ProcessState.now(self._devices)
         self._state.restore()
         try:
@@ -71,7 +77,8 @@ class _Pass:
         """End the pass where it is, and remove its hooks."""
         self._cancelled = True
         self._go.release()
-        self._thread.join()
+        if self._thread.ident:
+            self._thread.join()
         for handle in self._handles:
             handle.remove()
 
@@ -79,8 +86,9 @@ class _Pass:
         self._go.acquire()
         try:
             if not self._cancelled:
-                # a new thread has another current device
-                with torch.no_grad(), torch.cuda.device(self._devices[0] if self._devices else -1):
+                current = torch.cuda.device(self._devices[0] if self._devices else -1)
+                # what a new thread does not take over
+                with torch.no_grad(), current, self._default_device or nullcontext():
                     self._run()
         except _CancelledError:
             pass

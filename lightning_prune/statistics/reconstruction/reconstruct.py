@@ -17,7 +17,7 @@ from lightning_prune.core.probes import Probe, evaluation_mode, math_attention
 from lightning_prune.core.progress import progress_bar
 from lightning_prune.core.tensors import own_tensors, reachable_tensors
 from lightning_prune.statistics.calibration import Calibration
-from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
+from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls, outermost_outputs
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
 from lightning_prune.statistics.reconstruction.least_squares import ROWS, Products, gigabytes, solve
 from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
@@ -30,11 +30,12 @@ class Reconstruct(Part):
     Each layer that has lost inputs or weights gets the weights that best give, on calibration batches, the
     outputs that it gave before the event, from the inputs that it gets now: those of the pruned network, in
     which the layers before it have their new weights. ``|X W^T - Y|^2 + ridge d |W - W0|^2`` is minimized, with
-    W0 the weights before, d the mean square of the inputs, and masked entries at 0. A bias is solved for along
-    with them; where there is none, and a batch norm alone reads the outputs, its running mean takes the shift.
-    Neither labels nor gradients are used. Layers are those of the kinds ``nn.Linear``, all convolutions,
-    Hugging Face's ``Conv1D``, the projections of ``nn.MultiheadAttention``, and the weights by which recurrent
-    layers multiply their input; what is left alone is in the report, with the reason.
+    W0 the weights before, d the mean over the inputs of the sum of their squares, and masked entries at 0. A
+    bias is solved for along with them, a frozen one, too; where there is none, and a batch norm alone reads the
+    outputs, its running mean takes the shift. Neither labels nor gradients are used. Layers are those of the
+    kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
+    ``nn.MultiheadAttention``, and the weights by which the first layer of a recurrent module multiplies its
+    input, with torch's own ``forward``; what is left alone is in the report, with the reason.
 
     Where whole inputs go, and where single weights of small layers do, the solution is exact; in large layers
     columns make up for each other in turn. No layer is left with a larger error than before, nor is the
@@ -92,9 +93,8 @@ def reconstruct_(
         ValueError: If there is no batch.
     """
     passes = calibration.passes
-    if not passes:
-        raise ValueError("batches=[] must be at least one, to reconstruct weights on.")
-    old, new = (copy_model(each).requires_grad_(requires_grad=False) for each in (before, model))
+    check_batches(calibration)
+    old, masked, new = (copy_model(each).requires_grad_(requires_grad=False) for each in (before, model, model))
     work = _Work(old, new, masks, calibration, settings)
     work.find_layers()
     with evaluation_mode(new), math_attention():
@@ -107,23 +107,35 @@ def reconstruct_(
             f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
             " and are left out from there on."
         )
-    if _distance(calibration, before, new) <= _distance(calibration, before, model):
+    if _distance(calibration, old, new) <= _distance(calibration, old, masked):
         work.finish(model)
     else:  # the best of each layer need not be the best of all
         why = "outputs on the calibration data would be further from those before"
-        work.reasons |= {name: why for matrices in work.layers.values() for name, *_ in matrices}
+        solved = {name: why for matrices in work.layers.values() for name, *_ in matrices}
+        work.reasons = {**solved, **work.reasons}
     return work.reasons
 
 
+def check_batches(calibration: Calibration) -> None:
+    """Raise ValueError if there is no batch to reconstruct weights on."""
+    if not calibration.passes:
+        raise ValueError("batches=[] must be at least one, to reconstruct weights on.")
+
+
 def _distance(calibration: Calibration, before: nn.Module, after: nn.Module) -> float:
-    """Return the sum of squares of the differences of two networks' outputs."""
+    """Return the sum of squares of the differences of two networks' outputs.
+
+    Outputs are what modules with parameters return that no other module calls: the network, or in a step what
+    it calls. The loss that a step returns is none.
+    """
     total = torch.zeros((), dtype=torch.float64, device=next(before.parameters()).device)
     for probe in calibration.passes:
         outputs = []
         for model in (before, after):
             network, run = run_of(probe, model)
-            with evaluation_mode(network), math_attention():
-                outputs.append([each for each in reachable_tensors(run()) if each.is_floating_point()])
+            with evaluation_mode(network), math_attention(), outermost_outputs(network) as found:
+                run()
+            outputs.append([each for each in reachable_tensors(found) if each.is_floating_point()])
         for one, other in zip(*outputs, strict=False):
             if one.shape == other.shape:  # as it need not be where a step counts what it finds
                 total += (one - other).double().square().sum()
@@ -171,8 +183,8 @@ class _Work:
                 continue
             place, after = known[name]
             _, before = earlier[name]
-            if holders[id(after.parameter)] > 1:
-                self.reasons[name] = "several layers share it"
+            if holders[id(after.parameter)] > 1 or (after.bias is not None and holders[id(after.bias)] > 1):
+                self.reasons[name] = "several layers share it, or its bias"
             elif bool(_lost(after.matrix(mask)).any()):
                 self.layers.setdefault(place, []).append((name, before, after))
         order = list(known)
@@ -229,6 +241,9 @@ class _Work:
         start, shifts, solutions = before.matrix(before.parameter), [], []
         for group, sums in enumerate(self._sums(before, after, calls)):
             columns, count = kept.shape[-1], int(sums.count)
+            if not count or not all(bool(each.isfinite().all()) for each in sums.tensors):
+                self.reasons[name] = "no batch has rows for it" if not count else "its data has inf or nan"
+                return
             if count < columns:
                 self._scarce[name] = count, columns
             ridge = self.settings.ridge * max(1.0, columns / max(1, count))
