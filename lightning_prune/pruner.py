@@ -253,10 +253,13 @@ class Pruner(PrunedState):
             self.store.apply_()
         else:
             check_batches(calibration)
+            removed = self.store.removed
             with self._restored_after_error() as before:
                 self.select(fraction, losses, calibration)
                 self.store.apply_()
-                self.unreconstructed = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
+                if self.store.removed > removed:
+                    left = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
+                    self.unreconstructed = left
         for optimizer in optimizers:
             self.store.apply_to_state_(optimizer)
         self.observations.reset_()

@@ -178,12 +178,14 @@ class FitEvents:
         if fraction is None:
             self._call_off()
         else:
+            # an event that removes nothing runs no passes
+            calibration = self._batches.calibration(trainer, module) if fraction > 0 else None
             pruner.prune(
                 fraction,
                 *training.optimizers,
                 losses=losses,
                 reconstruct=self._reconstruct,
-                batches=self._batches.calibration(trainer, module) or (),
+                batches=calibration or (),
             )
             self.queue.mark_handled(epoch, event, fraction)
             # events of a longer fit may ask for less

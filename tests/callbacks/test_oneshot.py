@@ -243,7 +243,7 @@ def test_what_cannot_be_followed_is_refused(trained: dict[str, Tensor], tmp_path
         oneshot(trainer(tmp_path, callback), model)
     with pytest.raises(ValueError, match=r"ckpt_path=.*is of a compacted network"):
         oneshot(trainer(tmp_path, PruningCallback(0.4)), of(trained), ckpt_path=path)
-    with pytest.raises(ValueError, match="average.module averages weights, which would stay"):
+    with pytest.raises(ValueError, match=r"average\.module averages weights, which would stay"):
         oneshot(trainer(tmp_path, PruningCallback(0.4)), Averaging())
     with pytest.raises(ValueError, match="model=Linear must be a LightningModule"):
         oneshot(trainer(tmp_path, PruningCallback(0.4)), nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -551,6 +551,14 @@ def test_errors_leave_weights_and_masks_alone(arguments: dict[str, Any], message
     assert pruner.sparsity == 0
 
 
+def test_an_event_that_removes_nothing_more_changes_nothing() -> None:
+    model = network()
+    pruner = pruned(model, "weights", Reconstruct())
+    before = copy.deepcopy(model.state_dict())
+    pruner.prune(1.0, reconstruct=Reconstruct(), batches=BATCHES)
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
 class Standardised(nn.Linear):
     """Divides its weight by its norm."""
 
