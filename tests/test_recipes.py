@@ -28,6 +28,7 @@ def cli(*arguments: str) -> PruningCLI:
 # few epochs: some ramps are a single event there
 @pytest.mark.filterwarnings("ignore:Cubic.* prunes all at once:UserWarning")
 @pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:Reconstruct. .* rows of calibration data:UserWarning")
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path) -> None:
     run = cli(
