@@ -286,9 +286,7 @@ def test_the_advice_for_too_many_passes_works(
 
 def test_scores_of_a_criterion_of_losses_need_losses() -> None:
     pruner = Pruner(network(), 0.5, criterion=Oracle(), schedule=None)
-    with pytest.raises(
-        RuntimeError, match=r"give step\(\) or prune\(\) `losses=.*; scores\(\) takes it, too\."
-    ):
+    with pytest.raises(RuntimeError, match=r"give step\(\), prune\(\) or scores\(\) `losses="):
         pruner.scores()
     assert pruner.scores(losses()).keys() == {group.name for group in pruner.groups}
 
