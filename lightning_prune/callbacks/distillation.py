@@ -13,6 +13,7 @@ from lightning_prune.core import schema
 from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.same_kind import same_kind_as
+from lightning_prune.core.tensors import tensors_by_name
 from lightning_prune.export.compacted import load_compact
 from lightning_prune.training.distillation_terms import DistillationTerm
 from lightning_prune.training.lightning_packages import (
@@ -24,14 +25,13 @@ from lightning_prune.training.lightning_packages import (
     rank_zero_warn,
 )
 from lightning_prune.training.sandbox import modules_called
-from lightning_prune.training.snapshots import WEIGHTS, restore_weights_, tensors_of, weights_of
+from lightning_prune.training.snapshots import WEIGHTS, restore_weights_, weights_of
 from lightning_prune.training.stub_trainer import Position, use_stubs_
 from lightning_prune.training.taught_steps import TaughtSteps
 from lightning_prune.training.trainer_queries import WarnOnce, check_copied
 
 STATE_VERSION = 1
 _WHAT = "the checkpoint's distillation state"
-_VERSIONED = schema.record({"version": schema.anything}, others=True)
 _STATE = schema.record(
     {
         "version": schema.integer(STATE_VERSION),
@@ -246,10 +246,10 @@ class Distillation(Callback):
 
     def _dense_copy(self, module: LightningModule) -> nn.Module:
         """Return a copy of a module with the shapes that it had before a checkpoint was loaded into it."""
-        before, now = self._before_load, tensors_of(module)
-        if before is None or tensors_of(before).keys() != now.keys():  # the module was built since
+        before, now = self._before_load, tensors_by_name(module)
+        if before is None or tensors_by_name(before).keys() != now.keys():  # the module was built since
             return copy_model(module)
-        cut = any(each.shape != now[name].shape for name, each in tensors_of(before).items())
+        cut = any(each.shape != now[name].shape for name, each in tensors_by_name(before).items())
         return before if cut else copy_model(module)
 
     # --- state
@@ -264,20 +264,14 @@ class Distillation(Callback):
         Raises:
             ValueError: If it is not a state of this callback, or a later version of lightning_prune wrote it.
         """
-        version = schema.read(state_dict, _VERSIONED, _WHAT)["version"]
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"{_WHAT} has version {schema.summary(version)}, this lightning_prune reads {STATE_VERSION}:"
-                " install the version that wrote it."
-            )
-        state = schema.read(state_dict, _STATE, _WHAT)
+        state = schema.read_versioned(state_dict, _STATE, STATE_VERSION, _WHAT)
         if self._stage in (None, TrainerFn.FITTING) and self._steps is None:
             self._saved, self._resumes = state, True
 
     def _state(self, name: str, *, on_cpu: bool = False) -> dict[str, Any]:
         weights: dict[str, Tensor] | None = None
         if self.teacher is None and self._teacher is not None:
-            weights = weights_of(self._teacher) if on_cpu else tensors_of(self._teacher)
+            weights = weights_of(self._teacher) if on_cpu else tensors_by_name(self._teacher)
         return {"version": STATE_VERSION, "module": name, "weights": weights}
 
 
@@ -307,7 +301,7 @@ def _load(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If they are not those of such a module.
     """
-    present = tensors_of(part)
+    present = tensors_by_name(part)
     if present.keys() != weights.keys():
         other = sorted(present.keys() ^ weights.keys())[0]
         raise ValueError(f"{_WHAT}: only one of its teacher and this {type(part).__name__} has {other!r}.")

@@ -25,6 +25,7 @@ from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.training.batch_norms import copy_statistics_, renew_statistics_
+from lightning_prune.training.calibration_passes import calibration_passes
 from lightning_prune.training.lightning_packages import (
     LightningDataModule,
     LightningModule,
@@ -33,7 +34,7 @@ from lightning_prune.training.lightning_packages import (
     overrides,
     rank_zero_warn,
 )
-from lightning_prune.training.sandbox import calibration_passes, find_probe, training_loss
+from lightning_prune.training.sandbox import find_probe, training_loss
 from lightning_prune.training.trainer_data import training_batches
 
 

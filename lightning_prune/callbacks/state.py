@@ -21,7 +21,6 @@ from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork, read_pruned_network
 
 STATE_VERSION = 1
-_VERSIONED = schema.record({"version": schema.anything}, before={"version": None}, others=True)
 _STATE = schema.record(
     {
         "version": schema.integer(STATE_VERSION),
@@ -89,7 +88,8 @@ class PruningState:
             parts: The arguments of the callback as they are now.
         """
         known = self.network.model is model
-        if known and parts == self.parts and not (self.given and self.network.pruner is None):
+        shown_only = self.given and self.network.pruner is None  # as after oneshot: the fit takes it over
+        if known and parts == self.parts and not shown_only:
             return self
         fresh = PruningState(parts)
         fresh.pending, fresh.given = self.pending, self.given
@@ -212,15 +212,7 @@ def read_state(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If it is not a callback's state, or a later version of lightning_prune wrote it.
     """
-    version = schema.read(state, _VERSIONED, PRUNING_STATE)["version"]
-    if version is None:
-        raise ValueError(f"{PRUNING_STATE} is none that a PruningCallback has written: it has no version.")
-    if not isinstance(version, int) or version != STATE_VERSION:
-        raise ValueError(
-            f"the checkpoint's pruning state has version {schema.summary(version)}, this lightning_prune reads"
-            f" {STATE_VERSION}: install the version that wrote it."
-        )
-    return schema.read(state, _STATE, PRUNING_STATE)
+    return schema.read_versioned(state, _STATE, STATE_VERSION, PRUNING_STATE)
 
 
 def changed_settings(saved: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.core.process_state import ProcessState
 from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors, to_model
 
 
@@ -196,9 +197,9 @@ def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 def _mode(model: nn.Module, set_mode: Callable[[nn.Module], object]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    states = random.getstate(), numpy.random.get_state()
+    state = ProcessState.now(devices)
     try:
-        with torch.no_grad(), torch.random.fork_rng(list(devices)):
+        with torch.no_grad():
             # one state for all passes: what is drawn decides which way a pass takes
             torch.default_generator.manual_seed(0)
             for device in devices:
@@ -208,8 +209,7 @@ def _mode(model: nn.Module, set_mode: Callable[[nn.Module], object]) -> Iterator
             set_mode(model)
             yield
     finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
+        state.restore()
         for module, mode in modes:
             module.training = mode
 

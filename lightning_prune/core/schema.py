@@ -204,6 +204,29 @@ def record(
     return reader
 
 
+def read_versioned(state: Any, reader: Reader[_Result], version: int, what: str) -> _Result:
+    """Return a saved state, read by a schema.
+
+    Args:
+        state: A mapping with an entry ``"version"``.
+        reader: Reads it.
+        version: The version that the schema reads.
+        what: Names the state in error messages.
+
+    Raises:
+        ValueError: If it has no version or another one, or is not what the schema reads.
+    """
+    found = read(state, record({"version": anything}, before={"version": None}, others=True), what)["version"]
+    if found is None:
+        raise ValueError(f"{what} is none that lightning_prune has written: it has no version.")
+    if type(found) is not int or found != version:
+        raise ValueError(
+            f"{what} has version {summary(found)}, this lightning_prune reads {version}: install the version"
+            " that wrote it."
+        )
+    return read(state, reader, what)
+
+
 def dataclass_of(cls: Callable[..., _Result], **entries: Reader[Any]) -> Reader[_Result]:
     """Return a reader that makes a dataclass from a dict of fields; those with a default may be missing."""
     known = fields(cls)  # type: ignore[arg-type]

@@ -139,6 +139,11 @@ def own_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by name."""
+    return dict((*model.named_parameters(), *model.named_buffers()))
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of a model, then the tensors inside those that wrap others, by name."""
     held = [*model.named_parameters(), *model.named_buffers()]

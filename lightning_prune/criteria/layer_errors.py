@@ -19,11 +19,10 @@ from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
 from lightning_prune.statistics.reconstruction.least_squares import (
-    ROWS,
-    Products,
     cholesky,
     gigabytes,
     inverse_factor,
+    summed_products,
 )
 from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
 from lightning_prune.statistics.sums import Statistics
@@ -178,15 +177,12 @@ class _Errors:
 
     def _systems(self, matrix: LayerMatrix, calls: Sequence[LayerCall]) -> list[Tensor]:
         """Return H with a ridge for each group of a matrix."""
-        sums: dict[int, Products] = {}
-        for call in calls:
-            for group, rows in enumerate(matrix.rows(call, self.criterion.positions)):
-                for piece in rows.split(ROWS):
-                    found = Products.of(piece, piece[:, :0])
-                    sums[group] = sums[group] + found if group in sums else found
+        none = matrix.parameter.new_zeros(0, matrix.matrix(matrix.parameter).shape[-1]).double()  # no outputs
+        batches = (
+            [(rows, rows, none) for rows in matrix.rows(call, self.criterion.positions)] for call in calls
+        )
         systems = []
-        for each in sums.values():
-            total = each.summed(self.calibration.add_up)
+        for total in summed_products(batches, self.calibration.add_up):
             square = total.squares / total.count
             mean = square.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
             systems.append(square + self.criterion.ridge * mean * torch.eye(len(square)).to(square))

@@ -15,8 +15,9 @@ from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.pruner import Pruner
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.losses import Losses
+from lightning_prune.training.calibration_passes import calibration_passes
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_prune.training.sandbox import NoLossError, calibration_passes, failure_of, training_loss
+from lightning_prune.training.sandbox import NoLossError, failure_of, training_loss
 from lightning_prune.training.trainer_queries import gather_objects
 
 # each entry holds one batch per process

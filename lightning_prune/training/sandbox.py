@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.outermost_calls import outermost_calls
 from lightning_prune.core.probes import ForwardProbe, Probe, own_example, pass_mode
 from lightning_prune.core.tensors import map_tensors, to_model
 from lightning_prune.statistics.losses import LossFunction
-from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.training.fit_probes import ForwardInFitProbe, StepProbe
 from lightning_prune.training.hooks import ForwardCapture, first_of
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, overrides, rank_zero_info
@@ -86,7 +85,7 @@ def _find_step(
     for examples in (map_tensors(batch, _first_examples), batch):
         for to_backward in ends:
             step = StepProbe(trainer, examples, to_backward=to_backward)
-            forward, failure = _forward_in(step, trainer, module)
+            forward, failure = forward_in(step, trainer, module, training=True)
             if failure is None:
                 return step, forward, None
     return None, None, failure
@@ -100,59 +99,6 @@ def _validation_passes(trainer: Trainer, module: LightningModule, batch: Any, lo
             return [step]
     rank_zero_info(f"validation_step is not looked at, it fails outside the loop with {failure!r}.")
     return []
-
-
-def calibration_passes(trainer: Trainer, module: LightningModule, batches: Sequence[Any]) -> list[Probe]:
-    """Return a pass in evaluation mode for each of some training batches.
-
-    It is ``training_step`` or, if more layers run exactly once in that, the ``forward`` that the step calls;
-    under manual optimization the step up to its first backward pass, if the whole step fails.
-
-    Args:
-        trainer: The module's Trainer.
-        module: The module; it does not change.
-        batches: Training batches, as ``training_step`` gets them.
-
-    Raises:
-        ValueError: If none of these runs on the first batch.
-    """
-    kinds: list[Callable[[Any], Probe | None]] = [
-        partial(StepProbe, trainer),
-        partial(_forward_in_evaluation, trainer, module),
-        partial(StepProbe, trainer, to_backward=True),
-    ]
-    best, most, failures = None, -1, []
-    for kind in kinds if not module.automatic_optimization else kinds[:2]:
-        if (probe := kind(batches[0])) is None:
-            continue
-        once, failure = _layers_run_once(probe, module)
-        if failure is not None:
-            failures.append(failure)
-        elif once > most:
-            best, most = kind, once
-    if best is None:
-        raise ValueError(
-            f"{type(module).__name__}.training_step does not run in evaluation mode outside the loop"
-            f" ({failures[0]!r}), where layers are calibrated: take parts that need no calibration."
-        )
-    return [each for each in map(best, batches) if each is not None]
-
-
-def _layers_run_once(probe: Probe, module: LightningModule) -> tuple[int, Exception | None]:
-    """Return how many layers run exactly once in a pass, and the exception if it fails."""
-    twin = copy_model(module)
-    calls = LayerCalls(twin, [name for name, each in module.named_modules() if name and each._parameters])
-    failure = failure_of(lambda model: calls.look(partial(probe, model)), twin)
-    return sum(count == 1 for count in calls.counts.values()), failure
-
-
-def _forward_in_evaluation(trainer: Trainer, module: LightningModule, batch: Any) -> ForwardProbe | None:
-    """Return a pass of the ``forward`` that ``training_step`` calls first; ``None`` if it calls none."""
-    twin = copy_model(module)
-    capture = ForwardCapture(twin, lambda tensor: tensor.detach().clone())
-    failure_of(StepProbe(trainer, batch), twin)
-    capture.release()
-    return None if capture.arguments is None else ForwardInFitProbe(trainer, *capture.arguments)
 
 
 def training_loss(trainer: Trainer) -> LossFunction:
@@ -188,7 +134,7 @@ def forward_probe(trainer: Trainer, module: LightningModule, batch: Any) -> Prob
     Raises:
         ValueError: If ``training_step`` fails before it calls ``forward``, or never calls it.
     """
-    forward, failure = _forward_in(StepProbe(trainer, batch), trainer, module)
+    forward, failure = forward_in(StepProbe(trainer, batch), trainer, module, training=True)
     if forward is None:  # a step that fails after it has called forward is no problem
         why = "it does not call forward" if failure is None else repr(failure)
         raise ValueError(
@@ -212,7 +158,7 @@ def capture_example(trainer: Trainer, module: LightningModule, batch: Any) -> Fo
         module: The module; it does not change.
         batch: A training batch, as ``training_step`` gets it.
     """
-    capture, failure = _captured(StepProbe(trainer, batch), module, first_of)
+    capture, failure = _captured(StepProbe(trainer, batch), module, first_of, training=True)
     if failure is not None:
         rank_zero_info(f"training_step fails outside the loop with {failure!r}.")
     return capture
@@ -230,19 +176,10 @@ def modules_called(trainer: Trainer, module: LightningModule, batch: Any) -> tup
         The names of the modules, each once, in order, and the exception if the step failed; the name of the
         module itself is empty.
     """
-    twin, found, inside = copy_model(module), dict[str, None](), list[str]()
-
-    def enter(name: str) -> None:
-        if not inside:
-            found[name] = None
-        inside.append(name)
-
-    for name, each in twin.named_modules():
-        if next(each.parameters(), None) is not None:
-            each.register_forward_pre_hook(lambda *_, name=name: enter(name), prepend=True)
-            each.register_forward_hook(lambda *_: inside.pop() and None, always_call=True)
-    failure = failure_of(StepProbe(trainer, batch), twin, training=True)
-    return list(found), failure
+    twin = copy_model(module)
+    with outermost_calls(twin) as calls:
+        failure = failure_of(StepProbe(trainer, batch), twin, training=True)
+    return list(dict.fromkeys(calls.names)), failure
 
 
 def failure_of(
@@ -269,25 +206,25 @@ def _failure(probe: Probe, module: LightningModule) -> Exception | None:
 
 
 def _captured(
-    step: StepProbe, module: LightningModule, take: Callable[[Tensor], Tensor]
+    step: StepProbe, module: LightningModule, take: Callable[[Tensor], Tensor], *, training: bool
 ) -> tuple[ForwardCapture, Exception | None]:
     """Run a step on a copy; return what ``forward`` was called with, and the exception if the step failed."""
     twin = copy_model(module)
     capture = ForwardCapture(twin, take)
-    failure = failure_of(step, twin, training=step.training)
+    failure = failure_of(step, twin, training=training)
     capture.release()
     return capture, failure
 
 
-def _forward_in(
-    step: StepProbe, trainer: Trainer, module: LightningModule
+def forward_in(
+    step: StepProbe, trainer: Trainer, module: LightningModule, *, training: bool
 ) -> tuple[ForwardProbe | None, Exception | None]:
-    """Run a step on a copy of a module.
+    """Run a step on a copy of a module, in training or evaluation mode.
 
     Returns:
         A probe of its first call of ``forward``, if there was one, and the exception if the step failed.
     """
-    capture, failure = _captured(step, module, lambda tensor: tensor.detach().clone())
+    capture, failure = _captured(step, module, lambda tensor: tensor.detach().clone(), training=training)
     given = capture.arguments
     return (None if given is None else ForwardInFitProbe(trainer, *given)), failure
 

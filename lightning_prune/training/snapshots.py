@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_prune.core import schema
 from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.same_kind import same_kind_as
+from lightning_prune.core.tensors import tensors_by_name
 
 _LEFT_OUT = object()
 _METHODS = ("reset_parameters", "_reset_parameters")
@@ -71,21 +72,16 @@ def restore_snapshot_(training: TrainingObjects, snapshot: Mapping[str, Any]) ->
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of parameters and buffers by name, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors_of(model).items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors_by_name(model).items()}
 
 
 @torch.no_grad()
 def restore_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy saved values into parameters and buffers; those without a saved value stay as they are."""
-    present = tensors_of(model)
+    present = tensors_by_name(model)
     for name, value in weights.items():
         if name in present:
             present[name].copy_(value)
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def optimizer_memory(optimizer: Optimizer) -> dict[str, Any]:
@@ -213,7 +209,7 @@ def check_snapshot(saved: Mapping[str, Any], training: TrainingObjects, what: st
     schedules = [each.state_dict() for each in training.schedules]
 
     def reader(value: Mapping[str, Any]) -> None:
-        schema.read_at(".weights", same_kind_as(tensors_of(training.model)), value["weights"])
+        schema.read_at(".weights", same_kind_as(tensors_by_name(training.model)), value["weights"])
         schema.read_at(".optimizers", _each(_like_optimizer, optimizers), value["optimizers"])
         schema.read_at(".schedules", _each(same_kind_as, schedules), value.get("schedules", schedules))
 

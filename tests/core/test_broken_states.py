@@ -507,7 +507,7 @@ def test_a_newer_state_is_refused_before_the_weights_are_loaded(tmp_path: Path) 
 
 
 def test_what_is_no_state_of_a_callback_is_not_one_of_another_version() -> None:
-    message = "the checkpoint's pruning state is none that a PruningCallback has written: it has no version"
+    message = "the checkpoint's pruning state is none that lightning_prune has written: it has no version"
     with pytest.raises(ValueError, match=message):
         PruningCallback(0.5).load_state_dict({"weights": {}})
 

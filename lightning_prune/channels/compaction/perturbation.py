@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.calls import tensors_of
 from lightning_prune.core.probes import OpMode
-from lightning_prune.core.tensors import MASKING, no_number
+from lightning_prune.core.tensors import MASKING, no_number, tensors_by_name
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -70,7 +70,7 @@ def reorder_(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
         groups: Unit groups. Those whose units take up different numbers of places stay as they are.
     """
     generator = torch.Generator().manual_seed(0)
-    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    tensors = tensors_by_name(model)
     for group in groups:
         order = torch.randperm(group.size, generator=generator)
         parts = axis_slices((*group.masked, *group.buffers))

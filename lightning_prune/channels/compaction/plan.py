@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.compaction.module_widths import widths
 from lightning_prune.core import schema
 from lightning_prune.core.averages import averages_within
+from lightning_prune.core.tensors import tensors_by_name
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
@@ -104,7 +105,7 @@ def shapes_after(model: nn.Module, plans: Iterable[Plan]) -> dict[int, torch.Siz
     Raises:
         ValueError: If a tensor that a plan cuts is missing or has another size.
     """
-    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    tensors = tensors_by_name(model)
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
     for plan in plans:
         for cut in plan.cuts:

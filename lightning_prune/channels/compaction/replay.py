@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.attention import set_attention_class_
 from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
+from lightning_prune.core.tensors import tensors_by_name
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
     Raises:
         ValueError: If a tensor or module is missing or has another size; the module is unchanged then.
     """
-    tensors = _tensors(model)
+    tensors = tensors_by_name(model)
     check_attributes(model, plan)
     for name in {cut.name for cut in plan.cuts}:
         tensor, cuts = tensors[name], plan.cuts_of(name)
@@ -44,7 +45,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
 @torch.no_grad()
 def expand_(model: nn.Module, plan: Plan) -> None:
     """Revert a plan: restore the shapes and attributes before it, with 0 for all elements that were cut."""
-    tensors = _tensors(model)
+    tensors = tensors_by_name(model)
     for cut in reversed(plan.cuts):
         tensor = tensors[cut.name]
         sizes = list(tensor.shape)
@@ -91,10 +92,6 @@ def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     ordered = tensor.permute(order)
     # a view of a flat tensor has the usual strides in dimensions of size 1, too: kernels are chosen by strides
     return ordered.reshape(-1).view(ordered.shape).permute(back)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict((*model.named_parameters(), *model.named_buffers()))
 
 
 def _set_attributes(model: nn.Module, plan: Plan, *, after: bool) -> None:

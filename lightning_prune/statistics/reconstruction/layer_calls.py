@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -90,31 +89,3 @@ class LayerCalls(TorchFunctionMode):
 def _looks(func: Any) -> bool:
     """Return whether a function of a tensor reads an attribute, such as its shape."""
     return getattr(func, "__name__", "") in ("__get__", "size", "dim", "numel")
-
-
-@contextmanager
-def outermost_outputs(model: nn.Module) -> Iterator[list[Any]]:
-    """Collect, in a ``with`` block, what those modules with parameters return that no other one calls."""
-    found: list[Any] = []
-    depth = 0
-
-    def enter(*_: Any) -> None:
-        nonlocal depth
-        depth += 1
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal depth
-        depth -= 1
-        if not depth:
-            found.append(output)
-
-    handles = []
-    for module in model.modules():
-        if any(True for _ in module.parameters()):
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

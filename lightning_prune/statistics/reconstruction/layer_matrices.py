@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_prune.core.module_kinds import CONV1D, is_a
+from lightning_prune.statistics.reconstruction.patches import patches, sides, split_dim
 
 
 class LayerCall(NamedTuple):
@@ -128,7 +127,7 @@ class AttentionInputMatrix(LayerMatrix):
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with a group for each of the three."""
-        return _split(weight, 0, 3)
+        return split_dim(weight, 0, 3)
 
     def weight(self, matrix: Tensor) -> Tensor:
         """Return the matrix in the shape of the weight."""
@@ -159,10 +158,10 @@ class ConvMatrix(LayerMatrix):
         module = self.module
         image = self._batched(call.first)
         if module.padding_mode == "zeros":
-            image = F.pad(image, _sides(module))
+            image = F.pad(image, sides(module))
         else:
             image = F.pad(image, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        rows = _patches(image, module.kernel_size, module.stride, module.dilation, module.groups, positions)
+        rows = patches(image, module.kernel_size, module.stride, module.dilation, module.groups, positions)
         return list(rows)
 
     def _batched(self, given: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ class ConvMatrix(LayerMatrix):
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with inputs and positions of the kernel as columns."""
-        return _split(weight.flatten(1), 0, self.module.groups)
+        return split_dim(weight.flatten(1), 0, self.module.groups)
 
     def weight(self, matrix: Tensor) -> Tensor:
         """Return the matrix in the shape of the weight."""
@@ -196,11 +195,11 @@ class TransposedConvMatrix(ConvMatrix):
             sides = [before, before + extra, *sides]
         one = (1,) * len(module.kernel_size)
         padded = F.pad(spread, sides)
-        return list(_patches(padded, module.kernel_size, one, module.dilation, module.groups, positions))
+        return list(patches(padded, module.kernel_size, one, module.dilation, module.groups, positions))
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the flipped weight with inputs and positions of the kernel as columns."""
-        parts = _split(weight.flip(*range(2, weight.ndim)), 0, self.module.groups)
+        parts = split_dim(weight.flip(*range(2, weight.ndim)), 0, self.module.groups)
         return parts.transpose(1, 2).flatten(2)
 
     def weight(self, matrix: Tensor) -> Tensor:
@@ -254,64 +253,3 @@ def named_matrices(model: nn.Module) -> dict[str, tuple[str, LayerMatrix]]:
         for place, module in model.named_modules()
         for matrix in layer_matrices(module)
     }
-
-
-def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:
-    """Return a view with one dimension divided into equal parts."""
-    shape = tensor.shape
-    return tensor.reshape(*shape[:dim], parts, shape[dim] // parts, *shape[dim + 1 :])
-
-
-def _sides(module: Any) -> list[int]:
-    """Return the zeros before and after each dimension of a convolution's input, as ``F.pad`` takes them."""
-    sides: list[int] = []
-    for dim, (size, step) in enumerate(zip(module.kernel_size, module.dilation, strict=True)):
-        if module.padding == "same":
-            total = step * (size - 1)
-            sides = [total // 2, total - total // 2, *sides]
-        else:
-            padding = 0 if module.padding == "valid" else module.padding[dim]
-            sides = [padding, padding, *sides]
-    return sides
-
-
-def _patches(
-    image: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    positions: int,
-) -> Tensor:
-    """Return the parts of a padded image under the kernel, at some positions of each example.
-
-    Args:
-        image: Of shape examples x channels x sizes.
-        kernel: Size of the kernel.
-        stride: Steps between positions.
-        dilation: Steps between elements of the kernel.
-        groups: Number of groups of channels.
-        positions: How many positions to take, spread evenly; all if there are no more.
-
-    Returns:
-        A tensor of shape groups x rows x columns, with a row for each example and position, and a column for
-        each channel of a group and element of the kernel.
-    """
-    sizes = image.shape[2:]
-    counts = [
-        (size - step * (width - 1) - 1) // each + 1
-        for size, width, each, step in zip(sizes, kernel, stride, dilation, strict=True)
-    ]
-    total = math.prod(counts)
-    chosen = torch.linspace(0, total - 1, min(total, positions), device=image.device).round().long()
-    corner = torch.zeros_like(chosen)
-    strides = [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
-    for place, each, step in zip(torch.unravel_index(chosen, counts), stride, strides, strict=True):
-        corner = corner + place * each * step
-    elements = torch.tensor(list(product(*map(range, kernel))), device=image.device)
-    steps = torch.tensor([one * other for one, other in zip(dilation, strides, strict=True)])
-    offsets = (elements * steps.to(elements)).sum(1)
-    index = (corner[:, None] + offsets).flatten()
-    found = _split(image.flatten(2)[:, :, index], 2, len(chosen))
-    rows = _split(found, 1, groups).permute(1, 0, 3, 2, 4)
-    return rows.flatten(3).flatten(1, 2)

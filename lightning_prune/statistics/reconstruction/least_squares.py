@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerMatrix
 
-ROWS = 2**12  # that are multiplied at once
+_ROWS = 2**12  # that are multiplied at once
 _GIGABYTE = 1e9
 _EXACT = 2**38  # multiply-adds up to which each row of a matrix gets a solution of its own
 _LEAST_RIDGE = 1e-10  # for inputs that depend on each other, which leave more than one solution
@@ -78,6 +78,26 @@ class Products:
         )
 
 
+def summed_products(
+    batches: Iterable[Iterable[tuple[Tensor, Tensor, Tensor]]], add_up: Callable[[Tensor], Tensor]
+) -> Iterator[Products]:
+    """Yield the sums of products for each group of a matrix, over all batches and processes.
+
+    Args:
+        batches: For each batch and each group the rows of inputs, the rows of earlier inputs, and the matrix
+            that has given outputs of these, in double precision.
+        add_up: Returns the sum of a tensor over all processes.
+    """
+    sums: dict[int, Products] = {}
+    for groups in batches:
+        for group, (inputs, earlier, matrix) in enumerate(groups):
+            for now, then in zip(inputs.split(_ROWS), earlier.split(_ROWS), strict=True):
+                found = Products.of(now, then.double() @ matrix.t())
+                sums[group] = sums[group] + found if group in sums else found
+    for each in sums.values():
+        yield each.summed(add_up)
+
+
 def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """Return the matrix that is best among those that are 0 where nothing is kept.
 
@@ -122,7 +142,7 @@ def solve(sums: Products, matrix: Tensor, kept: Tensor, ridge: float) -> Tensor:
 def gigabytes(layer: LayerMatrix) -> float:
     """Return about how much memory the solution for a matrix takes: rows, sums of products, and factors."""
     _, outputs, columns = layer.matrix(layer.parameter).shape
-    return 8 * (columns + outputs) * (2 * ROWS + 6 * columns) / _GIGABYTE
+    return 8 * (columns + outputs) * (2 * _ROWS + 6 * columns) / _GIGABYTE
 
 
 def cholesky(system: Tensor) -> Tensor:

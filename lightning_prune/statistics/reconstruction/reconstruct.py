@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.outermost_calls import outermost_calls
 from lightning_prune.core.parts import Part, check_counts, is_number
 from lightning_prune.core.probes import Probe, evaluation_mode, math_attention
 from lightning_prune.core.progress import progress_bar
 from lightning_prune.core.tensors import own_tensors, reachable_tensors
 from lightning_prune.statistics.calibration import Calibration
-from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls, outermost_outputs
+from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
-from lightning_prune.statistics.reconstruction.least_squares import ROWS, Products, gigabytes, solve
+from lightning_prune.statistics.reconstruction.least_squares import Products, gigabytes, solve, summed_products
 from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
 
 
@@ -102,6 +103,7 @@ def reconstruct_(
     with evaluation_mode(old), evaluation_mode(new), math_attention():
         runs = [(run_of(probe, old), run_of(probe, new)) for probe in passes]
         ended = run_in_step(runs, work.layers, work.solve_layer)
+    work.note_unreached()
     if ended < len(passes):
         calibration.warn(
             f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
@@ -133,9 +135,9 @@ def _distance(calibration: Calibration, before: nn.Module, after: nn.Module) -> 
         outputs = []
         for model in (before, after):
             network, run = run_of(probe, model)
-            with evaluation_mode(network), math_attention(), outermost_outputs(network) as found:
+            with evaluation_mode(network), math_attention(), outermost_calls(network) as calls:
                 run()
-            outputs.append([each for each in reachable_tensors(found) if each.is_floating_point()])
+            outputs.append([each for each in reachable_tensors(calls.outputs) if each.is_floating_point()])
         for one, other in zip(*outputs, strict=False):
             if one.shape == other.shape:  # as it need not be where a step counts what it finds
                 total += (one - other).double().square().sum()
@@ -262,22 +264,21 @@ class _Work:
     def _sums(
         self, before: LayerMatrix, after: LayerMatrix, calls: Sequence[Sequence[LayerCall]]
     ) -> Iterator[Products]:
-        """Yield the sums of products of inputs now and outputs before, for each group of a matrix."""
+        """Return the sums of products of inputs now and outputs before, for each group of a matrix."""
         positions, wanted = self.settings.positions, before.matrix(before.parameter).double()
-        sums: dict[int, Products] = {}
-        for one, other in calls:
-            rows = zip(before.rows(one, positions), after.rows(other, positions), wanted, strict=True)
-            for group, (old, new, matrix) in enumerate(rows):
-                for earlier, now in zip(old.split(ROWS), new.split(ROWS), strict=True):
-                    found = Products.of(now, earlier.double() @ matrix.t())
-                    sums[group] = sums[group] + found if group in sums else found
-        for each in sums.values():
-            yield each.summed(self.calibration.add_up)
+        batches = (
+            zip(after.rows(other, positions), before.rows(one, positions), wanted, strict=True)
+            for one, other in calls
+        )
+        return summed_products(batches, self.calibration.add_up)
+
+    def note_unreached(self) -> None:
+        """Give a reason for the layers to which no batch came: all those that would have were left out."""
+        for place in self.layers.keys() - self._reached:
+            self.reasons |= {name: "no batch came to its layer" for name, *_ in self.layers[place]}
 
     def finish(self, model: nn.Module) -> None:
         """Copy what has changed to the model, the same numbers in each process, and warn of few rows."""
-        for place in self.layers.keys() - self._reached:
-            self.reasons |= {name: "no batch came to its layer" for name, *_ in self.layers[place]}
         norms = {id(norm) for norm in self._norms.values()}
         changed = {id(each.parameter) for matrices in self.layers.values() for _, _, each in matrices}
         changed |= {id(each.bias) for matrices in self.layers.values() for _, _, each in matrices}
