@@ -272,7 +272,7 @@ def _unknown_use(use: _Use) -> str | None:
     if isinstance(use.module, ParametrizationList) or _computed(use.module):
         return f"a parametrisation computes a weight from it: {advice} (the computed weight need not be sparse)"
     if not is_matrix(use.module, use.leaf):
-        return f"{type(use.module).__name__} uses it in a way that is not known: {advice}"
+        return f"{type(use.module).__name__} uses it in a way that is not known: {advice}, weight by weight"
     return None
 
 

@@ -53,7 +53,7 @@ LEFT = {
     "plane.bias": "LayerNorm uses it",
 }
 NO_INPUTS = "none of its dimensions is known to run over inputs, as in Linear, Conv and the like"
-UNKNOWN = "uses it in a way that is not known: name it in include to prune it"
+UNKNOWN = "uses it in a way that is not known: name it in include to prune it, weight by weight"
 
 
 def names(units: Units) -> list[str]:
