@@ -1,6 +1,7 @@
 """Settings of all tests: a busy machine is no reason to fail, or to be slow."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -38,3 +39,13 @@ def quick_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     time_latency_quickly(monkeypatch.setattr)
     if "renders" not in request.keywords:
         render_nothing(monkeypatch.setattr)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Bring the environment back: a Trainer of several processes leaves its rank there."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

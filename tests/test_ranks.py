@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lit import same
+from processes import run_script
 from ranks import GATHERED, JOINT, RESUMED, Stop, run
 
 
@@ -18,9 +16,7 @@ from ranks import GATHERED, JOINT, RESUMED, Stop, run
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process has after all fits."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
-    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=paths, check=False, timeout=300, capture_output=True, text=True)
+    done = run_script("ranks.py", folder)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 

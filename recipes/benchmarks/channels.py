@@ -7,15 +7,13 @@ All arms have the same initial weights, data, seeds, optimizer and number of epo
 channels before the first epoch, until the multiply-adds have reached the target; it takes gradients on ten
 batches. lightning_prune ("ours") masks channels by statistics of ordinary training steps: in steps 10 to 60, or
 in one shot in step 10, or in step 0 if the criterion needs no gradients. It removes the masked channels at the
-end. "Reconstructed": with Reconstruct, on the first 1,024 images. "Distilled": with the dense network as the
-teacher. Multiply-adds are counted on the pruned network. Accuracy is that of the last epoch; the test set is
+end. Multiply-adds are counted on the pruned network. Accuracy is that of the last epoch; the test set is
 evaluated once, at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -44,13 +42,11 @@ from lightning_prune import (
     Channels,
     Criterion,
     Cubic,
-    Distillation,
     Global,
     Magnitude,
     OneShot,
     PruningCallback,
     Random,
-    Reconstruct,
     Schedule,
     Taylor,
 )
@@ -68,7 +64,6 @@ def ours(
     criterion: Criterion,
     normalize: Literal["mean", "cost"] | None = None,
     schedule: Schedule = GRADUAL,
-    reconstruct: Reconstruct | None = None,
 ) -> Arm:
     """Return an arm of lightning_prune, which masks channels in training and removes them at the end.
 
@@ -76,7 +71,6 @@ def ours(
         criterion: The criterion.
         normalize: The normalization of the scores of ``Global``.
         schedule: The schedule of pruning events.
-        reconstruct: How weights are reconstructed after each event; ``None`` for not at all.
     """
 
     def arm(model: Classifier, data: Images, speedup: float) -> list[Callback]:
@@ -86,7 +80,6 @@ def ours(
             structure=Channels(),
             selector=Global(budget="macs", normalize=normalize),
             schedule=schedule,
-            reconstruct=reconstruct,
             compact=True,
         )
         return [pruning]
@@ -131,16 +124,6 @@ def theirs(importance: str, whole: bool = True) -> Arm:
     return arm
 
 
-def distilled(arm: Arm) -> Arm:
-    """Return an arm in which the dense network teaches the pruned one, too."""
-
-    def taught(model: Classifier, data: Images, speedup: float) -> list[Callback]:
-        teacher = copy.deepcopy(model)  # before it is cut
-        return [Distillation(teacher), *arm(model, data, speedup)]
-
-    return taught
-
-
 def dense(model: Classifier, data: Images, speedup: float) -> list[Callback]:
     """Return no callback: the arm that is not pruned, whatever the target."""
     return []
@@ -150,13 +133,6 @@ ARMS: dict[str, Arm] = {
     "dense, trained on": dense,
     "ours, Taylor, normalize cost": ours(Taylor(), "cost"),
     "ours, Taylor, normalize cost, one shot": ours(Taylor(), "cost", OneShot("10st")),
-    "ours, Taylor, normalize cost, one shot, reconstructed": ours(
-        Taylor(), "cost", OneShot("10st"), Reconstruct()
-    ),
-    "ours, Taylor, normalize cost, distilled": distilled(ours(Taylor(), "cost")),
-    "ours, Taylor, normalize cost, one shot, reconstructed, distilled": distilled(
-        ours(Taylor(), "cost", OneShot("10st"), Reconstruct())
-    ),
     "ours, Taylor, normalize mean": ours(Taylor(), "mean"),
     "ours, Taylor": ours(Taylor()),
     "ours, Magnitude L1, normalize mean": ours(Magnitude(p=1), "mean"),
@@ -165,7 +141,6 @@ ARMS: dict[str, Arm] = {
     "ours, Random": ours(Random()),
     "ours, Random, one shot": ours(Random(), schedule=OneShot("0st")),
     "Torch-Pruning, GroupTaylor": theirs("GroupTaylorImportance"),
-    "Torch-Pruning, GroupTaylor, distilled": distilled(theirs("GroupTaylorImportance")),
     "Torch-Pruning, GroupMagnitude": theirs("GroupMagnitudeImportance"),
     "Torch-Pruning, random, per layer": theirs("RandomImportance", whole=False),
 }

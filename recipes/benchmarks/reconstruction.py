@@ -54,7 +54,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def channels(speedup: float) -> dict[str, Any]:
+def by_taylor(speedup: float) -> dict[str, Any]:
     """Return the arguments of a pruner of channels by Taylor over cost.
 
     Args:
@@ -75,18 +75,22 @@ def main() -> None:
     data.augment = False
     torch.manual_seed(0)
     batches = training_batches(data, options.batches)
+    inputs = [each for each, _ in batches]
     dense = network(options.init_from).eval()
     held = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     print(f"dense: {percent(accuracy(dense, held))[0]}")
     table = Table("pruned at once", "as masked", "statistics anew", "reconstructed", "seconds")
     results = []
     rows = {
-        f"channels, Taylor over cost, {each} times fewer multiply-adds": channels(each) for each in _SPEEDUPS
+        f"channels, Taylor over cost, {each} times fewer multiply-adds": by_taylor(each) for each in _SPEEDUPS
     }
     for name, parts in {**rows, **ROWS}.items():
         masked, better = copy.deepcopy(dense), copy.deepcopy(dense)
-        prune(masked, parts, batches, None)
-        seconds = prune(better, parts, batches, _LEAST)
+        ready(masked, parts, batches).prune(1.0)
+        pruner = ready(better, parts, batches)
+        begun = time.perf_counter()
+        pruner.prune(1.0, reconstruct=_LEAST, batches=inputs)
+        seconds = time.perf_counter() - begun
         found = [accuracy(each, held) for each in (masked, with_statistics(masked, batches), better)]
         table.row(name, *percent(*found), f"{seconds:.1f}")
         results.append({"name": name, "accuracies": found, "seconds": seconds})
@@ -163,19 +167,13 @@ def draw(results: Sequence[Mapping[str, Any]], dense: float, path: Path) -> None
     figure.savefig(path, dpi=150)
 
 
-def prune(
-    model: nn.Module, parts: Mapping[str, Any], batches: Sequence[Batch], reconstruct: Reconstruct | None
-) -> float:
-    """Prune a model at once.
+def ready(model: nn.Module, parts: Mapping[str, Any], batches: Sequence[Batch]) -> Pruner:
+    """Return a pruner that has the gradients it needs.
 
     Args:
         model: The model, in evaluation mode.
         parts: Arguments of the pruner.
-        batches: The batches to take gradients on, and to reconstruct on.
-        reconstruct: How to reconstruct; ``None`` not to.
-
-    Returns:
-        Seconds of the event: selection, masks and reconstruction.
+        batches: The batches to take gradients on.
     """
     pruner = Pruner(model, schedule=None, example=batches[0][0][:2], **parts)
     if Needs.GRADIENT in pruner.needs:
@@ -183,10 +181,8 @@ def prune(
             model.zero_grad()
             loss_of(model, batch).backward()
             pruner.observe()
-    inputs = [batch[0] for batch in batches]
-    begun = time.perf_counter()
-    pruner.prune(1.0, reconstruct=reconstruct, batches=inputs)
-    return time.perf_counter() - begun
+    model.zero_grad()
+    return pruner
 
 
 @torch.no_grad()

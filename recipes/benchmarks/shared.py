@@ -48,10 +48,10 @@ def add_data(parser: argparse.ArgumentParser, *, trained: bool = False) -> None:
     parser.add_argument("--root", help="an ImageFolder of CIFAR-10; without, the embedded digits")
 
 
-def add_training(parser: argparse.ArgumentParser, *, epochs: int, train_size: int | None) -> None:
-    """Add ``--train-size``, ``--epochs`` and ``--lr``."""
+def add_training(parser: argparse.ArgumentParser, *, epochs: int | list[int], train_size: int | None) -> None:
+    """Add ``--train-size``, ``--epochs``, which takes several if its default is a list, and ``--lr``."""
     parser.add_argument("--train-size", type=int, default=train_size)
-    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--epochs", type=int, nargs="+" if isinstance(epochs, list) else None, default=epochs)
     parser.add_argument("--lr", type=float, default=0.02)
 
 

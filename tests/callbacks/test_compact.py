@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightnings import Callback, LightningModule, ModelCheckpoint
 from lit import Lit, digits, fit, seeded, trainer
+from processes import run_script
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
@@ -609,17 +610,11 @@ def test_sgd_without_momentum_has_nothing_to_cut(tmp_path: Path) -> None:
 CRITERIA = ["Taylor", "ActivationNorm", "Oracle", "OptimalBrainDamage"]
 
 
-def two_ranks(folder: Path, strategy: str, *criteria: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parents[1] / "two_ranks.py"
-    command = [sys.executable, str(script), str(folder), strategy, *criteria]
-    return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def compacted_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave, in a folder for each criterion."""
     folder = tmp_path_factory.mktemp("ranks")
-    run = two_ranks(folder, "ddp", *CRITERIA)
+    run = run_script("two_ranks.py", folder, "ddp", *CRITERIA)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -654,13 +649,13 @@ def test_two_processes_compact_alike(compacted_by_two: Path, criterion: str) -> 
     ],
 )
 def test_strategies_under_which_it_cannot_work_are_refused(tmp_path: Path, strategy: str, why: str) -> None:
-    run = two_ranks(tmp_path, strategy, "Taylor")
+    run = run_script("two_ranks.py", tmp_path, strategy, "Taylor")
     assert run.returncode == 1
     assert why in run.stderr
 
 
 def test_a_fit_whose_processes_do_not_come_back_says_what_is_lost(tmp_path: Path) -> None:
-    run = two_ranks(tmp_path, "ddp_spawn", "Taylor")
+    run = run_script("two_ranks.py", tmp_path, "ddp_spawn", "Taylor")
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("the PruningCallback here will have neither masks nor a report") == 1
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from distilled import Explicit, ExplicitManual, distance
 from lightnings import Callback, MixedPrecision, ModelCheckpoint, ModelParallelStrategy
 from lit import Lit, Manual, digits, fit, hooks, same, seeded, trainer
+from processes import run_script
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD
@@ -119,9 +118,7 @@ class Gradients(Callback):
 
 
 def test_two_processes_are_taught_as_with_a_term_in_the_loss(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "distilled.py"
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
+    done = run_script("distilled.py", tmp_path)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank in ranks:
