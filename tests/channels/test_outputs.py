@@ -118,6 +118,17 @@ def test_a_hook_that_keeps_features_keeps_them_whole() -> None:
     assert pruner.frozen["first.weight"] == "is kept after the forward pass, as an output is"
 
 
+def test_a_part_of_zeros_that_is_written_is_an_output() -> None:
+    def written(features: Tensor) -> Tensor:
+        filled = torch.zeros(2)
+        filled[:1] = features.mean().reshape(1)
+        return filled
+
+    smaller, pruner = pruned(Attribute(written))
+    assert (smaller.first.out_channels, smaller.second.out_channels) == (8, 3)
+    assert pruner.frozen["first.weight"] == "feeds mean, which mixes all channels"
+
+
 def test_integers_are_compared() -> None:
     class Ranking(nn.Sequential):
         def forward(self, images: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ _NOISE_FACTOR = 8  # how many times the measured rounding errors a difference ma
 class CutTrial:
     """Compares the outputs of a cut copy of a model with those of a masked one.
 
-    Trials run the first pass in single precision, as a quick first check, until :meth:`refine` is called.
+    Trials run the first pass in single precision, as a quick first check, until :meth:`refine` is called. Where
+    values decide shapes, as the scores of boxes do in a detector, they run in double precision from the start:
+    rounding might put two boxes in another order.
 
     Args:
         model: Is not changed.
@@ -49,17 +51,21 @@ class CutTrial:
         self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
     ) -> None:
         self._model, self._masked, self._deadline = model, masked, deadline
-        self._dtype, self._cast = torch.float32, True  # or the types that the model has, if it is not cast
-        self._scale, self._double_runs = 1.0, False
+        decided = any(any(each.decided) for each in passes)
+        self._scale = 1.0
         self._averages = averaged_names(model)
         self._written = frozenset[str]().union(*(each.written for each in passes))
         given = [TrialPass(each.probe, each.kept_elsewhere) for each in passes]
         self._shared: nn.Module | None = None
-        try:
-            first, again = self._begin([each.to(self._dtype) for each in given])
-        except ValueError:  # the model's code fixes other types
-            self._cast = False
-            first, again = self._begin(given)
+        types = [(torch.float64, True)] * decided + [(torch.float32, True), (torch.float32, False)]
+        for self._dtype, self._cast in types:  # without a cast they are those that the model's code fixes
+            try:
+                first, again = self._begin([each.to(self._dtype) for each in given] if self._cast else given)
+                break
+            except ValueError:
+                if not self._cast:
+                    raise
+        self._double_runs = self._dtype is torch.float64
         self.proof: Proof | None = None
         if not first:
             raise ValueError(
@@ -79,7 +85,7 @@ class CutTrial:
         Raises:
             ValueError: If the first pass fails.
         """
-        self._shared = None
+        self._shared, self._shared_type = None, self._dtype
         self._shared = self._whole_copy()
         self._first, *self._others = passes
         self._passes = [self._first]
@@ -252,7 +258,7 @@ class CutTrial:
         """
         if self._shared is None:
             return self._whole_copy()
-        if self._dtype is torch.float32 and self._scale == 1:
+        if self._dtype is self._shared_type and self._scale == 1:
             return copy_sharing_weights(self._shared, {*own, *self._written})
         model = copy_model(self._shared)
         if self._cast:

@@ -21,6 +21,9 @@ _WHAT_IS_LEFT = "nothing can be cut out of it. Unstructured and Blocks set singl
 def check_same_ops(model: nn.Module, known: PassRecord) -> None:
     """Check that a pass runs the same ops when the model's weights change.
 
+    What is computed from tensors whose shapes values decide, such as the boxes that a detector finds, has to
+    run, and may have other shapes.
+
     Args:
         model: Is not changed.
         known: The record of the pass.
@@ -30,13 +33,13 @@ def check_same_ops(model: nn.Module, known: PassRecord) -> None:
     """
     perturb_(copied := copy_model(model))
     try:
-        steps = record_pass(copied, known.probe).steps
+        found = record_pass(copied, known.probe)
     except Exception as error:  # a user's forward may raise anything
         raise ValueError(
             f"{type(model).__name__} does not run when its weights change a little ({error!r}), as in trials of"
             f" cuts: {_WHAT_IS_LEFT}"
         ) from error
-    if steps != known.steps:
+    if found.fixed_steps != known.fixed_steps:
         raise ValueError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             f" a little, so that channels cannot be followed through it: {_WHAT_IS_LEFT}"

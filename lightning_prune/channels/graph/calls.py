@@ -133,6 +133,19 @@ def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: 
     return None
 
 
+def values_decide_shape(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether values decide the shape of what an op returns, as in ``nonzero`` and in NMS.
+
+    Args:
+        func: The op.
+        args: Its positional arguments.
+    """
+    if func is torch.ops.aten.index.Tensor:
+        return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+    # ops of detection libraries for non-maximum suppression have no tags
+    return torch.Tag.dynamic_output_shape in getattr(func, "tags", ()) or "nms" in func.name()
+
+
 def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors among the arguments of an op that it writes to."""
     written = [

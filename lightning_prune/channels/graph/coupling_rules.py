@@ -47,6 +47,21 @@ def in_place_add(call: Call) -> Sequence[Fields]:
     return [_couple_operands(call, operands, frozenset([dim]))]
 
 
+def index_put(call: Call) -> Sequence[Fields]:
+    """Couple the labels of what is written to some rows of a tensor, ``x[rows] = values``, with those of ``x``.
+
+    Labels along the rows are frozen, and so are those of the indices. Several indices freeze all labels.
+    """
+    indices = call.argument("indices")
+    rows = [dim for dim, index in enumerate(indices) if index is not None]
+    for index in tensors_of(indices):
+        call.freeze(call.fields(index), f"decides where {call.title} writes")
+    operands = [call.argument("self"), call.argument("values")]
+    single = len(rows) == 1 and indices[rows[0]].ndim == 1
+    indexed = rows if single else range(call.outputs[0].ndim)
+    return [_couple_operands(call, operands, frozenset(indexed))]
+
+
 def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[int]) -> Fields:
     """Couple the labels of operands that meet after broadcasting.
 
@@ -109,6 +124,14 @@ def along_last_dims(count: int) -> Rule:
         return [fields for _ in call.outputs]
 
     return rule
+
+
+def pooled_regions(call: Call) -> Sequence[Fields]:
+    """Keep the labels of channels, and freeze all others: the rule for pooling of regions of feature maps."""
+    tensor = call.tensors[0]
+    mixed = frozenset(range(tensor.ndim)) - {1}
+    fields = call.freeze_along(call.fields(tensor), mixed, f"feeds {call.title}, which mixes neighbours")
+    return [fields, *(() for _ in call.outputs[1:])]
 
 
 def reduce(call: Call) -> Sequence[Fields]:

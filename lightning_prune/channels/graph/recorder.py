@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from lightning_prune.channels.graph.calls import tensors_of, written_tensors
+from lightning_prune.channels.graph.calls import tensors_of, values_decide_shape, written_tensors
 from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode
 from lightning_prune.core.tensors import named_tensors, reachable_tensors
 
@@ -28,6 +28,8 @@ class PassRecord(NamedTuple):
         probe: Runs the pass.
         steps: For each op, in order, the op and the shapes of its outputs.
         reads: For each op the names of the parameters and buffers that it reads.
+        decided: For each op whether values may have decided the shapes of its outputs, as those of ``nonzero``,
+            or of what is computed from these.
         live: For each op whether the outputs of the pass, or the model's tensors, may depend on it.
         places: For each op the numbers of its outputs that outlive the pass.
         written: Names of the parameters that the pass has written to, or given other data.
@@ -37,10 +39,16 @@ class PassRecord(NamedTuple):
     probe: Probe
     steps: list[OpRecord]
     reads: list[tuple[str, ...]]
+    decided: list[bool]
     live: list[bool]
     places: list[frozenset[int]]
     written: frozenset[str]
     kept_elsewhere: bool
+
+    @property
+    def fixed_steps(self) -> list[OpRecord]:
+        """The steps whose shapes no values have decided."""
+        return [step for step, decided in zip(self.steps, self.decided, strict=True) if not decided]
 
 
 def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
@@ -53,6 +61,7 @@ def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
         probe,
         recorder.steps,
         recorder.reads,
+        recorder.decided,
         recorder.live(result),
         recorder.places(result),
         frozenset(recorder.written | replaced),
@@ -81,6 +90,7 @@ class OpRecorder(OpMode):
     Attributes:
         steps: For each op, in order, the op and the shapes of its outputs.
         reads: For each op the names of the parameters and buffers that it reads.
+        decided: For each op whether values may have decided the shapes of its outputs.
         written: Names of the parameters that the pass has written to.
     """
 
@@ -88,6 +98,7 @@ class OpRecorder(OpMode):
         super().__init__()
         self.steps: list[OpRecord] = []
         self.reads: list[tuple[str, ...]] = []
+        self.decided: list[bool] = []
         # for each op, the memory that it reads and the memory that it writes
         self._traffic: list[tuple[_Memory, _Memory]] = []
         self._made: list[_Made] = []
@@ -98,6 +109,9 @@ class OpRecorder(OpMode):
         self._own = [tensor for _, tensor in own]
         self._own_names = {id(tensor): name for name, tensor in own}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
+        # memory of tensors that were made of weights or of nothing, and that data was written to
+        self._filled: set[StorageWeakRef] = set()
+        self._decided: Any = WeakTensorKeyDictionary()
 
     def live(self, result: Any) -> list[bool]:
         """Return for each op whether the outputs of the pass, or the model's tensors, may depend on it.
@@ -163,7 +177,10 @@ class OpRecorder(OpMode):
         ]
 
     def _depends_on_data(self, tensor: Tensor | None) -> bool:
-        return tensor is not None and tensor not in self._static
+        return tensor is not None and not self._is_static(tensor)
+
+    def _is_static(self, tensor: Tensor) -> bool:
+        return tensor in self._static and self._filled.isdisjoint(memory_of([tensor]))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op and record it."""
@@ -176,8 +193,16 @@ class OpRecorder(OpMode):
         written = written_tensors(func, args, kwargs)
         self.written |= {self._names[each] for each in memory_of(written) if each in self._names}
         self._traffic.append((memory_of(given), memory_of(outputs + written)))
-        static = all(tensor in self._static for tensor in given)
+        static = all(map(self._is_static, given))
+        if not static:
+            self._filled |= memory_of(written) - memory_of(self._own)
+        # the size of a constant may be that of a tensor whose size values have decided
+        constant = not given or func is torch.ops.aten.lift_fresh.default
+        decided = bool(self._decided) if constant else any(each in self._decided for each in given)
+        self.decided.append(decided or values_decide_shape(func, args))
         for place, tensor in enumerate(outputs):
+            if self.decided[-1]:
+                self._decided[tensor] = True
             self._made.append(_Made(number, place, TensorWeakRef(tensor)))
             if static:
                 self._static[tensor] = True

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields
@@ -71,7 +72,7 @@ class Trace(OpMode):
         self._deadline = deadline
         self._counting = self._training = False
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
-        self._outputs: list[Tensor] = []
+        self._outputs: list[TensorWeakRef] = []
 
     def follow(self, known: PassRecord, *, count: bool = False) -> None:
         """Trace one pass of a copy, with unfused attention, and freeze the labels of its outputs.
@@ -98,7 +99,8 @@ class Trace(OpMode):
         self._check(not self._steps)
         returned = reachable_tensors(result)
         held = {id(tensor) for tensor in returned}
-        for output in (*self._outputs, *returned):
+        kept = [each() for each in self._outputs]
+        for output in (*(each for each in kept if each is not None), *returned):
             returns = id(output) in held
             why = "is the network's output" if returns else "is kept after the forward pass, as an output is"
             for field in self.record.fields(output):
@@ -131,10 +133,7 @@ class Trace(OpMode):
         self._check(step == op_record(func, outputs))
         record = self.record
         call = Call(record, func, args, kwargs, outputs)
-        if all(map(call.of_weights, call.tensors)):
-            record.weights.update((output, True) for output in outputs)
-        read = {record.names.get(id(tensor), "") for tensor in call.tensors}
-        record.ran |= read
+        read = record.note_read(call.tensors, outputs)
         if live:
             record.used |= read
         macs = sum(product.macs for product in products(func, args, kwargs, result))
@@ -152,7 +151,8 @@ class Trace(OpMode):
         if macs and self._counting:
             record.op_costs.append((macs, record.op_factors))
         self._note_uniform(call)
-        self._outputs += [outputs[place] for place in outliving]
+        # weak references: torch detaches a new tensor that something refers to already
+        self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
         return result
 
     def _note_uniform(self, call: Call) -> None:

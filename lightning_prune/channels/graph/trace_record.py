@@ -41,9 +41,11 @@ class TraceRecord:
         labels: All labels, coupled and frozen by the ops that ran.
         axis_labels: Name of each parameter and buffer to its labels, one tensor for each dimension.
         names: ``id`` of each parameter and buffer of the copy that runs to its name.
-        weights: Tensors that are weights (parameters or buffers), or computed from weights alone.
+        weights: Tensors that are weights (parameters or buffers), or computed from weights alone, each with the
+            names of these.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
-        ran: Names of the parameters and buffers that an op has read.
+        read: Names of the parameters and buffers that an op has read.
+        met: For these names whether an op that reads other tensors, too, has given any element with them.
         used: Names of the parameters and buffers that the results depend on.
         op_costs: For each op that was counted its multiply-adds, and the labels along each dimension that these
             run over.
@@ -57,7 +59,8 @@ class TraceRecord:
         self.names: dict[int, str] = {}
         self.weights: Any = WeakTensorKeyDictionary()
         self.uniform: Any = WeakTensorKeyDictionary()
-        self.ran: set[str] = set()
+        self.read: set[str] = set()
+        self.met: dict[str, bool] = {}
         self.used: set[str] = set()
         self.op_costs: list[tuple[int, list[Tensor]]] = []
         self.op_factors: list[Tensor] = []
@@ -77,11 +80,42 @@ class TraceRecord:
                         self.note(Role.OUTPUT, line)
                         self.labels.freeze(line, f"is part of, or coupled with, {prefix or 'the model'}: {why}")
 
+    @property
+    def ran(self) -> set[str]:
+        """Names of the parameters and buffers that an op has read, other than for results without elements."""
+        return {name for name in self.read if self.met.get(name, True)}
+
+    def note_read(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> set[str]:
+        """Record that an op has read tensors.
+
+        A layer that is given no rows, as for objects that are not there, tells nothing about its weights.
+
+        Args:
+            tensors: What the op has read.
+            outputs: What it has returned.
+
+        Returns:
+            The names of the parameters and buffers among the tensors.
+        """
+        read = {self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names}
+        self.read |= read
+        sources = [self.weights.get(tensor) for tensor in tensors]
+        names = frozenset[str]().union(*(each for each in sources if each is not None))
+        if None not in sources:
+            self.weights.update((output, names) for output in outputs)
+        elif outputs:
+            for output in outputs:
+                if id(output) not in self.names:
+                    self.weights.pop(output, None)  # what was made of nothing holds data now
+            elements = any(output.numel() for output in outputs)
+            self.met.update((name, elements or self.met.get(name, False)) for name in names)
+        return read
+
     def label(self, model: nn.Module) -> None:
         """Give the parameters and buffers of a copy of the model the labels of the model."""
         self.names = {id(tensor): name for name, tensor in named_tensors(model)}
         for name, tensor in _floating_point(model).items():
-            self.weights[tensor] = True
+            self.weights[tensor] = frozenset([name])
             self._fields[tensor] = tuple(
                 line.view([-1 if dim == each else 1 for each in range(tensor.ndim)])
                 for dim, line in enumerate(self.axis_labels[name])
