@@ -55,6 +55,12 @@ class Call:
         return str(self.func.name().split("::")[-1].partition(".")[0])
 
     @property
+    def key(self) -> str:
+        """Name of the op in the table of rules: with its namespace, unless that is PyTorch's own."""
+        name = str(self.func.name()).partition(".")[0].rstrip("_")
+        return name.removeprefix("aten::")
+
+    @property
     def title(self) -> str:
         """Name of the op for messages, by which torch's documentation knows it."""
         return self.name.strip("_").removeprefix("native_")
@@ -63,6 +69,11 @@ class Call:
     def by_position(self) -> str:
         """The reason to freeze labels along a dimension in which the op addresses elements by index."""
         return f"feeds {self.title}, which addresses channels by position"
+
+    @property
+    def deciding(self) -> str:
+        """The reason to freeze labels of an index or of positions, such as those of a grid of samples."""
+        return f"decides what {self.title} takes"
 
     def argument(self, name: str) -> Any:
         """Return an argument of the op, or its default, by name; ``None`` if the schema has no such name."""

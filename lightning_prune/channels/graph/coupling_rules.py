@@ -21,7 +21,7 @@ from lightning_prune.channels.graph.trace_record import Role
 
 def pointwise(call: Call) -> Sequence[Fields]:
     """Couple the labels of all operands that meet in the same element of the output."""
-    fields = _couple_operands(call, call.tensors, frozenset())
+    fields = couple_operands(call, call.tensors, frozenset())
     return [fields for _ in call.outputs]
 
 
@@ -33,42 +33,35 @@ def each_pointwise(call: Call) -> Sequence[Fields]:
     for number, operands in enumerate(zip(*tensors, strict=True)):
         output = call.outputs[number] if call.outputs else operands[0]
         single = Call(call.record, call.func, operands, {}, [output])
-        found.append(_couple_operands(single, operands, frozenset()))
+        found.append(couple_operands(single, operands, frozenset()))
     return found if call.outputs else []
 
 
-def in_place_add(call: Call) -> Sequence[Fields]:
-    """Freeze labels along the indexed dimension of ``index_add`` or ``scatter_add``, and couple the others.
+def scatter(call: Call) -> Sequence[Fields]:
+    """Freeze labels along the dimension in which elements are written by index, and couple the others.
 
     Graph neural networks add the rows of neighbouring nodes in this way.
     """
-    dim = call.argument("dim") % call.outputs[0].ndim
+    rank = call.outputs[0].ndim
+    indexed = {call.argument("dim") % rank}
+    for index in call.tensors:
+        if not index.is_floating_point() and index.ndim == rank:  # positions, which it need not cover
+            indexed |= {dim for dim in range(rank) if index.shape[dim] != call.outputs[0].shape[dim]}
+            call.freeze(call.fields(index), call.deciding)
     operands = [tensor for tensor in call.tensors if tensor.is_floating_point()]
-    return [_couple_operands(call, operands, frozenset([dim]))]
+    return [couple_operands(call, operands, frozenset(indexed))]
 
 
-def index_put(call: Call) -> Sequence[Fields]:
-    """Couple the labels of what is written to some rows of a tensor, ``x[rows] = values``, with those of ``x``.
-
-    Labels along the rows are frozen, and so are those of the indices. Several indices freeze all labels.
-    """
-    indices = call.argument("indices")
-    rows = [dim for dim, index in enumerate(indices) if index is not None]
-    for index in tensors_of(indices):
-        call.freeze(call.fields(index), f"decides where {call.title} writes")
-    operands = [call.argument("self"), call.argument("values")]
-    single = len(rows) == 1 and indices[rows[0]].ndim == 1
-    indexed = rows if single else range(call.outputs[0].ndim)
-    return [_couple_operands(call, operands, frozenset(indexed))]
-
-
-def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[int]) -> Fields:
+def couple_operands(
+    call: Call, tensors: Sequence[Tensor], indexed: frozenset[int], why: str | None = None
+) -> Fields:
     """Couple the labels of operands that meet after broadcasting.
 
     Args:
         call: The op.
         tensors: Its operands.
-        indexed: Dimensions of the output that are indexed: labels along these are frozen instead.
+        indexed: Dimensions of the output along which labels are frozen instead.
+        why: The reason for these; by default that elements are addressed by index.
 
     Returns:
         The fields of the output.
@@ -77,12 +70,11 @@ def _couple_operands(call: Call, tensors: Sequence[Tensor], indexed: frozenset[i
     operands = []
     for tensor in tensors:
         fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        operands.append(call.freeze_along(fields, indexed, call.by_position))
-    for tensor, own in zip(tensors, operands, strict=True):
+        operands.append(call.freeze_along(fields, indexed, why or call.by_position))
+    for tensor, own in zip(tensors, operands[:], strict=True):
         if not call.is_uniform(tensor):
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
-            for fields in operands:
-                call.freeze_along(fields, unlabelled, NOT_CUT)
+            operands = [call.freeze_along(fields, unlabelled, NOT_CUT) for fields in operands]
     return merge_fields(call.labels, (field for fields in operands for field in fields))
 
 
@@ -118,20 +110,12 @@ def along_last_dims(count: int) -> Rule:
     """
 
     def rule(call: Call) -> Sequence[Fields]:
-        tensor = call.tensors[0]
-        dims = frozenset(range(tensor.ndim - count, tensor.ndim))
-        fields = call.freeze_along(call.fields(tensor), dims, f"feeds {call.title}, which mixes neighbours")
+        rank = call.outputs[0].ndim
+        dims = frozenset(range(rank - count, rank))
+        fields = couple_operands(call, call.tensors, dims, f"feeds {call.title}, which mixes neighbours")
         return [fields for _ in call.outputs]
 
     return rule
-
-
-def pooled_regions(call: Call) -> Sequence[Fields]:
-    """Keep the labels of channels, and freeze all others: the rule for pooling of regions of feature maps."""
-    tensor = call.tensors[0]
-    mixed = frozenset(range(tensor.ndim)) - {1}
-    fields = call.freeze_along(call.fields(tensor), mixed, f"feeds {call.title}, which mixes neighbours")
-    return [fields, *(() for _ in call.outputs[1:])]
 
 
 def reduce(call: Call) -> Sequence[Fields]:
@@ -248,9 +232,29 @@ def convolution(call: Call) -> Sequence[Fields]:
 
     Channels of grouped convolutions are coupled across groups, so that all groups keep equally many. Those of a
     depthwise convolution, which has one input per group, are coupled with the outputs of their group instead.
+    One filter that is repeated for all channels leaves them as they are.
     """
     image, weight, bias = call.args[:3]
-    transposed, groups = call.argument("transposed"), call.argument("groups")
+    transposed = bool(call.argument("transposed"))
+    return [_convolve(call, image, weight, bias, call.argument("groups"), transposed)]
+
+
+def deformed_convolution(call: Call) -> Sequence[Fields]:
+    """As ``convolution``; labels of offsets and of their mask are frozen, and channels coupled across them."""
+    image, weight, offset, mask, bias = call.args[:5]
+    groups, parts = call.argument("groups"), call.argument("offset_groups")
+    for positions in (offset, mask):
+        call.freeze(call.fields(positions), call.deciding)
+    for field in partition(call.fields(image), [1])[0] if parts > 1 else ():
+        shares = field.unflatten(1, (parts, -1))
+        call.labels.couple(shares, shares[:, :1])
+    return [_convolve(call, image, weight, bias, groups, transposed=False)]
+
+
+def _convolve(
+    call: Call, image: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
+) -> Fields:
+    """Return the fields of the result of a convolution."""
     inward, outward = (0, 1) if transposed else (1, 0)
     labels = call.labels
     positions = frozenset(range(2, image.ndim))
@@ -269,13 +273,16 @@ def convolution(call: Call) -> Sequence[Fields]:
     for field in sides[0]:
         call.record.note(Role.INPUT, field)
     inner, outer = (_couple_all(call, side) for side in sides)
-    uniform = call.is_uniform(image) and groups == 1
+    uniform = call.is_uniform(image) and not along and groups == 1
     read = inner if uniform else _couple_all(call, [field.flatten() for field in along])
     read = read.expand(image.shape[1])
     grid = read.view(groups, -1)
     made = outer.expand(weight.shape[outward])
     unread = "reads values that cannot shrink with it, such as an input"
-    if groups == 1:
+    if groups == image.shape[1] and _is_one_filter(call, weight):
+        made = read.repeat_interleave(weight.shape[0] // groups)
+        sides[1] = [made]
+    elif groups == 1:
         labels.couple(read, inner, unread)
     elif transposed:
         # the weight runs over all inputs, and over the outputs of one group
@@ -294,4 +301,32 @@ def convolution(call: Call) -> Sequence[Fields]:
             labels.couple(made, field)
     call.record.note(Role.OUTPUT, made)
     call.record.note_macs([*sides[0][:1], *sides[1][:1]])
-    return [merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))]
+    return merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))
+
+
+def _is_one_filter(call: Call, weight: Tensor) -> bool:
+    """Return whether a weight without labels along the channels holds one filter for all of them."""
+    if weight.shape[1] > 1 or partition(call.fields(weight), [0])[0] or not call.of_weights(weight):
+        return False
+    return torch.equal(weight, weight[:1].expand_as(weight))
+
+
+def trilinear(call: Call) -> Sequence[Fields]:
+    """Couple the labels of three tensors that are multiplied, as in ``nn.Bilinear``; drop what is summed."""
+    operands = []
+    for number, tensor in enumerate(call.tensors, start=1):
+        wide, fields = tensor, call.fields(tensor)
+        for dim in sorted(call.argument(f"expand{number}")):
+            wide, fields = wide.unsqueeze(dim), tuple(field.unsqueeze(dim) for field in fields)
+        call.record.set_fields(wide, fields)
+        operands.append(wide)
+    summed = frozenset(call.argument("sumdim"))
+    product = Call(call.record, call.func, call.args, call.kwargs, [operands[0]])
+    merged = couple_operands(product, operands, frozenset())
+    for wide, tensor in zip(operands, call.tensors, strict=True):
+        along, across = partition(call.fields(wide), summed)
+        for role, fields in ((Role.INPUT, along), (Role.OUTPUT, across)) if call.of_weights(tensor) else ():
+            for field in fields:
+                call.record.note(role, field)
+    kept = partition(merged, summed)[1]
+    return [tuple(field.squeeze(tuple(summed)) for field in kept)]

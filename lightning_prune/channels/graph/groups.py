@@ -27,7 +27,8 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     Returns:
         Groups in the order of the model, and for each tensor with frozen outputs the reason. Units that lie
         along the same dimensions of the same tensors form a group. Units that are outputs of no contraction
-        belong to no group.
+        belong to no group, and units in different parts of a dimension that is
+        split to different ones.
     """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     # axes that run over the outputs of a parameter; outputs of buffers are not pruned
@@ -37,16 +38,17 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         if name in parameters and len(trace.axis_labels[name]) > 1
     }
     units, frozen = _units(trace, made)
-    alike: dict[tuple[_AxisKey, ...], list[_Unit]] = defaultdict(list)
-    for unit in units:
+    alike: dict[tuple[tuple[_AxisKey, ...], tuple[int, ...]], list[_Unit]] = defaultdict(list)
+    parts = trace.parts()
+    for root, unit in units.items():
         axes = tuple(dict.fromkeys(axis for axis, _ in unit))
         if made.intersection(axes):
-            alike[axes].append(unit)
+            alike[axes, parts.get(root, ())].append(unit)
     groups = []
     attended = trace.coupled_to_role(Role.HEAD)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
-    for axes, members in alike.items():
+    for (axes, _), members in alike.items():
         outputs = [axis for axis in axes if axis in made]
         first = outputs[0][0]
         if len(members) == 1:
@@ -80,7 +82,7 @@ def _axes_with_role(trace: TraceRecord, role: Role) -> set[_AxisKey]:
     }
 
 
-def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[list[_Unit], dict[str, str]]:
+def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[dict[int, _Unit], dict[str, str]]:
     """Return the units that may be pruned, and why the others may not.
 
     Args:
@@ -88,8 +90,8 @@ def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[list[_Unit], dict[s
         made: The axes that run over the outputs of a parameter.
 
     Returns:
-        The units, each a set of coupled labels that are not frozen, and the name of each parameter with frozen
-        outputs mapped to the reason.
+        The units, each a set of coupled labels that are not frozen, by the least of these, and the name of each
+        parameter with frozen outputs mapped to the reason.
     """
     reasons = trace.labels.reasons()
     members: dict[int, _Unit] = defaultdict(list)
@@ -101,7 +103,7 @@ def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[list[_Unit], dict[s
                     members[root].append(((name, dim), index))
                 elif (name, dim) in made:
                     frozen.setdefault(name, reasons[root])
-    return list(members.values()), frozen
+    return members, frozen
 
 
 def _slices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_prune.channels.graph.label_fields import (
     align_rank,
     couple_across,
     drop_constant_dims,
+    partition,
     varying_dims,
 )
 
@@ -51,7 +53,7 @@ def copy(call: Call) -> Sequence[Fields]:
     return [tuple(align_rank(field, target.ndim) for field in call.fields(source))]
 
 
-def _moved(call: Call, run: Callable[..., Any], moving: Sequence[Tensor] = ()) -> list[list[Tensor]]:
+def moved_fields(call: Call, run: Callable[..., Any], moving: Sequence[Tensor] = ()) -> list[list[Tensor]]:
     """Run an op on label fields in place of data.
 
     Args:
@@ -81,20 +83,20 @@ def _moved(call: Call, run: Callable[..., Any], moving: Sequence[Tensor] = ()) -
     return results
 
 
-def _varying(fields: Iterable[Tensor]) -> Fields:
+def varying(fields: Iterable[Tensor]) -> Fields:
     """Return the fields without those that vary along no dimension."""
     return tuple(field for field in fields if varying_dims(field))
 
 
 def _move_coupled(call: Call, free: Iterable[int]) -> Sequence[Fields]:
     """Move the labels to the op's only output, and couple them along all dimensions that are not free."""
-    (moved,) = _moved(call, call.func)
-    return [_varying(couple_across(call.labels, field, free) for field in moved)]
+    (moved,) = moved_fields(call, call.func)
+    return [varying(couple_across(call.labels, field, free) for field in moved)]
 
 
 def move(call: Call) -> Sequence[Fields]:
     """Move the labels as the op moves the elements."""
-    return [_varying(result) for result in _moved(call, call.func)]
+    return [varying(result) for result in moved_fields(call, call.func)]
 
 
 def reshape(call: Call) -> Sequence[Fields]:
@@ -104,7 +106,7 @@ def reshape(call: Call) -> Sequence[Fields]:
     chooses the dimension whose labels stay apart.
     """
     before = call.fields(call.tensors[0])
-    (moved,) = _moved(call, lambda tensor, *_, **__: tensor.reshape(call.outputs[0].shape))
+    (moved,) = moved_fields(call, lambda tensor, *_, **__: tensor.reshape(call.outputs[0].shape))
     folded = []
     for old, new in zip(before, moved, strict=True):
         dims = sorted(varying_dims(new))
@@ -113,7 +115,7 @@ def reshape(call: Call) -> Sequence[Fields]:
         else:
             free = dims[len(dims) - len(varying_dims(old)) :]
         folded.append(couple_across(call.labels, new, free))
-    return [_varying(folded)]
+    return [varying(folded)]
 
 
 def pixel_shuffle(call: Call) -> Sequence[Fields]:
@@ -123,12 +125,31 @@ def pixel_shuffle(call: Call) -> Sequence[Fields]:
 
 def concatenate(call: Call) -> Sequence[Fields]:
     """Concatenate the labels; along dimensions in which no input's labels vary, couple those of the parts."""
+    _label_uniform(call, [frozenset([call.argument("dim") % call.outputs[0].ndim])])
     labelled = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
     return _move_coupled(call, frozenset().union(*labelled))
 
 
+def _label_uniform(call: Call, otherwise: Sequence[frozenset[int]]) -> None:
+    """Give operands with one value everywhere labels of their own, along the dimensions of those of the others.
+
+    Zeros that are joined with channels can be of any size, as the first state of a recurrent cell.
+
+    Args:
+        call: The op.
+        otherwise: The dimensions along which each field varies if no operand has labels.
+    """
+    labelled = max(map(call.fields, call.tensors), key=len)
+    known = [varying_dims(field) for field in labelled] or otherwise
+    for tensor in call.tensors:
+        if call.is_uniform(tensor) and not call.fields(tensor):
+            sizes = [[size if dim in dims else 1 for dim, size in enumerate(tensor.shape)] for dims in known]
+            call.record.set_fields(tensor, tuple(call.labels.new(prod(each)).view(each) for each in sizes))
+
+
 def stack(call: Call) -> Sequence[Fields]:
     """Couple the labels of the tensors that are stacked, which have one shape."""
+    _label_uniform(call, [])
     rank = call.outputs[0].ndim
     return _move_coupled(call, frozenset(range(rank)) - {call.argument("dim") % rank})
 
@@ -136,20 +157,25 @@ def stack(call: Call) -> Sequence[Fields]:
 def split(call: Call) -> Sequence[Fields]:
     """Couple the labels of parts of equal size, so that each keeps the same indices.
 
-    Labels along a dimension that is split into parts of different sizes are frozen: the sizes that the parts
-    would have after pruning are unknown.
+    Parts of different sizes are units of different groups.
     """
-    tensor = call.tensors[0]
-    dim = call.argument("dim") % tensor.ndim
-    equal = len({output.shape for output in call.outputs}) == 1
-    if not equal:
-        call.freeze_along(call.fields(tensor), frozenset({dim}), "is split into parts of different sizes")
-    first, *others = results = move(call)
-    for result in others:
-        if len(result) == len(first) and equal:
-            for left, right in zip(first, result, strict=True):
+    dim = call.argument("dim") % call.tensors[0].ndim
+    parts = move(call)
+    firsts: dict[int, Fields] = {}
+    for output, fields in zip(call.outputs, parts, strict=True):
+        first = firsts.setdefault(output.shape[dim], fields)
+        if len(first) == len(fields):
+            for left, right in zip(first, fields, strict=True):
                 call.labels.couple(left, right)
-    return results
+    if len(firsts) > 1:
+        for fields in parts:
+            _note_parts(call, partition(fields, [dim])[0])
+    return parts
+
+
+def _note_parts(call: Call, fields: Iterable[Tensor]) -> None:
+    for field in fields:
+        call.record.note_part(field)
 
 
 def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
@@ -166,8 +192,8 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
         addressed = frozenset(dim % tensor.ndim for dim in dims(call))
         call.freeze_along(call.fields(tensor), addressed, call.by_position)
         for index in call.tensors[1:]:
-            call.freeze(call.fields(index), f"decides what {call.title} takes")
-        return [_varying(result) for result in _moved(call, call.func, [tensor])]
+            call.freeze(call.fields(index), call.deciding)
+        return [varying(result) for result in moved_fields(call, call.func, [tensor])]
 
     return rule
 
@@ -175,20 +201,38 @@ def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
 def cut_out(call: Call) -> Sequence[Fields]:
     """Couple the labels of a slice with those of the other parts, if it is one of several of equal size.
 
-    Labels along the sliced dimension are frozen otherwise.
+    Otherwise what lies before, in and after the slice is of different groups. Of a slice with steps the
+    elements of each step are coupled.
     """
     tensor = call.tensors[0]
     dim = call.argument("dim") % tensor.ndim
-    whole, length, start = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("start") or 0
-    if call.argument("step") != 1 or not length or whole % length or start % length:
-        call.freeze_along(call.fields(tensor), frozenset({dim}), call.by_position)
-    else:
-        for field in call.fields(tensor):
-            if dim in varying_dims(field):
-                first, *rest = field.split(length, dim)
-                for part in rest:
-                    call.labels.couple(first, part)
+    whole, length, step = tensor.shape[dim], call.outputs[0].shape[dim], call.argument("step")
+    start = call.argument("start") or 0
+    start = max(0, start + whole) if start < 0 else start
+    along, _ = partition(call.fields(tensor), [dim])
+    if not length or (step > 1 and whole % step):
+        call.freeze(along, call.by_position)
+    for field in along if length else ():
+        if step > 1 and whole % step == 0:
+            steps = field.unflatten(dim, (-1, step))
+            call.labels.couple(steps, steps.narrow(dim + 1, 0, 1))
+        elif _is_a_share(whole, start, length):
+            first, *rest = field.split(length, dim)
+            for part in rest:
+                call.labels.couple(first, part)
+        elif length < whole:
+            sizes = [start, length, whole - start - length]
+            _note_parts(call, (part for part in field.split(sizes, dim) if part.numel()))
     return move(call)
+
+
+def _is_a_share(whole: int, start: int, length: int) -> bool:
+    """Return whether a slice is taken to be one of several of equal size: a half, or one that is not the first.
+
+    One element is none: it stands for itself.
+    """
+    shares = whole % length == 0 and start % length == 0
+    return shares and length > 1 and (start > 0 or 2 * length == whole)
 
 
 def pad(call: Call) -> Sequence[Fields]:
@@ -200,16 +244,18 @@ def pad(call: Call) -> Sequence[Fields]:
             if field.shape[-1 - number // 2] == 1:
                 amounts[number] = 0
         fields.append(torch.nn.functional.pad(field, amounts))
-    return [_varying(fields)]
+    return [varying(fields)]
 
 
 def embedding(call: Call) -> Sequence[Fields]:
     """Freeze the labels of the rows, which are addressed by index, and return those of the columns."""
-    weight, indices = call.args[:2]
+    weight = call.tensors[0]
     fields = call.freeze_along(
         call.fields(weight), frozenset({0}), "holds the rows of an embedding, which are addressed by position"
     )
-    return [tuple(align_rank(field.view(-1), indices.ndim + 1) for field in fields)]
+    rank = call.outputs[0].ndim
+    columns = tuple(align_rank(field.view(-1), rank) for field in fields)
+    return [columns, *[() for _ in call.outputs[1:]]]
 
 
 def rolled(call: Call) -> Sequence[int]:
@@ -231,3 +277,28 @@ def indexed(call: Call) -> Sequence[int]:
 def along_dim(call: Call) -> Sequence[int]:
     """Return the one dimension that the op is given."""
     return [call.argument("dim")]
+
+
+def along_dimension(call: Call) -> Sequence[int]:
+    """Return the one dimension of windows that ``Tensor.unfold`` is given."""
+    return [call.argument("dimension")]
+
+
+def as_complex(call: Call) -> Sequence[Fields]:
+    """Freeze labels along the real and the imaginary parts, which is the last dimension."""
+    tensor = call.tensors[0]
+    fields = call.freeze_along(call.fields(tensor), frozenset([tensor.ndim - 1]), call.by_position)
+    return [tuple(field.squeeze(-1) for field in fields)]
+
+
+def as_real(call: Call) -> Sequence[Fields]:
+    """Return the labels of complex numbers, which become two real ones along a new last dimension."""
+    return [tuple(field[..., None] for field in call.fields(call.tensors[0]))]
+
+
+def channel_shuffle(call: Call) -> Sequence[Fields]:
+    """Couple the channels at the same place in each of the groups that are shuffled."""
+    for field in partition(call.fields(call.tensors[0]), [1])[0]:
+        groups = field.unflatten(1, (call.argument("groups"), -1))
+        call.labels.couple(groups, groups[:, :1])
+    return move(call)

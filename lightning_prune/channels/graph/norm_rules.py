@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_prune.channels.graph.calls import Call
-from lightning_prune.channels.graph.label_fields import Fields, merge_fields
+from lightning_prune.channels.graph.label_fields import Fields, merge_fields, partition
 from lightning_prune.channels.graph.trace_record import Role
+
+_STANDARDISED = "is read by a weight that is standardised over all its inputs, those that are 0 as well"
 
 
 def _channel_fields(call: Call) -> tuple[Fields, Fields]:
@@ -18,9 +20,8 @@ def _channel_fields(call: Call) -> tuple[Fields, Fields]:
     """
     image, *others = call.tensors
     dims = frozenset(range(image.ndim)) - {1}
-    fields = call.freeze_along(
-        call.fields(image), dims, "lies along what a norm averages: the batch, or positions"
-    )
+    why = "lies along what a norm averages: the batch, or positions"
+    fields = call.freeze_along(call.fields(image), dims, _STANDARDISED if call.of_weights(image) else why)
     shape = [1, -1] + [1] * (image.ndim - 2)
     own = tuple(field.view(shape) for tensor in others for field in call.fields(tensor))
     if not fields:
@@ -31,13 +32,16 @@ def _channel_fields(call: Call) -> tuple[Fields, Fields]:
 def batch_norm(call: Call) -> Sequence[Fields]:
     """Couple the channels with the scale, the shift and the running statistics.
 
-    Labels along the batch and along positions are frozen.
+    Labels along the batch and along positions are frozen. Of a weight that is standardised these are inputs,
+    which keep their labels for the convolution that reads them.
     """
     fields, own = _channel_fields(call)
     scale = call.argument("weight")
     for field in () if scale is None else call.fields(scale):
         call.record.note(Role.SCALE, field)
-    return [merge_fields(call.labels, (*fields, *own)), *[() for _ in call.outputs[1:]]]
+    image = call.tensors[0]
+    inputs = partition(call.fields(image), {0, 2})[0] if call.of_weights(image) else ()
+    return [(*merge_fields(call.labels, (*fields, *own)), *inputs), *[() for _ in call.outputs[1:]]]
 
 
 def group_norm(call: Call) -> Sequence[Fields]:

@@ -9,6 +9,7 @@ import torch
 from lightning_prune.channels.graph import coupling_rules as coupling
 from lightning_prune.channels.graph import movement_rules as movement
 from lightning_prune.channels.graph import norm_rules as norm
+from lightning_prune.channels.graph import position_rules as position
 from lightning_prune.channels.graph.calls import Call, Rule
 from lightning_prune.channels.graph.label_fields import Fields
 
@@ -20,7 +21,8 @@ def unknown(call: Call) -> Sequence[Fields]:
     return [() for _ in call.outputs]
 
 
-# Rule and op names, separated by spaces, without overload and without the trailing underscore of in-place ops.
+# Rule and op names, separated by spaces, without overload and without the trailing underscore of in-place ops;
+# with their namespace if they are not PyTorch's own.
 _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (
         movement.same,
@@ -32,22 +34,31 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (movement.restride, "as_strided"),
     # pointwise ops without the torch.Tag.pointwise that rule_for checks
     (coupling.pointwise, "hardswish mish rsub _prelu_kernel hardtanh leaky_relu log_sigmoid_forward"),
-    (movement.move, "permute transpose t unsqueeze squeeze expand repeat diagonal native_channel_shuffle"),
+    (movement.move, "permute transpose t unsqueeze squeeze expand repeat diagonal pixel_unshuffle"),
     (movement.reshape, "view _unsafe_view reshape _reshape_alias"),
     (movement.pixel_shuffle, "pixel_shuffle"),
+    (movement.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     (movement.concatenate, "cat"),
     (movement.stack, "stack"),
     (movement.split, "split split_with_sizes unbind chunk"),
     (movement.cut_out, "slice"),
-    (movement.picked(movement.along_dim), "select index_select gather"),
+    (movement.picked(movement.along_dim), "select index_select"),
+    (movement.picked(movement.along_dimension), "unfold"),
+    (position.gather, "gather"),
+    (position.index_put, "index_put"),
     (movement.picked(movement.indexed), "index"),
     (movement.picked(movement.rolled), "roll flip"),
     (movement.pad, "constant_pad_nd"),
-    (movement.embedding, "embedding"),
-    (
-        coupling.along_last_dims(1),
-        "reflection_pad1d replication_pad1d avg_pool1d upsample_nearest1d upsample_linear1d",
-    ),
+    (movement.embedding, "embedding _embedding_bag _embedding_bag_forward_only"),
+    (movement.as_complex, "view_as_complex"),
+    (movement.as_real, "view_as_real"),
+    (position.unfold, "im2col"),
+    (position.fold, "col2im"),
+    (position.sampled(-2, -1), "grid_sampler_2d cudnn_grid_sampler"),
+    (position.sampled(-3, -2, -1), "grid_sampler_3d"),
+    (position.sampled(0, -2, -1), "torchvision::roi_align torchvision::roi_pool"),
+    (coupling.along_last_dims(1), "avg_pool1d reflection_pad1d replication_pad1d"),
+    (coupling.along_last_dims(1), "upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d"),
     (
         coupling.along_last_dims(2),
         "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d",
@@ -56,26 +67,31 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
         coupling.along_last_dims(2),
         "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d",
     ),
-    (coupling.along_last_dims(2), "_upsample_bilinear2d_aa reflection_pad2d replication_pad2d"),
-    (coupling.along_last_dims(3), "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
-    (coupling.along_last_dims(3), "upsample_nearest3d upsample_trilinear3d"),
-    (coupling.pooled_regions, "roi_align roi_pool"),
+    (coupling.along_last_dims(2), "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
+    (coupling.along_last_dims(2), "reflection_pad2d replication_pad2d max_unpool2d tril triu"),
+    (coupling.along_last_dims(3), "max_pool3d_with_indices avg_pool3d"),
+    (coupling.along_last_dims(3), "_adaptive_avg_pool3d adaptive_max_pool3d"),
+    (coupling.along_last_dims(3), "max_unpool3d reflection_pad3d replication_pad3d"),
+    (coupling.along_last_dims(3), "upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d"),
     (coupling.sum_rule, "sum linalg_vector_norm"),
     (coupling.reduce, "norm mean amax amin max min var var_mean std argmax argmin prod"),
-    (coupling.reduce, "_softmax _log_softmax _safe_softmax cumsum"),
-    (coupling.in_place_add, "index_add scatter_add"),
-    (coupling.index_put, "index_put _index_put_impl"),
+    (coupling.reduce, "logsumexp any all sort topk median nanmedian kthvalue mode"),
+    (coupling.reduce, "_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp"),
+    (coupling.reduce, "_fft_r2c _fft_c2r _fft_c2c"),
+    (coupling.scatter, "index_add scatter_add scatter scatter_reduce index_reduce index_copy"),
     (coupling.weight_norm, "_weight_norm_interface"),
     (coupling.glu, "glu"),
-    (coupling.matmul, "mm addmm bmm baddbmm mv dot vdot"),
+    (coupling.matmul, "mm addmm bmm baddbmm mv dot vdot _sparse_addmm"),
+    (coupling.trilinear, "_trilinear"),
     (coupling.convolution, "convolution _convolution mkldnn_convolution"),
+    (coupling.deformed_convolution, "torchvision::deform_conv2d"),
     (norm.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"),
     (norm.batch_norm, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),
     (norm.group_norm, "native_group_norm"),
     (norm.layer_norm, "native_layer_norm _fused_rms_norm"),
 )
-# Ops that create a tensor with one value everywhere.
-FILLED = frozenset(["zeros", "ones", "full", "new_zeros", "new_ones", "new_full"])
+# Ops that create a tensor with one value everywhere, or with values that nothing reads.
+FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
 RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in names.split()}
 
 
@@ -89,7 +105,7 @@ def rule_for(call: Call) -> Rule:
     if name.startswith("_foreach_") and single is not None:
         tags = getattr(single, single.overloads()[0]).tags
         return coupling.each_pointwise if torch.Tag.pointwise in tags or name == "_foreach_copy" else unknown
-    return RULES.get(name, coupling.pointwise if torch.Tag.pointwise in _tags(call) else unknown)
+    return RULES.get(call.key, coupling.pointwise if torch.Tag.pointwise in _tags(call) else unknown)
 
 
 def _tags(call: Call) -> Sequence[torch.Tag]:

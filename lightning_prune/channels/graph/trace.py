@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
-from lightning_prune.channels.graph.label_fields import Fields
+from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
 from lightning_prune.channels.graph.products import products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
@@ -72,6 +72,7 @@ class Trace(OpMode):
         self._deadline = deadline
         self._counting = self._training = False
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
+        # not the tensors: PyTorch copies those that a factory has made if something refers to them
         self._outputs: list[TensorWeakRef] = []
 
     def follow(self, known: PassRecord, *, count: bool = False) -> None:
@@ -99,8 +100,8 @@ class Trace(OpMode):
         self._check(not self._steps)
         returned = reachable_tensors(result)
         held = {id(tensor) for tensor in returned}
-        kept = [each() for each in self._outputs]
-        for output in (*(each for each in kept if each is not None), *returned):
+        kept = [tensor for tensor in (each() for each in self._outputs) if tensor is not None]
+        for output in (*kept, *returned):
             returns = id(output) in held
             why = "is the network's output" if returns else "is kept after the forward pass, as an output is"
             for field in self.record.fields(output):
@@ -137,7 +138,7 @@ class Trace(OpMode):
         if live:
             record.used |= read
         macs = sum(product.macs for product in products(func, args, kwargs, result))
-        if macs or any(record.fields(tensor) for tensor in call.tensors):
+        if macs or any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors):
             if self._deadline is not None:
                 self._deadline.check()
             record.op_factors = []
@@ -145,13 +146,12 @@ class Trace(OpMode):
             with record.labels.without_freezing(not live):
                 results = _followed(call)
             for output, fields in zip(outputs, results, strict=True):
-                if schema_of(func).is_mutable and _is_view(output):
-                    _check_unchanged(call, output, fields)
-                record.set_fields(output, _bounded(call, fields))
+                written = schema_of(func).is_mutable and _is_view(output)
+                own = _write_through(call, output, fields) if written else fields
+                record.set_fields(output, _bounded(call, own))
         if macs and self._counting:
             record.op_costs.append((macs, record.op_factors))
         self._note_uniform(call)
-        # weak references: torch detaches a new tensor that something refers to already
         self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
         return result
 
@@ -200,18 +200,50 @@ def _bounded(call: Call, fields: Fields) -> Fields:
     return ()
 
 
-def _check_unchanged(call: Call, part: Tensor, fields: Fields) -> None:
-    """Freeze the labels of a view that is written to, unless they stay the same.
+def _write_through(call: Call, part: Tensor, fields: Fields) -> Fields:
+    """Give the tensor of which a part was written to the labels that it has now; freeze them if it cannot.
 
-    Labels belong to tensor objects, so those of the base tensor do not change with a view of it.
+    Labels belong to tensor objects, so those of a tensor do not change with a view of it by themselves. It can
+    have the labels of what is written if these run over whole dimensions of it, along which it has labels
+    already, or one value everywhere, as before a first part is written.
+
+    Returns:
+        The fields of the part.
     """
     before, find = call.fields(part), call.labels.find
-    same = len(before) == len(fields) and all(
+    if len(before) == len(fields) and all(
         old.shape == new.shape and torch.equal(find(old), find(new))
         for old, new in zip(before, fields, strict=True)
-    )
-    if not same:
-        call.freeze((*before, *fields), "is written into a part of another tensor")
+    ):
+        return fields
+    base = part._base
+    wide = None if base is None else [_in_base(field, part, base) for field in fields]
+    if base is not None and wide is not None and all(each is not None for each in wide):
+        spread = [each for each in wide if each is not None]
+        whole = call.is_uniform(base) or _all_dims(spread) <= _all_dims(call.fields(base))
+        if whole and _all_dims(before) <= _all_dims(fields):
+            call.record.set_fields(base, merge_fields(call.labels, (*call.fields(base), *spread)))
+            return merge_fields(call.labels, (*before, *fields))
+    call.freeze((*before, *fields), "is written into a part of another tensor")
+    return fields
+
+
+def _all_dims(fields: Sequence[Tensor]) -> frozenset[int]:
+    return frozenset[int]().union(*map(varying_dims, fields))
+
+
+def _in_base(field: Tensor, part: Tensor, base: Tensor) -> Tensor | None:
+    """Return a field of a view as one of its base; ``None`` if it does not run over whole dimensions of it."""
+    lines = list(zip(base.shape, base.stride(), strict=True))
+    dims = sorted(varying_dims(field))
+    try:
+        places = [lines.index((part.shape[dim], part.stride(dim))) for dim in dims]
+    except ValueError:
+        return None
+    order = sorted(range(len(dims)), key=lambda number: places[number])
+    rest = [dim for dim in range(field.ndim) if dim not in dims]
+    moved = field.permute(*rest, *(dims[number] for number in order))
+    return moved.reshape([size if dim in places else 1 for dim, size in enumerate(base.shape)])
 
 
 def _is_view(tensor: Tensor) -> bool:

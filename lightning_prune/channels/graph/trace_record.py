@@ -67,6 +67,7 @@ class TraceRecord:
         self.split_used = False
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
+        self._parts: list[Tensor] = []
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
         tensors = _floating_point(model)
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
@@ -143,6 +144,22 @@ class TraceRecord:
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""
         self._roles[role].append(_flat_copy(field))
+
+    def note_part(self, field: Tensor) -> None:
+        """Record that the labels of a field lie in one part of a dimension, others along it in other parts.
+
+        A number that says where the part begins or ends may stand for one of them alone, so that their units
+        are tried, and have to stay, apart.
+        """
+        self._parts.append(_flat_copy(field))
+
+    def parts(self) -> dict[int, tuple[int, ...]]:
+        """Return for the least of coupled labels the numbers of the parts in which these lie, if any."""
+        found: dict[int, tuple[int, ...]] = defaultdict(tuple)
+        for number, labels in enumerate(self._parts):
+            for root in torch.unique(self.labels.find(labels)).tolist():
+                found[root] += (number,)
+        return found
 
     def note_macs(self, lines: Sequence[Tensor]) -> None:
         """Record the labels along each dimension that the multiply-adds of the running op run over."""

@@ -1,0 +1,107 @@
+"""Channels reach the other side of an op: what goes, and that masked and compacted networks are equal."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from networks_by_coupling import IMAGES, Net, conv, head
+from networks_by_op import CASES, Case, blur, of_images, standardised
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import Channels, PerLayer, Pruner, compact
+
+
+def outputs(model: nn.Module, example: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = copy.deepcopy(model).double().eval()(example.double())
+    return result
+
+
+def halved(model: nn.Module, example: Tensor, tolerance: float = 1e-12) -> list[int]:
+    """Prune half of each group, compact, compare the outputs, and return the number of units of each group."""
+    torch.manual_seed(0)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, example)
+    expected = outputs(model, example)
+    assert (outputs(smaller, example) - expected).abs().max() <= tolerance * expected.abs().max()
+    kept = sum(parameter.numel() for parameter in smaller.parameters())
+    assert kept < sum(parameter.numel() for parameter in model.parameters())
+    return [group.size for group in pruner.groups]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.row}: {case.name}")
+def test_channels_reach_the_other_side_of_an_op(case: Case) -> None:
+    single = case.row == "rotary embeddings"  # in single precision, as in LLaMA
+    assert halved(case.make(), case.example, 1e-6 if single else 1e-12) == case.sizes
+
+
+def test_regions_and_deformed_convolutions() -> None:
+    ops = pytest.importorskip("torchvision.ops")
+
+    def regions(m: nn.Module, y: Tensor) -> Tensor:
+        return ops.roi_align(y, [torch.tensor([[0.0, 0.0, 4.0, 4.0]]).to(y)] * len(y), 3)
+
+    assert halved(of_images(regions), IMAGES) == [8, 6]
+
+    for parts, sizes in ((1, [8, 6, 7]), (2, [4, 6, 7])):
+        model = of_images(
+            lambda m, y: ops.deform_conv2d(y, m.offset(y), m.deformed.weight, m.deformed.bias, padding=1),
+            after=7,
+            offset=conv(8, parts * 18),
+            deformed=conv(8, 7),
+        )
+        assert halved(model, IMAGES) == sizes
+        why = "decides what deform_conv2d takes"
+        assert Channels().units(model, IMAGES).frozen["offset.weight"] == why
+
+
+# --- what stays, and why
+
+
+def frozen(model: nn.Module) -> dict[str, str]:
+    return Channels().units(model, IMAGES).frozen
+
+
+def test_what_a_standardised_weight_reads_stays() -> None:
+    why = "is read by a weight that is standardised over all its inputs, those that are 0 as well (in 2)"
+    assert frozen(standardised())["0.weight"] == why
+
+
+def test_parts_of_literal_sizes_stay() -> None:
+    model = of_images(lambda m, y: torch.cat([m.part(y.split([2, 6], 1)[0]), y[:, 2:]], 1), part=conv(2, 2))
+    assert "split_sizes to sum exactly" in frozen(model)["one.weight"]
+
+
+def test_channels_that_are_written_into_a_part_of_others_stay() -> None:
+    def twice(m: nn.Module, y: Tensor) -> Tensor:
+        wide = y.new_empty(len(y), 2 * y.shape[1], *y.shape[2:])
+        wide[:, : y.shape[1]] = wide[:, y.shape[1] :] = y
+        return wide
+
+    assert frozen(of_images(twice, after=16))["one.weight"] == "is written into a part of another tensor"
+
+
+def test_filters_that_differ_are_not_cut_with_the_channels() -> None:
+    def filtered(m: nn.Module, y: Tensor) -> Tensor:
+        filters = m.blur.values * torch.arange(8.0).view(-1, 1, 1, 1).to(y)
+        return F.conv2d(y, filters, groups=8)
+
+    why = "reads values that cannot shrink with it, such as an input"
+    assert frozen(of_images(filtered, blur=blur()))["one.weight"] == why
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+@pytest.mark.parametrize("op", [torch.sort, torch.cummax, lambda y, dim: (torch.fft.fft(y, dim=dim).real,)])
+def test_what_is_ordered_or_mixed_along_the_channels_stays(op: object, dim: int) -> None:
+    assert callable(op)
+    model = of_images(lambda m, y: op(y, dim=dim)[0])
+    assert "mixes all channels" in frozen(model)["one.weight"]
+
+
+def test_an_output_that_is_summed_up_in_place_is_followed() -> None:
+    model = Net(lambda m, x: torch.zeros(2, 4).to(x).add_(m.head(m.one(x))), one=conv(3, 8), head=head(8))
+    assert halved(model, IMAGES) == [8]
