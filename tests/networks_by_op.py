@@ -117,6 +117,24 @@ class State(nn.Module):
         return result
 
 
+class Partial(nn.Module):
+    """A block that convolves some of its channels and passes the others, as in FasterNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.some, self.others = 3, 5
+        self.spatial, self.wide, self.narrow = conv(3, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        some, others = torch.split(x, [self.some, self.others], 1)
+        result: Tensor = x + self.narrow(self.wide(torch.cat([self.spatial(some), others], 1)).relu())
+        return result
+
+
+def partial_blocks(count: int) -> nn.Module:
+    return nn.Sequential(conv(3, 8), *(Partial() for _ in range(count)), head(8))
+
+
 # --- zeros and the like
 
 
@@ -344,6 +362,8 @@ CASES = [
     images("splits in unequal parts", "split", split_off, sizes=(2, 6, 6, 2), part=partial(conv, 2, 2)),
     images("splits in unequal parts", "slices", cut_off, sizes=(2, 6, 6, 2), part=partial(conv, 2, 2)),
     Case("splits in unequal parts", "state", State, IMAGES, [6, 5]),
+    Case("splits in unequal parts", "partial", partial(partial_blocks, 1), IMAGES, [3, 5, 3, 12]),
+    Case("splits in unequal parts", "stage", partial(partial_blocks, 2), IMAGES, [3, 5, 3, 12, 3, 12]),
     images("slices", "first", lambda m, y: torch.cat([y, y[:, :3].tanh()], 1), 11, (5, 6)),
     images("slices", "middle", lambda m, y: torch.cat([y, y[:, 2:5].tanh()], 1), 11, (3, 6)),
     images("slices", "even and odd", lambda m, y: y[:, ::2] * y[:, 1::2], 4, (4, 6)),

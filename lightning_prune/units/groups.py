@@ -32,6 +32,7 @@ class UnitGroup:
         attributes: Pairs of a module name and an attribute name, of integers that shrink with the number of
             units.
         heads: Whether the units are attention heads.
+        split_in: Names of the modules that split the units from others along a dimension.
         named: Whether the user has asked for the units by name; if so, they need not train.
     """
 
@@ -44,6 +45,7 @@ class UnitGroup:
     multiple: int = 1
     attributes: tuple[tuple[str, str], ...] = ()
     heads: bool = False
+    split_in: tuple[str, ...] = ()
     named: bool = False
 
     @property

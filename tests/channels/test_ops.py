@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from networks_by_coupling import IMAGES, Net, conv, head
-from networks_by_op import CASES, Case, blur, of_images, standardised
+from networks_by_op import CASES, Case, blur, of_images, partial_blocks, standardised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune.channels.compaction.size_attributes import attribute_choices
 
 
 def outputs(model: nn.Module, example: Tensor) -> Tensor:
@@ -64,6 +66,14 @@ def test_regions_and_deformed_convolutions() -> None:
 
 def frozen(model: nn.Module) -> dict[str, str]:
     return Channels().units(model, IMAGES).frozen
+
+
+def test_one_number_of_all_blocks_is_a_choice_however_many_there_are() -> None:
+    model = partial_blocks(7)
+    (rest,) = (group for group in Channels().units(partial_blocks(1), IMAGES).groups if group.size == 5)
+    choices = attribute_choices(model, replace(rest, split_in=tuple(str(number) for number in range(1, 8))))
+    assert choices[-1] == tuple((str(number), "others") for number in range(1, 8))
+    assert sorted(map(len, choices)) == [1] * 7 + [2] * 21 + [3] * 20 + [7]
 
 
 def test_what_a_standardised_weight_reads_stays() -> None:

@@ -21,7 +21,8 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
 
     Their values are above 1 and equal to the group's number of units, to the number of places that its units
     take up along a dimension of a weight, or to a half or a third of the latter. They belong to modules of
-    unknown kinds that hold the weights which make the units, or to modules one or two levels above.
+    unknown kinds that hold the weights which make the units or split these from others, or to modules one or
+    two levels above those that hold weights.
 
     Args:
         model: The model.
@@ -36,7 +37,7 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
     makers = [part.name.rpartition(".")[0] for part in group.slices]
     parents = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
     unknown = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
-    levels = ([*unknown, *parents], [name.rpartition(".")[0] for name in parents])
+    levels = ([*unknown, *parents, *group.split_in], [name.rpartition(".")[0] for name in parents])
     found = [
         (name, key)
         for level in levels
@@ -52,8 +53,11 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
     """Return the sets of attributes to shrink with a group, in the order of their trials: small sets first.
 
     A number that the network does not depend on is therefore left alone: the same set without it comes first.
-    Of many candidates only the first sets are tried.
+    Of many candidates only the first sets are tried, then those of one name in all modules, such as the blocks
+    of a stage.
     """
     found = size_attributes(model, group)
     sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
-    return list(islice(sets, _MOST_CHOICES))
+    names = dict.fromkeys(key for _, key in found)
+    alike = (tuple(each for each in found if each[1] == name) for name in names)
+    return list(dict.fromkeys([*islice(sets, _MOST_CHOICES), *alike]))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.trace_record import Role, TraceRecord
+from lightning_prune.channels.graph.trace_record import Part, Role, TraceRecord
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice
 
@@ -38,7 +38,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         if name in parameters and len(trace.axis_labels[name]) > 1
     }
     units, frozen = _units(trace, made)
-    alike: dict[tuple[tuple[_AxisKey, ...], tuple[int, ...]], list[_Unit]] = defaultdict(list)
+    alike: dict[tuple[tuple[_AxisKey, ...], tuple[Part, ...]], list[_Unit]] = defaultdict(list)
     parts = trace.parts()
     for root, unit in units.items():
         axes = tuple(dict.fromkeys(axis for axis, _ in unit))
@@ -48,7 +48,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     attended = trace.coupled_to_role(Role.HEAD)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
-    for (axes, _), members in alike.items():
+    for (axes, split), members in alike.items():
         outputs = [axis for axis in axes if axis in made]
         first = outputs[0][0]
         if len(members) == 1:
@@ -66,6 +66,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
                 followers=tuple(slices[axis] for axis in others if axis not in single),
                 buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
                 heads=bool(attended[trace.axis_labels[name][dim][index]]),
+                split_in=tuple(dict.fromkeys(part.module for part in split)),
             )
         )
     return Units(unique_names(groups), frozen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ class Role(Enum):
     INPUT = "an input of a weight: a contraction sums over it"
     HEAD = "an attention head"
     SCALE = "an element of the scale of a batch norm"
+
+
+class Part(NamedTuple):
+    """A part of a dimension that is split: its number in the trace, and the module that has split it."""
+
+    number: int
+    module: str
 
 
 class TraceRecord:
@@ -67,7 +74,7 @@ class TraceRecord:
         self.split_used = False
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
-        self._parts: list[Tensor] = []
+        self._parts: list[tuple[Tensor, str]] = []
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
         tensors = _floating_point(model)
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
@@ -151,14 +158,14 @@ class TraceRecord:
         A number that says where the part begins or ends may stand for one of them alone, so that their units
         are tried, and have to stay, apart.
         """
-        self._parts.append(_flat_copy(field))
+        self._parts.append((_flat_copy(field), self.labels.place))
 
-    def parts(self) -> dict[int, tuple[int, ...]]:
-        """Return for the least of coupled labels the numbers of the parts in which these lie, if any."""
-        found: dict[int, tuple[int, ...]] = defaultdict(tuple)
-        for number, labels in enumerate(self._parts):
+    def parts(self) -> dict[int, tuple[Part, ...]]:
+        """Return for the least of coupled labels the parts in which these lie, if any."""
+        found: dict[int, tuple[Part, ...]] = defaultdict(tuple)
+        for number, (labels, place) in enumerate(self._parts):
             for root in torch.unique(self.labels.find(labels)).tolist():
-                found[root] += (number,)
+                found[root] += (Part(number, place),)
         return found
 
     def note_macs(self, lines: Sequence[Tensor]) -> None:
