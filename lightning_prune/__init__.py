@@ -5,6 +5,7 @@ from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStop
 from lightning_prune.callbacks.oneshot import OneshotResult, oneshot
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.channels.compaction.shrink import CompactionError, compact
+from lightning_prune.channels.graph.rules import register_rule
 from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
 from lightning_prune.criteria.base import Criterion, LocalCriterion
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
@@ -86,6 +87,7 @@ __all__ = [
     "load_packed",
     "measure",
     "oneshot",
+    "register_rule",
     "save_packed",
     "sensitivity",
 ]

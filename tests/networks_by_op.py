@@ -431,3 +431,14 @@ CASES = [
     Case("graph layers by hand", "attention", GraphAttention, TOKENS, [4]),
     Case("graph layers by hand", "sparse", nodes(sparse, **two_linear()), TOKENS, [8]),
 ]
+
+# the other rows of the table, and the networks of networks_by_coupling.py that show them
+ROWS_OF_NETS = {
+    "convolutions and linear layers": "plain depthwise grouped flat functional transposed one_dimension"
+    " own_linear",
+    "residual sums, products and gates": "residual gate tied gated_linear swiglu slopes for_nothing directions",
+    "concatenation and shuffling": "dense shuffle",
+    "norms": "instance group_norm",
+    "computed weights and buffers": "buffers spectral computed filled",
+    "recurrent cells and attention by hand": "einsum cell scan recurrent_images neighbours",
+}

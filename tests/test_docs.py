@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from networks_by_coupling import NETS
+from networks_by_op import CASES, ROWS_OF_NETS
 from torch import nn
 
 import lightning_prune
-from lightning_prune import Criterion, Pruner
+from lightning_prune import Channels, Criterion, PerLayer, Pruner, compact
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_prune"
@@ -41,13 +44,47 @@ def test_the_criteria_in_the_guide_work_and_are_short() -> None:
 
 
 def test_the_guide_to_channels_gives_a_smaller_network() -> None:
-    (block,) = blocks("docs/channels.md")
     space: dict[str, object] = {}
-    exec(block, space)
+    exec(blocks("docs/channels.md")[0], space)
     model, smaller = space["model"], space["smaller"]
     assert isinstance(model, nn.Module)
     assert isinstance(smaller, nn.Module)
     assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in model.parameters())
+
+
+def test_channels_go_through_the_ops_in_the_guide() -> None:
+    space: dict[str, Any] = {"torch": torch}
+    exec(blocks("docs/channels.md")[1], space)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+            self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scaled = space["scaled_tanh"](self.one(x), self.scale)
+            result: torch.Tensor = self.three(
+                space["take_rows"](self.two(scaled).relu(), torch.tensor([1, 0, 1]))
+            )
+            return result
+
+    model, rows = Own(), torch.randn(4, 6)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=rows)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, rows)
+    assert [(group.name, group.size) for group in pruner.groups] == [("one", 8), ("two", 7)]
+    assert len(smaller.scale) == 4
+    torch.testing.assert_close(
+        smaller.double()(rows.double()), model.double()(rows.double()), rtol=1e-12, atol=0
+    )
+
+
+def test_the_guide_has_a_row_for_each_kind_of_op() -> None:
+    table = re.findall(r"^\| (?!op |---)(.*?) \|", (ROOT / "docs/channels.md").read_text(), re.MULTILINE)
+    assert table == list(dict.fromkeys([*ROWS_OF_NETS, *(case.row for case in CASES)]))
+    named = [name for names in ROWS_OF_NETS.values() for name in names.split()]
+    assert sorted(named) == sorted(make.__name__ for make, *_ in NETS)
 
 
 def test_the_readme_names_every_part() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,13 @@ from networks_by_op import CASES, Case, blur, of_images, partial_blocks, standar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune import Channels, PerLayer, Pruner, compact, register_rule
 from lightning_prune.channels.compaction.size_attributes import attribute_choices
+
+
+@torch.library.custom_op("tests::negative", mutates_args=())
+def negative(x: Tensor) -> Tensor:
+    return -x
 
 
 def outputs(model: nn.Module, example: Tensor) -> Tensor:
@@ -115,3 +122,23 @@ def test_what_is_ordered_or_mixed_along_the_channels_stays(op: object, dim: int)
 def test_an_output_that_is_summed_up_in_place_is_followed() -> None:
     model = Net(lambda m, x: torch.zeros(2, 4).to(x).add_(m.head(m.one(x))), one=conv(3, 8), head=head(8))
     assert halved(model, IMAGES) == [8]
+
+
+def test_rules_are_of_named_ops_and_functions_or_names() -> None:
+    for name in ("scale", "::scale", "mylib::"):
+        with pytest.raises(ValueError, match=f"^op='{name}' must be a name with its namespace"):
+            register_rule(name, "mul")
+    with pytest.raises(
+        ValueError, match=r"^rule='cdist' must be a function .* name of an op that is pointwise"
+    ):
+        register_rule("mylib::scale", "cdist")
+
+
+@pytest.mark.rule_fails
+@pytest.mark.parametrize("rule", [lambda call: [], lambda call: [[torch.ones(1, 3, 1)]]], ids=["none", "shape"])
+def test_fields_that_do_not_fit_freeze_what_reaches_the_op(rule: Callable[[Any], Any]) -> None:
+    register_rule("tests::negative", rule)
+    model = of_images(lambda m, y: negative(y))
+    assert frozen(model)["one.weight"] == "reaches negative in a form that is not followed"
+    register_rule("tests::negative", "neg")
+    assert halved(model, IMAGES) == [8, 6]

@@ -204,6 +204,8 @@ def matmul(call: Call) -> Sequence[Fields]:
     *added, left, right = call.tensors
     inner = (left.ndim - 1, max(0, right.ndim - 2))
     fields = _contract(call, [left, right], inner, frozenset(range(left.ndim - 2)))
+    if right.ndim == 1:
+        fields = tuple(field.squeeze(-1) for field in fields)
     summed = partition(call.fields(left), inner[:1])[0] or partition(call.fields(right), inner[1:])[0]
     call.record.note_macs([*fields, *summed[:1]])
     if not call.of_weights(left) and not call.of_weights(right):

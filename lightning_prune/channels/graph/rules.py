@@ -1,4 +1,4 @@
-"""The table from ATen op to the rule for its labels. An op without a rule freezes the labels of its inputs."""
+"""The table from op to the rule for its labels. An op without a rule freezes the labels of its inputs."""
 
 from __future__ import annotations
 
@@ -95,16 +95,48 @@ FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "
 RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in names.split()}
 
 
+def register_rule(op: str, rule: Rule | str) -> None:
+    """Let channels be followed through an op of your own, in this process.
+
+    A rule only proposes what may go together: each group of channels is cut on trial before any is pruned.
+
+    Args:
+        op: The name of the op, with its namespace, such as ``"mylib::scale"``; a rule that it has is replaced.
+        rule: A function of a :class:`Call` that returns the label fields of each output, or the name of an op
+            of PyTorch that does the same to channels, such as ``"relu"``. Arguments that the latter's rule
+            reads, such as ``dim``, have the same names.
+
+    Raises:
+        ValueError: If ``op`` has no namespace, or ``rule`` is the name of an op that has no rule.
+
+    >>> register_rule("mylib::scale", "mul")
+    """
+    if not all(op.partition("::")):
+        raise ValueError(f"op={op!r} must be a name with its namespace, such as 'mylib::scale'.")
+    found = rule if callable(rule) else RULES.get(rule, coupling.pointwise if _is_pointwise(rule) else None)
+    if found is None:
+        raise ValueError(
+            f"rule={rule!r} must be a function of a Call, or the name of an op that is pointwise or among"
+            f" {sorted(RULES)}."
+        )
+    RULES[op.removeprefix("aten::")] = found
+
+
+def _is_pointwise(name: str) -> bool:
+    """Return whether torch tags an op of its own as pointwise."""
+    single = getattr(torch.ops.aten, name, None)
+    return single is not None and torch.Tag.pointwise in getattr(single, single.overloads()[0]).tags
+
+
 def rule_for(call: Call) -> Rule:
     """Return the rule of an op: by name, else ``pointwise`` if torch tags it as such, else ``unknown``.
 
     An op on lists, such as ``_foreach_lerp_``, is pointwise if the op on tensors is.
     """
     name = call.name.rstrip("_")
-    single = getattr(torch.ops.aten, name.removeprefix("_foreach_"), None)
-    if name.startswith("_foreach_") and single is not None:
-        tags = getattr(single, single.overloads()[0]).tags
-        return coupling.each_pointwise if torch.Tag.pointwise in tags or name == "_foreach_copy" else unknown
+    if name.startswith("_foreach_"):
+        pointwise = _is_pointwise(name.removeprefix("_foreach_")) or name == "_foreach_copy"
+        return coupling.each_pointwise if pointwise else unknown
     return RULES.get(call.key, coupling.pointwise if torch.Tag.pointwise in _tags(call) else unknown)
 
 

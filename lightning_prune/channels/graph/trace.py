@@ -184,7 +184,11 @@ class Trace(OpMode):
 def _followed(call: Call) -> Sequence[Fields]:
     """Return the label fields of each output of an op; freeze those of its inputs if its rule fails."""
     try:
-        return rule_for(call)(call)
+        results = rule_for(call)(call)
+        for output, fields in zip(call.outputs, results, strict=True):
+            for field in fields:
+                field.expand(output.shape)  # raises an error if it does not fit
+        return results
     except Exception:  # an op may run in another form than its rule knows, as within a transform of functions
         _log.debug("the rule for %s failed", call.name, exc_info=True)
         for tensor in call.tensors:
