@@ -17,11 +17,12 @@ from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.schedules.base import Schedule
 from lightning_prune.schedules.curves import Cubic
-from lightning_prune.selectors.acceptance import accepted_units, check_units
+from lightning_prune.selectors.acceptance import accepted_units
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.by_score import Global
 from lightning_prune.selectors.pruned_state import PrunedState
 from lightning_prune.selectors.scoring import Scoring
+from lightning_prune.selectors.targets import Target, divided, resolved
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
@@ -40,12 +41,12 @@ _EXAMPLE_OF_SHARDS = (
 )
 
 
-def check_parts(target: float | None, criterion: Criterion, structure: Structure, selector: Selector) -> None:
+def check_parts(target: Target, criterion: Criterion, structure: Structure, selector: Selector) -> None:
     """Raise ValueError if a part is of the wrong kind, or the selector cannot work with the target."""
     check_part(criterion, Criterion, "criterion")
     check_part(structure, Structure, "structure")
     check_part(selector, Selector, "selector")
-    selector.resolve(target)
+    resolved(target, selector)
 
 
 class Pruner(PrunedState):
@@ -59,7 +60,8 @@ class Pruner(PrunedState):
 
     Args:
         model: The module to prune, in place. Its parameters stay the same objects.
-        target: Share of the units that is removed at the end, in (0, 1); ``None`` if the selector decides.
+        target: Share of the units that is removed at the end, in (0, 1); ``None`` if the selector decides. Or
+            pattern of names, as for ``include``, to the share of its units: the first that matches counts.
         criterion: Scores how much a unit matters.
         structure: Which weights are removed together.
         selector: Which units are removed.
@@ -97,7 +99,7 @@ class Pruner(PrunedState):
     def __init__(
         self,
         model: nn.Module,
-        target: float | None = None,
+        target: Target = None,
         *,
         criterion: Criterion = Magnitude(),
         structure: Structure = Unstructured(),
@@ -112,7 +114,6 @@ class Pruner(PrunedState):
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
         self._model = model
-        self._share = selector.resolve(target)
         self._criterion = criterion
         self._selector = selector
         self._schedule = schedule
@@ -127,13 +128,14 @@ class Pruner(PrunedState):
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         matrices = {name: matrix for name, (_, matrix) in named_matrices(model).items()}
         units = accepted_units(found, criterion, selector, shards, layers, matrices)
-        self.groups, self.frozen, self._budgets = units.groups, units.reasons(model), units.budgets
+        units, self._quotas = divided(units, model, target, selector)
+        self.groups, self.frozen = units.groups, units.reasons(model)
         self.protected: set[str] = set()
         self.unreconstructed: dict[str, str] = {}
         self._reached = 0.0  # largest share of the target that was pruned to
         self._left_dense: dict[str, str] = {}  # group to reason: not observed by the last event
-        check_units(self.groups, target, self._share, criterion)
-        selector.check(self._share, units)
+        for quota in self._quotas:
+            quota.check(selector, criterion)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
         self.store = MaskStore(model, masked, shards)
         self.needs = criterion.needs | selector.needs
@@ -291,14 +293,13 @@ class Pruner(PrunedState):
         self._left_dense = scoring.left_dense()
         kept = scoring.kept() | {each.group.name: each.kept for each in candidates}
 
-        def costs(budget: str) -> float:
-            if budget == "loss":
-                assert evaluator is not None
-                evaluator.set_kept(self.groups, kept)
-                return float(evaluator.loss(self._selector.held))
-            return self._budgets[budget].cost(kept) / self._budgets[budget].total
+        def loss() -> float:
+            assert evaluator is not None
+            evaluator.set_kept(self.groups, kept)
+            return float(evaluator.loss(self._selector.held))
 
-        self._selector.select(candidates, fraction * self._share, costs)
+        for quota in self._quotas:
+            quota.select(self._selector, candidates, fraction, kept, loss)
         for each in candidates:
             if not each.group.divisible:  # for single weights each.kept is the mask itself
                 self.store.keep(each.group, each.kept)

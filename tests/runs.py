@@ -46,6 +46,9 @@ PARTS: dict[str, Callable[[], PruningCallback] | None] = {
     "epochs": lambda: PruningCallback(
         0.8, criterion=Gradient(), selector=PerLayer(), schedule=Cubic("1ep", "3ep")
     ),
+    "targets": lambda: PruningCallback(
+        {"net.0*": 0.5, "*": 0.8}, criterion=Taylor(), selector=Global(budget="macs"), schedule=SCHEDULE
+    ),
     "pattern": lambda: PruningCallback(criterion=Wanda(every=3), selector=NofM(2, 4), schedule=SCHEDULE),
     "channels": lambda: PruningCallback(
         0.4, criterion=Taylor(), structure=Channels(), selector=Global(budget="macs"), schedule=SCHEDULE

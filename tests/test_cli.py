@@ -115,6 +115,19 @@ def test_report_refuses_what_is_not_there(run: tuple[Path, Lit, Report]) -> None
         cli("report", "--ckpt_path", str(path), "--pruning.name", "other")
 
 
+@pytest.mark.parametrize("way", ["command line", "configuration file"])
+def test_targets_by_pattern(tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--pruning.target", '{"net.0*": 0.25, "*": 0.5}')
+    if way == "configuration file":
+        path = tmp_path / "fit.yaml"
+        path.write_text('pruning:\n  target:\n    "net.0*": 0.25\n    "*": 0.5\n  selector: PerLayer\n')
+        given = ("--config", str(path))
+    cli("plan", "--pruning.selector", "PerLayer", *given)
+    shown = capsys.readouterr().out
+    for layer, kept in (("0", "54"), ("4", "2,304"), ("6", "80")):
+        assert re.search(rf"net\.{layer}\.weight .* {kept} ", shown)
+
+
 def test_export_packs_what_is_left(
     tmp_path: Path, run: tuple[Path, Lit, Report], capsys: pytest.CaptureFixture[str]
 ) -> None:

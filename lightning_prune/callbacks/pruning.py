@@ -51,7 +51,8 @@ class PruningCallback(Callback):
     trains is pruned, unless the structure's ``include`` names it.
 
     Args:
-        target: Share that is removed at the end, in (0, 1); omit it if the selector decides.
+        target: Share that is removed at the end, in (0, 1); omit it if the selector decides. Or pattern of
+            names, as for ``include``, to the share of its units: the first that matches counts, the rest stays.
         criterion: Scores how much a unit matters.
         structure: Which weights are removed together.
         selector: Which units are removed.
@@ -80,7 +81,7 @@ class PruningCallback(Callback):
 
     def __init__(  # noqa: PLR0913 - one argument a question
         self,
-        target: float | None = None,
+        target: float | Mapping[str, float] | None = None,
         *,
         criterion: Criterion = Magnitude(),
         structure: Structure = Unstructured(),

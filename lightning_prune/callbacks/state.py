@@ -31,7 +31,7 @@ _STATE = schema.record(
     },
     before=FIT_EVENTS_BEFORE,
 )
-_FINAL_MASKS = {"target", "structure", "selector"}  # settings that decide what is removed at the end
+_FINAL_MASKS = {"target", "target by pattern", "structure", "selector"}  # they decide what is gone at the end
 
 
 class PruningState:

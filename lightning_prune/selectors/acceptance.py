@@ -63,9 +63,7 @@ def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector)
     return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None
 
 
-def check_units(
-    groups: Collection[UnitGroup], target: float | None, share: float, criterion: Criterion
-) -> None:
+def check_units(groups: Collection[UnitGroup], target: object, share: float, criterion: Criterion) -> None:
     """Check that the target removes at least one unit and that the criterion can score the groups.
 
     Args:

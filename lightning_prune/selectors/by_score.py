@@ -39,7 +39,8 @@ class Global(Selector):
         budget: The quantity that the target is a share of: the "units" that may be removed, or the "params" or
             "macs" of the whole network, frozen layers included. A target in "params" or "macs" is met as nearly
             as whole units allow. Coupling is counted: a channel costs in the layers that produce it and in the
-            layers that read it.
+            layers that read it. Where targets are given by pattern, it is the cost of the weights and products
+            that the units of one pattern shorten, as if all other units stayed.
         normalize: The number that the scores of a group are divided by before groups are compared: ``None`` for
             no division, the "l2" norm of the scores (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or
             "max" absolute value, or the "cost" of one unit in the budget at the present widths (negative scores
@@ -81,11 +82,13 @@ class Global(Selector):
         budget = units.budgets.get(self.budget)
         if budget is None:
             raise ValueError(f"budget={self.budget!r} needs example=..., what forward is called with.")
+        if budget.total == 0:
+            raise ValueError(f"target={share!r} is a share of no {self.budget}: these units take none.")
         reachable = 1 - budget.cost(least) / budget.total
         if share > reachable:
             bound = Decimal(reachable).quantize(Decimal("0.0001"), ROUND_FLOOR)  # as a target it is in reach
             raise ValueError(
-                f"target={share!r} of the network's {self.budget} is out of reach: {bound} are, if each layer"
+                f"target={share!r} of all {self.budget} is out of reach: {bound} are, if each layer"
                 f" keeps its least. {listed_by_reason(units.frozen)}".rstrip()
             )
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
+from lightning_prune.core.patterns import check_patterns, matches, set_patterns
 from lightning_prune.core.probes import as_probe, example_for
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.structures.base import Structure
-from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units.groups import UnitGroup, Units
 
 

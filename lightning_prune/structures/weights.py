@@ -17,10 +17,10 @@ from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import average_reasons
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
+from lightning_prune.core.patterns import check_patterns, matches, set_patterns
 from lightning_prune.core.tensors import no_score, shapeless
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.matrices import input_dim_of, is_matrix
-from lightning_prune.structures.patterns import check_patterns, matches, set_patterns
 from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UNKNOWN_INPUTS, UnitGroup, Units
 from lightning_prune.units.shards import to_local

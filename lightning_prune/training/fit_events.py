@@ -13,6 +13,7 @@ from lightning_prune.report.history import History
 from lightning_prune.schedules.base import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
 from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.selectors.targets import resolved
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
@@ -58,7 +59,7 @@ class FitEvents:
         reconstructed = 0 if parts.reconstruct is None else parts.reconstruct.batches
         self._batch_count = max(criterion.held, selector.held, reconstructed)
         self._warn = trainer_queries.WarnOnce()
-        self.queue = EventQueue(selector.resolve(parts.target))
+        self.queue = EventQueue(max(resolved(parts.target, selector).values()))
         self.undone = False
         self._reset()
 

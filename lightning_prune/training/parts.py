@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.base import Schedule
 from lightning_prune.selectors.base import Selector
+from lightning_prune.selectors.targets import Target, resolved
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
@@ -34,7 +36,7 @@ class PruningParts:
         ValueError: If an argument is wrong.
     """
 
-    target: float | None
+    target: Target
     criterion: Criterion
     structure: Structure
     selector: Selector
@@ -49,6 +51,8 @@ class PruningParts:
     keep_zeros: bool
 
     def __post_init__(self) -> None:
+        if isinstance(self.target, Mapping):
+            object.__setattr__(self, "target", dict(self.target))  # what the user does to it later is not ours
         check_parts(self.target, self.criterion, self.structure, self.selector)
         check_part(self.schedule, Schedule, "schedule")
         check_part(self.rewind, Rewind, "rewind", optional=True)
@@ -126,7 +130,8 @@ class PruningParts:
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""
         names = ("criterion", "structure", "selector", "schedule", "rewind", "guard", "reconstruct")
-        target = {"target": repr(self.selector.resolve(self.target))}
+        shares = resolved(self.target, self.selector)
+        target = {"target": repr(shares.pop(None, None)), "target by pattern": repr(shares or None)}
         return target | {name: describe(getattr(self, name)) for name in names}
 
     def plan(self, model: nn.Module, example: Any = None) -> Report:

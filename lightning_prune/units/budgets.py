@@ -101,3 +101,8 @@ class Budget:
         axes = {id(axis): axis.within(names) for axis in self._axes}
         terms = [replace(term, lines=tuple(axes[id(axis)] for axis in term.lines)) for term in self._terms]
         return Budget([*terms, Term(self._constant, ())])
+
+    def own(self, names: Collection[str]) -> Budget:
+        """Return the cost of the tensors or ops that the groups ``names`` shorten, all other units kept."""
+        inner = self.within(names)
+        return Budget([term for term in inner._terms if any(axis.parts for axis in term.lines)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -193,6 +193,12 @@ class Units:
         covered = {part.name for group in self.groups for part in group.masked}
         whole = (name for name, each in model.named_parameters() if each.ndim > 1 and name not in covered)
         return {**dict.fromkeys(whole, "the structure finds no units in it that may go"), **self.frozen}
+
+    def among(self, names: Collection[str]) -> Units:
+        """Return the groups of these names, with the cost of the tensors or ops that they shorten."""
+        groups = tuple(group for group in self.groups if group.name in names)
+        budgets = {name: budget.own(names) for name, budget in self.budgets.items()}
+        return replace(self, groups=groups, budgets=budgets)
 
     def without(self, reasons: Mapping[str, str]) -> Units:
         """Return the same units, with some of the groups frozen, and the matrices that no other group covers.

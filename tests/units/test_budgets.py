@@ -123,7 +123,7 @@ def test_single_weights_meet_a_budget_of_the_whole_network(budget: str) -> None:
 
 def test_a_budget_out_of_reach_says_what_is_reachable_and_what_is_frozen() -> None:
     model = flat()
-    with pytest.raises(ValueError, match=r"target=0\.99 of the network's macs is out of reach: 0\.\d+ are"):
+    with pytest.raises(ValueError, match=r"target=0\.99 of all macs is out of reach: 0\.\d+ are"):
         Pruner(
             model,
             0.99,
