@@ -74,7 +74,7 @@ class Pruner(PrunedState):
     Attributes:
         groups: The unit groups that may be pruned.
         frozen: Name to reason of what cannot be pruned.
-        protected: Names of the groups that would have been emptied, and keep one unit.
+        protected: Names of the groups of which more would have been removed, and that keep as few as they may.
         store: The masks, and the methods that enforce them.
         needs: What training must offer.
         unreconstructed: Name of each matrix that the last reconstruction left as it was, to the reason.

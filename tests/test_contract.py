@@ -53,6 +53,7 @@ from lightning_prune.units.slices import AxisSlice, BlockSlice, ElementSlice
 # taken anew at each event, so that those two go on removing when an event is repeated.
 EXAMPLES: dict[type[Part], list[Part]] = {
     Threshold: [Threshold(value=2.5), Threshold(quantile=0.5)],
+    Global: [Global(), Global(most=0.8)],
     Blocks: [Blocks(2, 2), Blocks(1, 4)],
     # a small population is enough to see what all of them keep to
     ParticleFilter: [ParticleFilter(population=3, rounds=2)],

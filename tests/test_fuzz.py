@@ -166,6 +166,7 @@ ARGUMENTS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "max_seconds": ([600], [0.0]),
     "mean": ([0.5, 1.0], [-1.0]),
     "minimum": ([1, 2, 0.5], [0, 9]),
+    "most": ([1.0, 0.9, 0.5], [0.0, 1.5]),
     "mode": (["max", "min"], ["middle"]),
     "m": ([4, 2, 8], [0]),
     "monitor": (["acc"], ["loss", "nothing", ""]),

@@ -224,6 +224,7 @@ REFUSED: dict[str, Any] = {
     "Channels": lambda: PruningCallback(0.5, structure=Channels()),
     "macs": lambda: PruningCallback(0.5, selector=Global(budget="macs")),
     "params": lambda: PruningCallback(0.5, selector=Global(budget="params")),
+    "most": lambda: PruningCallback(0.5, selector=Global(most=0.9)),
     "normalize": lambda: PruningCallback(0.5, selector=Global(normalize="l2")),
     "Blocks": lambda: PruningCallback(0.5, structure=Blocks(1, 1)),
     "Threshold": lambda: PruningCallback(selector=Threshold(value=0.1)),

@@ -94,7 +94,7 @@ class Report:
             ``forward`` fails or for which the time limit left no time.
         dense: Costs of the model before compaction; ``None`` if it is not compacted.
         frozen: Name of each parameter or group that is not pruned to the reason.
-        protected: Names of groups that would have been emptied, and keep a last unit.
+        protected: Names of groups of which more would have been removed, and that keep as few as they may.
         left_out: Number of training steps left out of the statistics because of inf or nan gradients.
         unreconstructed: Name of each masked matrix that the last reconstruction left as it was, to the reason.
         proof: How near the outputs of the compacted model are to those of the masked one; ``None`` if it is not
@@ -193,7 +193,7 @@ class Report:
         ]
         lines += _by_reason(self.frozen, "stays dense", "stay dense")
         lines += _by_reason(self.unreconstructed, "was not reconstructed", "were not reconstructed")
-        lines += [f"{name} keeps a last unit, or it would be empty" for name in self.protected]
+        lines += [f"{name} keeps as few as it may: more would have been removed" for name in self.protected]
         if self.left_out:
             lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
         return lines

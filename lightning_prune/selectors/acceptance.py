@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
@@ -22,6 +23,8 @@ def accepted_units(
     matrices: Mapping[str, LayerMatrix],
 ) -> Units:
     """Return the units with the groups that cannot be pruned moved to ``frozen``, each with the reason.
+
+    The other groups have the limits that the selector sets.
 
     Args:
         found: The unit groups that a structure found in a model.
@@ -46,7 +49,8 @@ def accepted_units(
             why = criterion.refuses_layers(group, known)
         return why
 
-    return found.without_refused(refuses, f"{criterion!r} with {selector!r}")
+    accepted = found.without_refused(refuses, f"{criterion!r} with {selector!r}")
+    return replace(accepted, groups=tuple(map(selector.limited, accepted.groups)))
 
 
 def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector) -> str | None:
@@ -57,7 +61,7 @@ def _refuses_sharded(group: UnitGroup, criterion: Criterion, selector: Selector)
     fits = {
         "structure=Unstructured()": group.divisible,
         "a criterion that scores each weight by itself, such as Magnitude() or Taylor()": alone,
-        "selector=PerLayer(), or Global() without budget, normalize and cost_weight": selector.splits(group),
+        "selector=PerLayer(), or Global() without other arguments": selector.splits(group),
     }
     wanted = [part for part, fit in fits.items() if not fit]
     return f"its rows lie in several processes: take {', '.join(wanted)}" if wanted else None

@@ -76,6 +76,10 @@ class Selector(Part, ABC):
             ValueError: If the target is out of reach.
         """
 
+    def limited(self, group: UnitGroup) -> UnitGroup:
+        """Return a group with the limits that the selector sets to its widths; by default the group itself."""
+        return group
+
     def splits(self, group: UnitGroup) -> bool:
         """Return whether the selector can prune a group whose rows are divided among processes."""
         return False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Literal, cast
 
@@ -49,14 +50,18 @@ class Global(Selector):
         cost_weight: Factor of a cost term. After normalization each score is reduced by ``cost_weight`` times
             the share of the network's budget that one unit saves at the present widths (Molchanov et al. 2016,
             who count in billions of multiply-adds and choose 1e-3).
+        most: The largest share of a layer's units that may be removed, in (0, 1]: ``floor(most * units)`` of
+            them, and never all. What a layer does not lose, others do, so that the target is met.
 
     Raises:
-        ValueError: If an argument has none of these values, or a cost is needed and ``budget`` is "units".
+        ValueError: If an argument has none of these values, or a cost is needed and ``budget`` is "units"; when
+            it meets the network, if the target is out of reach.
     """
 
     budget: Literal["units", "params", "macs"] = "units"
     normalize: Literal["l2", "mean", "max", "cost"] | None = None
     cost_weight: float = 0.0
+    most: float = 1.0
 
     def __post_init__(self) -> None:
         for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):
@@ -65,6 +70,8 @@ class Global(Selector):
                 raise ValueError(f"{argument}={given!r} must be one of {', '.join(map(repr, known))}.")
         if not is_number(self.cost_weight) or self.cost_weight < 0:
             raise ValueError(f"cost_weight={self.cost_weight!r} must be a finite number of at least 0.")
+        if not is_number(self.most) or not 0 < self.most <= 1:
+            raise ValueError(f"most={self.most!r} must be a number above 0, at most 1.")
         if self.budget == "units" and (self.normalize == "cost" or self.cost_weight > 0):
             given = "normalize='cost'" if self.normalize == "cost" else f"cost_weight={self.cost_weight!r}"
             raise ValueError(f"{given} needs budget='params' or budget='macs': all units cost 1.")
@@ -76,15 +83,7 @@ class Global(Selector):
 
     def check(self, share: float, units: Units) -> None:
         """Raise ValueError if the target is out of reach with the least number of units in every group."""
-        if self.budget == "units":
-            return
-        least = {group.name: torch.arange(group.size) < group.least for group in units.groups}
-        budget = units.budgets.get(self.budget)
-        if budget is None:
-            raise ValueError(f"budget={self.budget!r} needs example=..., what forward is called with.")
-        if budget.total == 0:
-            raise ValueError(f"target={share!r} is a share of no {self.budget}: these units take none.")
-        reachable = 1 - budget.cost(least) / budget.total
+        reachable = self._reachable(share, units)
         if share > reachable:
             bound = Decimal(reachable).quantize(Decimal("0.0001"), ROUND_FLOOR)  # as a target it is in reach
             raise ValueError(
@@ -92,9 +91,31 @@ class Global(Selector):
                 f" keeps its least. {listed_by_reason(units.frozen)}".rstrip()
             )
 
+    def _reachable(self, share: float, units: Units) -> float:
+        """Return the share that is gone with the least number of units in every group.
+
+        Of units it may be less than the target, but for ``most``: a layer that would be emptied keeps its last.
+        """
+        if self.budget == "units":
+            total = sum(group.size for group in units.groups)
+            reachable = sum(group.size - group.least for group in units.groups)
+            return reachable / total if self.most < 1 and round(share * total) > reachable else 1.0
+        budget = units.budgets.get(self.budget)
+        if budget is None:
+            raise ValueError(f"budget={self.budget!r} needs example=..., what forward is called with.")
+        if budget.total == 0:
+            raise ValueError(f"target={share!r} is a share of no {self.budget}: these units take none.")
+        least = {group.name: torch.arange(group.size) < group.least for group in units.groups}
+        return 1 - budget.cost(least) / budget.total
+
+    def limited(self, group: UnitGroup) -> UnitGroup:
+        """Return the group with what ``most`` leaves in it as its least number of units."""
+        least = group.size - math.floor(Fraction(str(self.most)) * group.size)  # 0.29 of 100 are 29
+        return replace(group, minimum=max(group.minimum, least))
+
     def splits(self, group: UnitGroup) -> bool:
-        """Return whether no value of a whole group is needed: no cost, and no normalization."""
-        return self.budget == "units" and self.normalize is None
+        """Return whether no value of a whole group is needed: no cost, no normalization, no limit."""
+        return self.budget == "units" and self.normalize is None and self.most == 1
 
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Remove the lowest-scoring units over all groups."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.base import Criterion
-from lightning_prune.selectors.radix import true_indices
+from lightning_prune.selectors.radix import find_boundary, true_indices
 from lightning_prune.statistics.sums import Statistics
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.shards import Shards, Unsharded
@@ -35,7 +35,7 @@ class Candidates:
 
     Attributes:
         removed: Number of units that were removed before this event.
-        protected: Whether the group would have been emptied, and keeps its best units only for that reason.
+        protected: Whether more would have been removed, and the group keeps its best units for that reason.
     """
 
     def __init__(
@@ -177,7 +177,8 @@ class Candidates:
 
     def protect(self) -> None:
         """Shield the best units, as many as the group must keep; of equal scores the earlier."""
-        self._shield = self._best(self.scores(), self.group.least)
+        # of a mask that was loaded fewer may be left, which are all shielded
+        self._shield = self._best(self.scores(), self.group.least) & self.kept
 
     def survives(self, level: float) -> bool:
         """Return whether as many units as the group must keep score above ``level`` or are shielded."""
@@ -198,14 +199,14 @@ class Candidates:
         """
         width = self.group.width(self.left)
         self.kept.copy_(before)
-        self.kept.copy_(self._best(self.scores(), width))
+        self.kept.logical_and_(self._best(self.scores(), width))
 
     def _best(self, scores: Tensor, count: int) -> Tensor:
         """Return a bool mask of the ``count`` highest scores; of equal scores the earlier."""
         best = torch.zeros_like(self.kept)
-        if count > 1:  # only for channels, which one process holds
-            order = scores.flatten().argsort(descending=True, stable=True)[:count]
-            best[torch.unravel_index(order, best.shape)] = True
+        if count > 1:  # only where one process holds all units
+            edge = find_boundary(lambda: [-scores], count)
+            _keep_above(scores, -edge.value, count - edge.below, best)
         elif self.shards.has_first_maximum(scores.max() if scores.numel() else self._below):
             best[torch.unravel_index(scores.argmax(), best.shape)] = True  # the earliest of equal scores
         return best

@@ -85,6 +85,10 @@ class ParticleFilter(Selector):
         """Raise ValueError if ``selector`` cannot reach the target."""
         self.selector.check(share, units)
 
+    def limited(self, group: UnitGroup) -> UnitGroup:
+        """Return a group with the limits that ``selector`` sets."""
+        return self.selector.limited(group)
+
     def refuses(self, group: UnitGroup) -> str | None:
         """Return why ``selector`` cannot prune a group, or ``None`` if it can."""
         return self.selector.refuses(group)

@@ -315,7 +315,7 @@ def test_what_needs_the_whole_model_says_so(found: Found) -> None:
         ]
         assert said[4].startswith("Channels(")
         assert "take Unstructured() with budget='units'" in said[4]
-        assert "take selector=PerLayer(), or Global() without budget, normalize and cost_weight" in said[5]
+        assert "take selector=PerLayer(), or Global() without other arguments" in said[5]
         for name, line in zip(("load_packed", "load_compact"), said[6:], strict=True):
             assert line.startswith(f"{name} needs whole parameters")
             assert line.endswith(": load into the whole model, and divide it then.")
@@ -443,11 +443,12 @@ def test_a_step_with_inf_in_one_process_is_left_out_in_all(found: Found) -> None
 WHY = {
     "Channels": "strategy=ModelParallelStrategy splits the model up: Channels",
     "macs": "strategy=ModelParallelStrategy splits the model up: .*budget='macs'",
-    "params": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
-    "normalize": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
+    "params": r"take selector=PerLayer\(\), or Global\(\) without other arguments",
+    "most": r"take selector=PerLayer\(\), or Global\(\) without other arguments",
+    "normalize": r"take selector=PerLayer\(\), or Global\(\) without other arguments",
     "Blocks": r"take structure=Unstructured\(\)",
-    "Threshold": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
-    "ParticleFilter": r"take selector=PerLayer\(\), or Global\(\) without budget, normalize and cost_weight",
+    "Threshold": r"take selector=PerLayer\(\), or Global\(\) without other arguments",
+    "ParticleFilter": r"take selector=PerLayer\(\), or Global\(\) without other arguments",
     "LAMP": "take a criterion that scores each weight by itself",
     "Random": "take a criterion that scores each weight by itself",
     "ActivationNorm": "take a criterion that scores each weight by itself",
