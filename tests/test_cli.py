@@ -122,10 +122,23 @@ def test_targets_by_pattern(tmp_path: Path, way: str, capsys: pytest.CaptureFixt
         path = tmp_path / "fit.yaml"
         path.write_text('pruning:\n  target:\n    "net.0*": 0.25\n    "*": 0.5\n  selector: PerLayer\n')
         given = ("--config", str(path))
-    cli("plan", "--pruning.selector", "PerLayer", *given)
+    cli("plan", "--seed_everything", "0", "--pruning.selector", "PerLayer", *given)
     shown = capsys.readouterr().out
     for layer, kept in (("0", "54"), ("4", "2,304"), ("6", "80")):
         assert re.search(rf"net\.{layer}\.weight .* {kept} ", shown)
+
+
+@pytest.mark.parametrize("way", ["command line", "configuration file"])
+def test_kinds_of_modules_by_their_path(tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--pruning.structure", "Unstructured", "--pruning.structure.include", "torch.nn.Linear")
+    covered = {"net.4.weight", "net.6.weight"}
+    if way == "configuration file":
+        path = tmp_path / "fit.yaml"
+        arguments = "{include: [torch.nn.Linear, net.0*], exclude: net.6}"
+        path.write_text(f"pruning: {{structure: {{class_path: Unstructured, init_args: {arguments}}}}}")
+        given, covered = ("--config", str(path)), {"net.0.weight", "net.4.weight"}
+    cli("plan", "--seed_everything", "0", *given)
+    assert set(re.findall(r"│ (net\S+) ", capsys.readouterr().out)) == covered
 
 
 def test_export_packs_what_is_left(

@@ -158,7 +158,7 @@ ARGUMENTS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "every": ([1, 2, 3], [0]),
     "evolutionary": ([True, False], [3]),
     "exclude": ([None, None, "*.0.*", "*head*"], ["nowhere", 3]),
-    "include": ([None, "*", "*weight", "net", ["net"]], ["nowhere", 3]),
+    "include": ([None, "*", "*weight", "net", ["net"], nn.Linear], ["nowhere", 3]),
     "l1": ([0.0, 0.01], [-1.0]),
     "max_gigabytes": ([4.0, 1e-5], [0.0]),
     "max_drop": ([0.0, 0.05, 1.0], [-1.0]),

@@ -7,6 +7,8 @@ import math
 import re
 from typing import TypeGuard
 
+from lightning_prune.core.module_kinds import path_of
+
 _LARGEST = 2**63 - 1
 
 
@@ -14,8 +16,15 @@ class Part:
     """Base class of criteria, structures, selectors, schedules, rewinds and guards: settings without state."""
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        arguments = ", ".join(f"{name}={_written(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _written(value: object) -> str:
+    """Return a value as it is written in a call: classes, alone or in a tuple, by their full names."""
+    if isinstance(value, tuple) and any(isinstance(each, type) for each in value):
+        return f"({''.join(f'{_written(each)}, ' for each in value).rstrip()})"
+    return path_of(value) if isinstance(value, type) else repr(value)
 
 
 def describe(part: object) -> str:

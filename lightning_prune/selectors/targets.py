@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_prune.core.patterns import check_patterns, matches
+from lightning_prune.core.patterns import check_patterns, matches, names_of_kinds
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.acceptance import check_units
 from lightning_prune.selectors.base import Selector
@@ -128,10 +128,12 @@ def divided(
     assert isinstance(target, Mapping)
     names = _all_names(model)
     modules = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
-    check_patterns("target", tuple(target), modules.union(*names.values()))
+    named = {pattern: names_of_kinds("target", [pattern], model) for pattern in target}
+    for patterns in named.values():
+        check_patterns("target", patterns, modules.union(*names.values()))
 
     def belongs(group: UnitGroup, pattern: str) -> bool:
-        return any(matches(name, [pattern]) for part in group.slices for name in names[part.name])
+        return any(matches(name, named[pattern]) for part in group.slices for name in names[part.name])
 
     first = {
         group.name: next((each for each in target if belongs(group, each)), None) for group in units.groups
@@ -143,7 +145,7 @@ def divided(
         own = left.among({name for name, found in first.items() if found == pattern})
         if not own.groups:
             taken = any(belongs(group, pattern) for group in left.groups)
-            frozen = {name: why for name, why in units.frozen.items() if matches(name, [pattern])}
+            frozen = {name: why for name, why in units.frozen.items() if matches(name, named[pattern])}
             why = listed_by_reason(frozen) or "it matches no weight that makes units"
             why = "a pattern before it takes what it matches" if taken else why
             raise ValueError(f"target[{pattern!r}]={each!r} has no units to remove: {why}.")

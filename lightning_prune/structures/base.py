@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from lightning_prune.core.averages import keep_apart
 from lightning_prune.core.parts import Part
 from lightning_prune.units.groups import Units, listed_by_reason
+
+_Self = TypeVar("_Self", bound="Structure")
 
 
 class Structure(Part, ABC):
@@ -35,14 +37,19 @@ class Structure(Part, ABC):
             ValueError: If there is nothing to prune.
         """
 
+    def by_name(self: _Self, model: nn.Module) -> _Self:
+        """Return the structure with names of modules in place of their kinds, in all that it is given."""
+        return self
+
     def leaves_out(self, name: str) -> bool:
         """Return whether the user has said that a module or parameter of this name is not pruned."""
         return False
 
     def keep_copies_apart(self, model: nn.Module) -> None:
         """Note of the modules that the user leaves out that they are no moving copies, but teachers, say."""
+        named = self.by_name(model)
         for name, module in model.named_modules():
-            if self.leaves_out(name):
+            if named.leaves_out(name):
                 keep_apart(module)
 
     def nothing_in(self, model: nn.Module, frozen: Mapping[str, str]) -> ValueError:

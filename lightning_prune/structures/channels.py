@@ -21,8 +21,9 @@ class Channels(Coupled):
     not pruned. Attention heads are units as well, each as a whole.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names. With it, only channels that are
-            made by a matching parameter or module are pruned; also by those that do not train.
+        include: Glob pattern over parameter and module names, or class of modules, or several of these, as for
+            :class:`Unstructured`. With it, only channels that are made by a matching parameter or module are
+            pruned; also by those that do not train.
         exclude: The same, for channels that are not pruned, in all layers that they are coupled to.
         round_to: The number of channels that a layer keeps is rounded to a multiple of this: to the multiple
             nearest to the number that the selector asks for, and to the larger of two equally near ones. Where
@@ -33,7 +34,7 @@ class Channels(Coupled):
         max_seconds: Time limit to find the channels and to try each cut, in seconds.
 
     Raises:
-        ValueError: If a pattern is no string, or a number is out of range.
+        ValueError: If a pattern is neither a string nor a class, or a number is out of range.
     """
 
     def includes(self, group: UnitGroup) -> bool:
@@ -58,15 +59,16 @@ class Heads(Coupled):
     Are Sixteen Heads Really Better than One?, NeurIPS 2019.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names. With it, only heads that are made
-            by a matching parameter or module are pruned; also by those that do not train.
+        include: Glob pattern over parameter and module names, or class of modules, or several of these, as for
+            :class:`Unstructured`. With it, only heads that are made by a matching parameter or module are
+            pruned; also by those that do not train.
         exclude: The same, for heads that are not pruned.
         round_to: The number of heads that a layer keeps is a multiple of this, unless it keeps all.
         minimum: How many heads each layer keeps at least: a number or, below 1, a share.
         max_seconds: Time limit to find the heads and to try each cut, in seconds.
 
     Raises:
-        ValueError: If a pattern is no string, or a number is out of range.
+        ValueError: If a pattern is neither a string nor a class, or a number is out of range.
     """
 
     def includes(self, group: UnitGroup) -> bool:

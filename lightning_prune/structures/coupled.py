@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
-from lightning_prune.core.patterns import check_patterns, matches, set_patterns
+from lightning_prune.core.patterns import Patterns, check_patterns, matches, set_patterns, with_names
 from lightning_prune.core.probes import as_probe, example_for
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.structures.base import Structure
 from lightning_prune.units.groups import UnitGroup, Units
+
+_Self = TypeVar("_Self", bound="Coupled")
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,21 +25,22 @@ class Coupled(Structure):
     """Units that span several layers, found by a trace of the forward pass on an example.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names. With it, only units that are made
-            by a matching parameter or module are pruned; also by those that do not train.
+        include: Glob pattern over parameter and module names, or class of modules, or several of these. With
+            it, only units that are made by a matching parameter or module are pruned; also by those that do not
+            train.
         exclude: The same, for units that are not pruned, in all layers that they are coupled to.
         round_to: The number that a layer keeps is a multiple of this.
         minimum: How many each layer keeps at least: a number or, below 1, a share.
         max_seconds: Time limit to find the units and to try each cut, in seconds.
 
     Raises:
-        ValueError: If a pattern is no string, or a number is out of range.
+        ValueError: If a pattern is neither a string nor a class, or a number is out of range.
     """
 
     needs_example = True
 
-    include: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
+    include: Patterns = None
+    exclude: Patterns = None
     round_to: int = 1
     minimum: float = 1
     max_seconds: float = 600
@@ -61,6 +63,10 @@ class Coupled(Structure):
     def sizes(self, group: UnitGroup) -> set[int]:
         """Return how much a unit counts in each of its layers, for ``round_to`` and ``minimum``."""
 
+    def by_name(self: _Self, model: nn.Module) -> _Self:
+        """Return the structure with names of modules in place of their kinds."""
+        return with_names(self, model)
+
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """Return one group for each set of layers with coupled units; for arguments see the base class."""
         example = example_for(model, example)
@@ -71,6 +77,12 @@ class Coupled(Structure):
                 " several of these; a LightningModule may have it as example_input_array."
             )
         check_materialized(model)
+        units = self.by_name(model)._found(model, example)
+        if not units.groups:
+            raise self.nothing_in(model, units.frozen)
+        return units
+
+    def _found(self, model: nn.Module, example: Any) -> Units:
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
@@ -82,10 +94,7 @@ class Coupled(Structure):
             for group in limited
             if self.round_to > 1 and group.multiple >= group.size
         }
-        units = replace(found, groups=limited).without(whole | left_out)
-        if not units.groups:
-            raise self.nothing_in(model, units.frozen)
-        return units
+        return replace(found, groups=limited).without(whole | left_out)
 
     def _limited(self, group: UnitGroup) -> UnitGroup:
         """Return a group with its limits in units, the least number and the multiple that suit all layers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,7 +17,7 @@ from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import average_reasons
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
-from lightning_prune.core.patterns import check_patterns, matches, set_patterns
+from lightning_prune.core.patterns import Patterns, check_patterns, matches, set_patterns, with_names
 from lightning_prune.core.tensors import no_score, shapeless
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.matrices import input_dim_of, is_matrix
@@ -27,6 +27,7 @@ from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import BlockSlice, ElementSlice, Slice
 
 _LAYERS = (nn.Linear, _ConvNd)
+_Self = TypeVar("_Self", bound="Weights")
 _NEVER = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -51,13 +52,14 @@ class Weights(Structure):
     pruned.
 
     Attributes:
-        include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
-            of two or more dimensions is pruned, even one that does not train, but for norms and embeddings.
+        include: Glob pattern over parameter and module names, or class of modules, or several of these. With
+            it, every matching parameter of two or more dimensions is pruned, even one that does not train, but
+            for norms and embeddings.
         exclude: The same, for parameters that are not pruned.
     """
 
-    include: str | Sequence[str] | None
-    exclude: str | Sequence[str] | None
+    include: Patterns
+    exclude: Patterns
 
     def __post_init__(self) -> None:
         set_patterns(self, "include", "exclude")
@@ -80,8 +82,18 @@ class Weights(Structure):
         """Return why a parameter stays that ``include`` does not name, and would be pruned if it did."""
         return why
 
+    def by_name(self: _Self, model: nn.Module) -> _Self:
+        """Return the structure with names of modules in place of their kinds."""
+        return with_names(self, model)
+
     def units(self, model: nn.Module, example: Any = None) -> Units:
         """Return one group for each weight tensor; the example is used only to count multiply-adds."""
+        found = self.by_name(model)._found(model, example)
+        if not found.groups:
+            raise self.nothing_in(model, found.frozen)
+        return found
+
+    def _found(self, model: nn.Module, example: Any) -> Units:
         uses = _uses(model)
         names = {name for name, _ in model.named_modules() if name}
         names |= {each.name for places in uses.values() for each in places}
@@ -105,8 +117,6 @@ class Weights(Structure):
             else:
                 whole[name] = why
         frozen = _computed_weights(model) | self._listed(whole, groups, uses)
-        if not groups:
-            raise self.nothing_in(model, frozen)
         return Units(tuple(groups), frozen, _budgets(model, groups, example))
 
     def leaves_out(self, name: str) -> bool:
@@ -124,7 +134,11 @@ class Weights(Structure):
             uses: All uses of each parameter.
         """
         pruned = [each.name for group in groups for each in uses[group.name]]
-        idle = [each for each in self.include or () if not any(matches(name, [each]) for name in pruned)]
+        idle = [
+            each
+            for each in cast(Sequence[str], self.include or ())
+            if not any(matches(name, [each]) for name in pruned)
+        ]
         return {
             name: why
             for name, why in whole.items()
@@ -167,16 +181,18 @@ class Unstructured(Weights):
     pruned. Every other parameter of two or more dimensions is frozen, with the reason.
 
     Args:
-        include: Glob pattern, or patterns, over parameter and module names. With it, every matching parameter
-            of two or more dimensions is pruned, even one that does not train, but for norms and embeddings.
+        include: Glob pattern over parameter and module names, or class of modules, or several of these. With
+            it, every matching parameter of two or more dimensions is pruned, even one that does not train, but
+            for norms and embeddings. A class, or the dotted path of one that is loaded (``"torch.nn.Conv2d"``),
+            stands for the names of all its modules, those of subclasses included.
         exclude: The same, for parameters that are not pruned.
 
     Raises:
-        ValueError: If a pattern is no string.
+        ValueError: If a pattern is neither a string nor a class.
     """
 
-    include: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
+    include: Patterns = None
+    exclude: Patterns = None
 
     def slice_of(self, name: str, weight: Tensor, input_dim: int | None) -> Slice:
         """Return a slice in which each element is a unit."""
@@ -197,13 +213,13 @@ class Blocks(Weights):
         exclude: As for :class:`Unstructured`.
 
     Raises:
-        ValueError: If a size is no whole number of at least 1, or a pattern is no string.
+        ValueError: If a size is no whole number of at least 1, or a pattern is neither a string nor a class.
     """
 
     rows: int
     cols: int
-    include: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
+    include: Patterns = None
+    exclude: Patterns = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
