@@ -34,7 +34,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "channels": {"structure": Channels()},
     "compacted": {"structure": Channels(), "compact": True},
 }
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning"),
+    pytest.mark.xdist_group("cli"),  # one process has their fits
+]
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
 

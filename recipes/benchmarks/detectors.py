@@ -3,9 +3,9 @@
     python recipes/benchmarks/detectors.py --out FILE.json
 
 Weights are random, images small (96x128 pixels, which SSDs scale to their own size), and each network
-proposes at most 50 boxes and returns at most 10, so that it takes minutes. Evaluation and training pass are followed. What the
-masked and the compacted network return is compared in double precision, in addition to the check that
-compaction itself makes. Each model runs in a new process with one thread.
+proposes at most 50 boxes and returns at most 10, so that it takes minutes. Evaluation and training pass are
+followed. What the masked and the compacted network return is compared in double precision, in addition to the
+check that compaction itself makes. Each model runs in a new process with one thread.
 """
 
 from __future__ import annotations
