@@ -14,8 +14,8 @@ from lightning_prune.channels.compaction.tracing import check_same_ops, record_p
 from lightning_prune.channels.compaction.unseen import UnseenModules
 from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
-from lightning_prune.channels.graph.trace import first_dim, head_dim, last_dim, split_head_dim
-from lightning_prune.channels.graph.trace_record import Split, TraceRecord
+from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM, Split
+from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.probes import Deadline, Probe
 from lightning_prune.core.tensors import no_number
@@ -23,10 +23,10 @@ from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
 # pairs of how a trace splits dimensions and whether integer attributes are adjusted, in the order of the trials
-_HEADS = (head_dim, split_head_dim)
+_HEADS = (HEAD_DIM, SPLIT_HEAD_DIM)
 _ATTEMPTS = [
     *((split, adjusted) for split in _HEADS for adjusted in (False, True)),
-    *((split, adjusted) for adjusted in (False, True) for split in (last_dim, first_dim)),
+    *((split, adjusted) for adjusted in (False, True) for split in (LAST_DIM, FIRST_DIM)),
 ]
 
 
@@ -64,8 +64,8 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
             traces[split] = trace_model(model, passes, split, deadline)
             found[split] = find_groups(model, traces[split])
 
-    follow(last_dim)
-    main = traces[last_dim]
+    follow(LAST_DIM)
+    main = traces[LAST_DIM]
     head_reasons: dict[str, str] = {}
     unseen = UnseenModules(model, main.ran, passes)
     averages, follows = averaged_names(model), average_reasons(model)
@@ -75,9 +75,9 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
         return _average_alone(group, averages, follows) or unseen.reader_of(group)
 
     # if the trace had no dimension to split, the traces of all splits are the same
-    for split, adjusted in _ATTEMPTS if main.split_used else [(last_dim, False), (last_dim, True)]:
+    for split, adjusted in _ATTEMPTS if main.split_used else [(LAST_DIM, False), (LAST_DIM, True)]:
         follow(split)
-        heads_only = split in _HEADS
+        heads_only = split.heads
         groups = (
             group for group in found[split].groups if (group.heads or not heads_only) and why_not(group) is None
         )
@@ -87,10 +87,10 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[last_dim].frozen, **_not_followed(model, main, follows)}.items()
+    reasons = {**found[LAST_DIM].frozen, **_not_followed(model, main, follows)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     covered = {part.name for group, _ in search.passed for part in group.masked}
-    for group in search.apart(found[last_dim].groups):
+    for group in search.apart(found[LAST_DIM].groups):
         why = why_not(group) or search.reason(group)
         whole = {part.name for part in group.masked if part.weight.ndim > 1} - covered - frozen.keys()
         frozen |= dict.fromkeys(sorted(whole), why)

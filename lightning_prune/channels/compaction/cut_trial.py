@@ -154,11 +154,11 @@ class CutTrial:
             self._deadline.check()
         try:  # the cut copy runs first, since most failing cuts raise an error
             found = self._outputs(self._cut_copy(kept))
+            expected = self._outputs(self._masked_copy(kept))
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
             if self._uses_single_precision(kept):
                 return self._failure(kept)
             return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        expected = self._outputs(self._masked_copy(kept))
         self._double_runs |= self._dtype is torch.float64
         if self._scale != 1 and _worst(expected, expected):  # nan
             self._scale = 1

@@ -61,10 +61,25 @@ def _other_values(tensor: Tensor, factor: float) -> Tensor:
 
 
 def _resized(tensor: Tensor, size: int, other: int) -> Tensor:
-    """Return a tensor whose dimensions of a size have another one: cut off, or repeated from the start."""
+    """Return a tensor whose dimensions of a size have another one: cut off, or repeated from the start.
+
+    A causal mask stays one: a model may tell attention that it is.
+    """
     if tensor.is_nested:
         return tensor
+    if tensor.shape[-2:] == (size, size) and (values := _causal(tensor)) is not None:
+        later = torch.ones(other, other, dtype=torch.bool, device=tensor.device).triu(1)
+        return torch.where(later, values[1], values[0]).expand(*tensor.shape[:-2], other, other)
     for dim, length in enumerate(tensor.shape):
         if length == size:
             tensor = tensor.index_select(dim, torch.arange(other, device=tensor.device) % size)
     return tensor
+
+
+def _causal(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the two values of a causal mask: one up to the diagonal, another above; ``None`` if it is none."""
+    later = torch.ones(tensor.shape[-2:], dtype=torch.bool, device=tensor.device).triu(1)
+    below, above = tensor[..., ~later].flatten(), tensor[..., later].flatten()
+    if not len(above) or not (below == below[0]).all() or not (above == above[0]).all() or below[0] == above[0]:
+        return None
+    return below[0], above[0]

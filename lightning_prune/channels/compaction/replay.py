@@ -99,9 +99,8 @@ def _set_attributes(model: nn.Module, plan: Plan, *, after: bool) -> None:
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
             setattr(modules[name], key, change[after])
-    # afterwards, since the class of an attention module depends on attributes of its output projection
-    for name in plan.attributes:
-        set_attention_class_(modules[name])
+    for module in modules.values():
+        set_attention_class_(module)
 
 
 def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:

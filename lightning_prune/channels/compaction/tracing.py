@@ -10,8 +10,9 @@ from torch import nn
 
 from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.graph.recorder import PassRecord, record_pass
+from lightning_prune.channels.graph.splits import Split
 from lightning_prune.channels.graph.trace import Trace
-from lightning_prune.channels.graph.trace_record import Split, TraceRecord
+from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, Probe
 

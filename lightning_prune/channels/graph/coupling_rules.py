@@ -66,14 +66,35 @@ def couple_operands(
     Returns:
         The fields of the output.
     """
+    return _met(call, [(tensor, call.fields(tensor)) for tensor in tensors], indexed, why)
+
+
+def _met(
+    call: Call,
+    pairs: Sequence[tuple[Tensor, Fields]],
+    indexed: frozenset[int] = frozenset(),
+    why: str | None = None,
+) -> Fields:
+    """Couple the labels of tensors whose elements meet after broadcasting.
+
+    Args:
+        call: The op.
+        pairs: The tensors, each with its fields.
+        indexed: As for ``couple_operands``.
+        why: As for ``couple_operands``.
+
+    Returns:
+        The fields of what they meet in.
+    """
     rank = call.outputs[0].ndim
     operands = []
-    for tensor in tensors:
-        fields = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        operands.append(call.freeze_along(fields, indexed, why or call.by_position))
-    for tensor, own in zip(tensors, operands[:], strict=True):
+    for _, fields in pairs:
+        aligned = tuple(align_rank(field, rank) for field in fields)
+        operands.append(call.freeze_along(aligned, indexed, why or call.by_position))
+    for (tensor, _), own in zip(pairs, operands[:], strict=True):
         if not call.is_uniform(tensor):
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
+            # what meets values of a size of its own has that size, and is free no more
             operands = [call.freeze_along(fields, unlabelled, NOT_CUT) for fields in operands]
     return merge_fields(call.labels, (field for fields in operands for field in fields))
 
@@ -212,13 +233,8 @@ def matmul(call: Call) -> Sequence[Fields]:
         for field in fields:
             if max(varying_dims(field)) < left.ndim - 2:
                 call.record.note(Role.HEAD, field)
-    rank = call.outputs[0].ndim
-    for tensor in added:
-        more = tuple(align_rank(field, rank) for field in call.fields(tensor))
-        if not more and not call.is_uniform(tensor):
-            call.freeze_along(fields, _wide_dims(tensor, rank), NOT_CUT)
-        fields = merge_fields(call.labels, (*fields, *more))
-    return [fields]
+    terms = [(call.outputs[0], fields), *((tensor, call.fields(tensor)) for tensor in added)]
+    return [_met(call, terms) if added else fields]
 
 
 def _couple_all(call: Call, fields: list[Tensor]) -> Tensor:

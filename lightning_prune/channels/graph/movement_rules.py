@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -99,6 +100,23 @@ def move(call: Call) -> Sequence[Fields]:
     return [varying(result) for result in moved_fields(call, call.func)]
 
 
+def repeat(call: Call) -> Sequence[Fields]:
+    """Move the labels; values without labels get free ones along each dimension in which they are repeated.
+
+    Such a dimension takes any size, as that of a mask that is expanded over the heads of attention.
+    """
+    tensor, output = call.tensors[0], call.outputs[0]
+    if call.fields(tensor):
+        return move(call)
+    fields = []
+    for dim in range(output.ndim):
+        inner = tensor.shape[dim - output.ndim] if output.ndim - dim <= tensor.ndim else 1
+        if inner and (count := output.shape[dim] // inner) > 1 and not call.is_uniform(tensor):
+            free = call.record.new_free(count).repeat_interleave(inner)
+            fields.append(free.view([-1 if dim == each else 1 for each in range(output.ndim)]))
+    return [tuple(fields)]
+
+
 def reshape(call: Call) -> Sequence[Fields]:
     """Reshape the labels; where one labelled dimension becomes several, couple them along all of these but one.
 
@@ -115,7 +133,23 @@ def reshape(call: Call) -> Sequence[Fields]:
         else:
             free = dims[len(dims) - len(varying_dims(old)) :]
         folded.append(couple_across(call.labels, new, free))
-    return [varying(folded)]
+    return [_with_free_joined(call, varying(folded))]
+
+
+def _with_free_joined(call: Call, fields: Fields) -> Fields:
+    """Return fields in which free ones that vary along one dimension are one: any part of it may go.
+
+    A mask that is expanded over a batch and heads, which a reshape makes one dimension, has such fields.
+    """
+    free = [field for field in fields if call.record.is_free(field)]
+    dims = [varying_dims(field) for field in free]
+    if not any(one & other for one, other in combinations(dims, 2)):
+        return fields
+    shape = torch.broadcast_shapes(*(field.shape for field in free))
+    places = torch.stack([field.expand(shape).flatten() for field in free])
+    _, number = torch.unique(places, dim=1, return_inverse=True)
+    joined = call.record.new_free(int(number.max()) + 1)[number].view(shape)
+    return (*(field for field in fields if not call.record.is_free(field)), joined)
 
 
 def pixel_shuffle(call: Call) -> Sequence[Fields]:

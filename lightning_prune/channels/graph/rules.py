@@ -33,8 +33,12 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (movement.copy, "copy"),
     (movement.restride, "as_strided"),
     # pointwise ops without the torch.Tag.pointwise that rule_for checks
-    (coupling.pointwise, "hardswish mish rsub _prelu_kernel hardtanh leaky_relu log_sigmoid_forward"),
-    (movement.move, "permute transpose t unsqueeze squeeze expand repeat diagonal pixel_unshuffle"),
+    (
+        coupling.pointwise,
+        "hardswish mish rsub _prelu_kernel hardtanh leaky_relu log_sigmoid_forward masked_fill",
+    ),
+    (movement.move, "permute transpose t unsqueeze squeeze diagonal pixel_unshuffle"),
+    (movement.repeat, "expand repeat"),
     (movement.reshape, "view _unsafe_view reshape _reshape_alias"),
     (movement.pixel_shuffle, "pixel_shuffle"),
     (movement.channel_shuffle, "channel_shuffle native_channel_shuffle"),
@@ -92,6 +96,8 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
 )
 # Ops that create a tensor with one value everywhere, or with values that nothing reads.
 FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+# Ops whose rule gives labels to tensors that have none.
+REPEATING = frozenset(["expand", "repeat"])
 RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in names.split()}
 
 
@@ -153,5 +159,6 @@ def keeps_uniform(call: Call) -> bool:
         movement.same,
         coupling.pointwise,
         movement.move,
+        movement.repeat,
         movement.reshape,
     ) and torch.Tag.nondeterministic_seeded not in _tags(call)

@@ -15,42 +15,15 @@ from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
 from lightning_prune.channels.graph.products import products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
-from lightning_prune.channels.graph.rules import FILLED, keeps_uniform, rule_for
-from lightning_prune.channels.graph.trace_record import Split, TraceRecord
+from lightning_prune.channels.graph.rules import FILLED, REPEATING, keeps_uniform, rule_for
+from lightning_prune.channels.graph.splits import LAST_DIM, Split
+from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, OpMode, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
 _log = logging.getLogger(__name__)
 _MOST_LABELS = 2**25  # elements in the label fields of one tensor
-_KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, keys and values
-
-
-def last_dim(sizes: Sequence[int]) -> int:
-    """Return the last of several dimensions: channels within groups are units."""
-    return len(sizes) - 1
-
-
-def head_dim(sizes: Sequence[int]) -> int:
-    """Return the dimension of attention heads: the first one.
-
-    It is the second one of at least three if the first one separates queries, keys and values (or keys and
-    values).
-    """
-    return int(len(sizes) > 2 and sizes[0] in _KINDS)
-
-
-def split_head_dim(sizes: Sequence[int]) -> int:
-    """Return the dimension of attention heads, or the one that contains them.
-
-    This is for models that separate queries, keys and values in a first reshape, and heads in a second one.
-    """
-    return int(sizes[0] in _KINDS)
-
-
-def first_dim(sizes: Sequence[int]) -> int:
-    """Return the first of several dimensions: whole groups are units."""
-    return 0
 
 
 class Trace(OpMode):
@@ -65,7 +38,7 @@ class Trace(OpMode):
         record: The labels of all tensors and the costs of all ops so far.
     """
 
-    def __init__(self, model: nn.Module, split: Split = last_dim, deadline: Deadline | None = None) -> None:
+    def __init__(self, model: nn.Module, split: Split = LAST_DIM, deadline: Deadline | None = None) -> None:
         super().__init__()
         self.record = TraceRecord(model, split)
         self._model = model
@@ -138,7 +111,8 @@ class Trace(OpMode):
         if live:
             record.used |= read
         macs = sum(product.macs for product in products(func, args, kwargs, result))
-        if macs or any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors):
+        labelled = any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors)
+        if macs or labelled or call.name in REPEATING:
             if self._deadline is not None:
                 self._deadline.check()
             record.op_factors = []

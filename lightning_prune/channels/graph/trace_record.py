@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.labels import Labels
+from lightning_prune.channels.graph.splits import Split
 from lightning_prune.core.tensors import named_tensors
 
-Split: TypeAlias = Callable[[Sequence[int]], int]
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -41,8 +41,7 @@ class TraceRecord:
     Args:
         model: The model. Each index along each dimension of each of its floating-point parameters and buffers
             gets a label, the same one in every trace of the model.
-        split: Given the sizes of the dimensions that a labelled dimension becomes, returns the number of the
-            one whose indices are units.
+        split: What may shrink where a labelled dimension is split.
 
     Attributes:
         labels: All labels, coupled and frozen by the ops that ran.
@@ -57,7 +56,7 @@ class TraceRecord:
         op_costs: For each op that was counted its multiply-adds, and the labels along each dimension that these
             run over.
         op_factors: These labels, for the op that is running.
-        split_used: Whether ``split`` was called.
+        split_used: Whether results depend on what may shrink where a dimension is split.
     """
 
     def __init__(self, model: nn.Module, split: Split) -> None:
@@ -81,6 +80,7 @@ class TraceRecord:
         lines = iter(self.labels.new(sum(sizes)).split(sizes))
         for name, tensor in tensors.items():
             self.axis_labels[name] = tuple(next(lines) for _ in tensor.shape)
+        self._first_free = len(self.labels)
         for prefix, module in model.named_modules():
             if (why := _refusal(module)) is not None:
                 for leaf, _ in module.named_parameters(prefix):
@@ -139,6 +139,14 @@ class TraceRecord:
         """Set the label fields of a tensor."""
         self._fields[tensor] = fields
 
+    def new_free(self, count: int) -> Tensor:
+        """Return new labels for the indices of a dimension that takes any size."""
+        return self.labels.new(count)
+
+    def is_free(self, field: Tensor) -> bool:
+        """Return whether the labels of a field are free ones, coupled with no parameter or buffer."""
+        return bool((self.labels.find(field) >= self._first_free).all())
+
     def split(self, sizes: Sequence[int]) -> int:
         """Return the number of the dimension whose indices are units.
 
@@ -146,7 +154,13 @@ class TraceRecord:
             sizes: The sizes of the dimensions that one labelled dimension becomes.
         """
         self.split_used = True
-        return self._split(sizes)
+        return self._split.choose(sizes)
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether heads of attention alone are looked for."""
+        self.split_used = True
+        return self._split.heads
 
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""

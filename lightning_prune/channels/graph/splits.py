@@ -1,0 +1,37 @@
+"""How a trace follows ops that split a dimension: which of the parts may shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, keys and values
+
+
+@dataclass(frozen=True)
+class Split:
+    """A choice of what may shrink where a labelled dimension is split.
+
+    Args:
+        choose: Given the sizes of the dimensions that one becomes, as in a view, returns the number of the one
+            whose indices are units.
+        heads: Whether heads of attention alone are looked for. Parts of different sizes, such as queries beside
+            fewer keys and values, are then followed: how they shrink is found by trial.
+    """
+
+    choose: Callable[[Sequence[int]], int]
+    heads: bool = False
+
+
+def _head_dim(sizes: Sequence[int]) -> int:
+    return int(len(sizes) > 2 and sizes[0] in _KINDS)
+
+
+# channels within heads or groups: the last dimension
+LAST_DIM = Split(lambda sizes: len(sizes) - 1)
+# whole groups: the first dimension
+FIRST_DIM = Split(lambda sizes: 0)
+# heads: the first dimension, or the second of at least three if the first separates queries, keys and values
+HEAD_DIM = Split(_head_dim, heads=True)
+# heads, or what contains them, where a first reshape separates queries, keys and values, and a second one heads
+SPLIT_HEAD_DIM = Split(lambda sizes: int(sizes[0] in _KINDS), heads=True)
