@@ -228,6 +228,16 @@ def assigned(m: Any, y: Tensor) -> Tensor:
     return y
 
 
+def by_rows(m: Any, y: Tensor) -> Tensor:
+    """Fill zeros row by row, as where each level of a pyramid pools the regions of its size."""
+    rows = y.flatten(0, 1)
+    filled = torch.zeros(rows.shape)
+    for first in (0, 1):
+        numbers = torch.arange(first, len(rows), 2)
+        filled[numbers] = rows[numbers] * (first + 1)
+    return filled.view_as(y)
+
+
 # --- weights that are computed, and products
 
 
@@ -403,6 +413,7 @@ CASES = [
     tokens("reads at positions", "gather", gathered),
     tokens("reads at positions", "sorted", lambda m, y: y.gather(1, y.argsort(1))),
     tokens("reads at positions", "index_put", assigned),
+    tokens("reads at positions", "index_put of rows", by_rows),
     images(
         "sums, order and spectra of other dimensions", "logsumexp", lambda m, y: y.logsumexp(2, keepdim=True)
     ),

@@ -69,6 +69,10 @@ def gather(call: Call) -> Sequence[Fields]:
 def index_put(call: Call) -> Sequence[Fields]:
     """Freeze labels along indexed dimensions, and couple the others with those of what is written."""
     tensor, indices, values = call.args[:3]
+    given = [index for index in indices if index is not None]
+    if len(given) == 1 and given[0].ndim == 1:  # what is written has the dimensions of the tensor
+        call.freeze(call.fields(given[0]), call.deciding)
+        return [couple_operands(call, [tensor, values], frozenset(indexed(call)))]
     place = torch.ops.aten.index(tensor, indices)
     taken = Call(call.record, torch.ops.aten.index.Tensor, (tensor, indices), {}, [place])
     (fields,) = picked(indexed)(taken)
