@@ -231,7 +231,7 @@ def assigned(m: Any, y: Tensor) -> Tensor:
 def by_rows(m: Any, y: Tensor) -> Tensor:
     """Fill zeros row by row, as where each level of a pyramid pools the regions of its size."""
     rows = y.flatten(0, 1)
-    filled = torch.zeros(rows.shape)
+    filled = torch.zeros(rows.shape, dtype=y.dtype)
     for first in (0, 1):
         numbers = torch.arange(first, len(rows), 2)
         filled[numbers] = rows[numbers] * (first + 1)
