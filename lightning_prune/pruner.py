@@ -32,6 +32,7 @@ from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, c
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured
+from lightning_prune.units.given_masks import GivenMasks, MaskSource
 from lightning_prune.units.masks import MaskStore
 from lightning_prune.units.shards import shards_of
 
@@ -41,12 +42,11 @@ _EXAMPLE_OF_SHARDS = (
 )
 
 
-def check_parts(target: Target, criterion: Criterion, structure: Structure, selector: Selector) -> None:
-    """Raise ValueError if a part is of the wrong kind, or the selector cannot work with the target."""
+def check_parts(criterion: Criterion, structure: Structure, selector: Selector) -> None:
+    """Raise ValueError if a part is of the wrong kind."""
     check_part(criterion, Criterion, "criterion")
     check_part(structure, Structure, "structure")
     check_part(selector, Selector, "selector")
-    resolved(target, selector)
 
 
 class Pruner(PrunedState):
@@ -70,6 +70,8 @@ class Pruner(PrunedState):
         example: What ``forward`` is called with, if structure or selector needs it: a tensor, a tuple of
             arguments or a mapping of keyword arguments; or a list of several of these, to run all of the model.
             By default the ``example_input_array`` of a LightningModule.
+        masks: What is removed from the start, as :class:`GivenMasks` describes it; :meth:`apply_` sets it to 0.
+            With ``target=None`` nothing else is removed, unless the selector decides.
 
     Attributes:
         groups: The unit groups that may be pruned.
@@ -106,8 +108,11 @@ class Pruner(PrunedState):
         selector: Selector = Global(),
         schedule: Schedule | None = Cubic(),
         example: Any = None,
+        masks: GivenMasks | MaskSource | None = None,
     ) -> None:
-        check_parts(target, criterion, structure, selector)
+        check_parts(criterion, structure, selector)
+        given = GivenMasks.of(masks)
+        shares = resolved(target, selector, optional=given is not None)
         if selector.pattern is not None:
             criterion = criterion.for_pattern(*selector.pattern)
         if schedule is not None:
@@ -128,7 +133,7 @@ class Pruner(PrunedState):
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         matrices = {name: matrix for name, (_, matrix) in named_matrices(model).items()}
         units = accepted_units(found, criterion, selector, shards, layers, matrices)
-        units, self._quotas = divided(units, model, target, selector)
+        units, self._quotas = divided(units, model, target, shares)
         self.groups, self.frozen = units.groups, units.reasons(model)
         self.protected: set[str] = set()
         self.unreconstructed: dict[str, str] = {}
@@ -138,9 +143,11 @@ class Pruner(PrunedState):
             quota.check(selector, criterion)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
         self.store = MaskStore(model, masked, shards)
+        self._given = {} if given is None else given.read(model)
         self.needs = criterion.needs | selector.needs
         groups = [(group, layers[group.name]) for group in self.groups]
         self._scoring = Scoring(model, criterion, selector, groups, self.store)
+        self._restrict_to_given()
 
     @contextmanager
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:
@@ -255,11 +262,11 @@ class Pruner(PrunedState):
             self.store.apply_()
         else:
             check_batches(calibration)
-            removed = self.store.removed
             with self._restored_after_error() as before:
                 self.select(fraction, losses, calibration)
+                changes = not self.store.enforced
                 self.store.apply_()
-                if self.store.removed > removed:
+                if changes:
                     left = reconstruct_(self._model, before, self.masks, calibration, reconstruct)
                     self.unreconstructed = left
         for optimizer in optimizers:
@@ -285,6 +292,8 @@ class Pruner(PrunedState):
         self, fraction: float, losses: Losses | None = None, batches: Calibration | Sequence[Any] = ()
     ) -> None:
         """Update the masks as :meth:`prune` does; weights stay as they are."""
+        if not self._quotas:
+            return
         scoring = self._scoring
         if losses is None and Needs.LOSS in self._selector.needs:
             raise scoring.nothing_seen(self._selector.needs)
@@ -304,15 +313,6 @@ class Pruner(PrunedState):
             if not each.group.divisible:  # for single weights each.kept is the mask itself
                 self.store.keep(each.group, each.kept)
         self.protected |= {each.group.name for each in candidates if each.protected}
-
-    @torch.no_grad()
-    def keep_zeros(self) -> None:
-        """Remove the units that are 0 now, unless a layer would keep too few, such as one of zeros alone."""
-        for group in self.groups:
-            here = group.here
-            kept = here.sum(lambda weight: weight != 0, [part.weight for part in here.slices]) > 0
-            if int(self.store.shards.add_up(kept.count_nonzero())) >= group.least:
-                self.store.keep(group, kept)
 
     def estimate_seconds(self, losses: Losses) -> float:
         """Evaluate the loss on one batch, before pruning depends on it.

@@ -144,6 +144,15 @@ def test_kinds_of_modules_by_their_path(tmp_path: Path, way: str, capsys: pytest
     assert set(re.findall(r"│ (net\S+) ", capsys.readouterr().out)) == covered
 
 
+def test_masks_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = torch.ones(16, 288)
+    mask[:, ::2] = 0
+    torch.save({"net.4.weight": mask}, tmp_path / "masks.pt")
+    quiet = ("--trainer.logger", "false", "--trainer.accelerator", "cpu", "--seed_everything", "0")
+    cli_of(NAME)(Net, Data, args=["plan", *quiet, "--pruning.masks", str(tmp_path / "masks.pt")])
+    assert "2,304 of 4,840 weights removed" in capsys.readouterr().out
+
+
 def test_export_packs_what_is_left(
     tmp_path: Path, run: tuple[Path, Lit, Report], capsys: pytest.CaptureFixture[str]
 ) -> None:

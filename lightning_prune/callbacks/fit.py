@@ -119,6 +119,7 @@ class PruningFit:
         state.note_trained(trained.keys())
         probe = state.example.probe
         state.bind(self.module, probe)
+        state.network.mask()  # given masks may remove what is not 0 yet
         self._check_neighbours()
         state.events.check(self.module)
         network = state.network

@@ -38,6 +38,7 @@ from lightning_prune.training.lightning_packages import (
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
+from lightning_prune.units.given_masks import GivenMasks
 
 _UNNAMED: WeakSet[PruningCallback] = WeakSet()  # given to a Trainer without a name, and not run yet
 
@@ -60,18 +61,18 @@ class PruningCallback(Callback):
         rewind: The earlier point in training to restore after each event; ``None`` restores nothing.
         guard: How much of a metric pruning may cost; ``None`` sets no limit.
         reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
-        compact: Whether to remove masked units from the module's tensors in place when the fit has ended, after
-            a proof on a training batch that its outputs stay the same. Checkpoints saved from then on hold the
-            smaller network.
+        compact: Whether to cut masked units out of the module when the fit has ended, after a proof on a batch
+            of training that outputs stay the same. Checkpoints saved from then on hold the smaller network.
         name: Tells two callbacks in one Trainer apart, which both need another one: their states, reports and
             what they log: ``prune/sparsity``, or ``prune/NAME/sparsity`` with a name.
         measure_seconds: Time limit in seconds for the report's measurements of latency at the end of the fit,
             all together: at least 0, which measures none. One forward pass on a batch of the fit may exceed it.
-        write_report: Whether to print the report at the end of the fit, and to write it to files. They lie in
-            the folder of the logger or, without one, in the Trainer's ``default_root_dir``, if it was given
-            one; or in the folder that is given here. With False, :attr:`report` alone has it.
+        write_report: Whether to print the report at the end of the fit and write it to files: in this folder,
+            or in the logger's or, without one, the Trainer's ``default_root_dir``, if it was given one.
         keep_zeros: Whether units that are 0 when the fit begins are removed from the start, as those that an
-            earlier callback has removed. A layer of nothing but zeros is left as it is.
+            earlier callback has removed, besides ``masks``. A layer of nothing but zeros is left as it is.
+        masks: What is removed from the start: parameter name to a tensor of bool or of 0 and 1, 1 = keep; a
+            file of that; or what ``torch.nn.utils.prune`` has pruned. Without ``target`` no more is removed.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
@@ -95,6 +96,7 @@ class PruningCallback(Callback):
         measure_seconds: float = 2.0,
         write_report: bool | str | Path = True,
         keep_zeros: bool = False,
+        masks: Mapping[str, Tensor] | nn.Module | str | Path | None = None,
     ) -> None:
         self.target = target
         self.criterion = criterion
@@ -109,6 +111,7 @@ class PruningCallback(Callback):
         self.measure_seconds = measure_seconds
         self.write_report = write_report
         self.keep_zeros = keep_zeros
+        self.given_masks = GivenMasks.of(masks)
         self._state = PruningState(self._parts)
         self._fit: PruningFit | None = None
 

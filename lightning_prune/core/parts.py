@@ -5,19 +5,29 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from typing import TypeGuard
+from collections.abc import Mapping
+from dataclasses import Field
+from typing import Any, TypeGuard
 
 from lightning_prune.core.module_kinds import path_of
 
 _LARGEST = 2**63 - 1
+# of a field that parts of earlier versions lack: its default is not written, so that their states compare equal
+LATER = {"later": True}
 
 
 class Part:
     """Base class of criteria, structures, selectors, schedules, rewinds and guards: settings without state."""
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={_written(value)}" for name, value in vars(self).items())
+        later = {name: each.default for name, each in _fields(self).items() if each.metadata == LATER}
+        said = {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
+        arguments = ", ".join(f"{name}={_written(value)}" for name, value in said.items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _fields(part: Part) -> Mapping[str, Field[Any]]:
+    return getattr(part, "__dataclass_fields__", {})
 
 
 def _written(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lightning_prune.core.parts import is_integer, is_number
+from lightning_prune.core.parts import LATER, is_integer, is_number
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest, remove_to_cost, remove_up_to
@@ -61,7 +61,7 @@ class Global(Selector):
     budget: Literal["units", "params", "macs"] = "units"
     normalize: Literal["l2", "mean", "max", "cost"] | None = None
     cost_weight: float = 0.0
-    most: float = 1.0
+    most: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):

@@ -1,10 +1,11 @@
-"""The state of a pruner: what it tells of its model while it prunes it, and what it saves."""
+"""The state of a pruner: what it takes over, tells of its model while it prunes it, and saves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_prune.core import schema
@@ -14,6 +15,7 @@ from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
+from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import axis_slices
 
 PRUNED = schema.record(
@@ -32,7 +34,7 @@ PRUNED = schema.record(
 
 
 class PrunedState:
-    """Masks, sparsity, statistics and remarks: what a pruner tells of its model, and saves."""
+    """Masks, sparsity, statistics and remarks: what a pruner takes over, tells of its model, and saves."""
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
@@ -40,6 +42,7 @@ class PrunedState:
     unreconstructed: dict[str, str]
     store: MaskStore
     _scoring: Scoring
+    _given: dict[str, Tensor]
     _left_dense: dict[str, str]
     _reached: float
 
@@ -88,6 +91,31 @@ class PrunedState:
             "unreconstructed": dict(self.unreconstructed),
         }
 
+    @torch.no_grad()
+    def keep_zeros(self) -> None:
+        """Remove the units that are 0 now, unless a layer would keep too few, such as one of zeros alone."""
+        for group in self.groups:
+            here = group.here
+            kept = here.sum(lambda weight: weight != 0, [part.weight for part in here.slices]) > 0
+            if self._count(kept) >= group.least:
+                self.store.keep(group, kept)
+
+    def _restrict_to_given(self) -> None:
+        """Mask what the given masks remove; weights stay as they are.
+
+        Raises:
+            ValueError: If a layer would keep too few units.
+        """
+        self.store.restrict(self._given)
+        for group in self.groups:
+            left = self._count(to_local(self._scoring.kept_of(group)))
+            if left < group.least:
+                units = f"{left} of {group.size} units of {group.name!r}"
+                raise ValueError(f"masks leave {units}, of which at least {group.least} must stay.")
+
+    def _count(self, units: Tensor) -> int:
+        return int(self.store.shards.add_up(units.count_nonzero()))
+
     def state_dict(self) -> dict[str, Any]:
         """Return masks, statistics and :attr:`remarks`: plain values and tensors."""
         return {
@@ -109,6 +137,7 @@ class PrunedState:
         """
         saved = schema.read(state, PRUNED, "the pruner's state")
         self.store.load_state_dict(saved["masks"])
+        self.store.restrict(self._given)
         self.store.apply_()
         self._reached = 0.0
         self.protected |= set(saved["protected"])

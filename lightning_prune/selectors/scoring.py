@@ -50,9 +50,10 @@ class Scoring:
 
     def kept(self) -> dict[str, Tensor]:
         """Return the kept units: group name to one bool a unit; for single weights the mask itself, no copy."""
-        return {group.name: self._kept(group) for group in self._groups}
+        return {group.name: self.kept_of(group) for group in self._groups}
 
-    def _kept(self, group: UnitGroup) -> Tensor:
+    def kept_of(self, group: UnitGroup) -> Tensor:
+        """Return the kept units of a group, as :meth:`kept` does."""
         part = group.slices[0]
         return part.kept(self.store.masks[part.name])
 
@@ -63,7 +64,7 @@ class Scoring:
         return {group.name: f"{self.criterion!r} has seen no step of it" for group in whole}
 
     def _is_whole(self, group: UnitGroup) -> bool:
-        removed = torch.tensor(int(to_local(self._kept(group)).logical_not().any()))
+        removed = torch.tensor(int(to_local(self.kept_of(group)).logical_not().any()))
         return int(self.store.shards.add_up(removed)) == 0
 
     def evaluator(self, losses: Losses | None, needs: Needs) -> LossEvaluator | None:
@@ -123,7 +124,7 @@ class Scoring:
         statistics, shards = self.observations.statistics, self.store.shards
         found = [
             Candidates(
-                group, to_local(self._kept(group)), self.criterion, statistics[group.name], dtype, shards
+                group, to_local(self.kept_of(group)), self.criterion, statistics[group.name], dtype, shards
             )
             for group in self._groups
             if self.observations.observed(group)

@@ -20,12 +20,19 @@ from lightning_prune.units.groups import UnitGroup, Units, listed_by_reason
 Target: TypeAlias = float | Mapping[str, float] | None  # as a user gives it
 
 
-def resolved(target: Target, selector: Selector) -> dict[str | None, float]:
+def resolved(target: Target, selector: Selector, *, optional: bool = False) -> dict[str | None, float]:
     """Return the share that the selector makes of each target: by pattern, or under ``None`` of the only one.
+
+    Args:
+        target: The targets.
+        selector: The selector.
+        optional: Whether there need not be a target where the selector takes one; the result is empty then.
 
     Raises:
         ValueError: If the selector cannot work with a target, or takes none.
     """
+    if optional and target is None and not _needs_no_target(selector):
+        return {}
     if not isinstance(target, Mapping) or _needs_no_target(selector):
         return {None: selector.resolve(target)}  # type: ignore[arg-type]
     if not target or not all(isinstance(pattern, str) for pattern in target):
@@ -106,7 +113,7 @@ class Quota:
 
 
 def divided(
-    units: Units, model: nn.Module, target: Target, selector: Selector
+    units: Units, model: nn.Module, target: Target, shares: Mapping[str | None, float]
 ) -> tuple[Units, tuple[Quota, ...]]:
     """Return the units that a target covers, and their division among the targets.
 
@@ -117,15 +124,13 @@ def divided(
         units: The unit groups that may be pruned.
         model: Their model.
         target: One target, or pattern of parameter and module names to target.
-        selector: Makes shares of targets.
+        shares: The shares that the selector makes of them, as :func:`resolved` returns them.
 
     Raises:
         ValueError: If a pattern matches nothing, or no unit that may go.
     """
-    shares = resolved(target, selector)
-    if None in shares:
-        return units, (Quota(None, target, shares[None], units),)
-    assert isinstance(target, Mapping)
+    if not isinstance(target, Mapping) or None in shares:
+        return units, tuple(Quota(None, target, share, units) for share in shares.values())
     names = _all_names(model)
     modules = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
     named = {pattern: names_of_kinds("target", [pattern], model) for pattern in target}

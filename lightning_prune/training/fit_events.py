@@ -13,7 +13,6 @@ from lightning_prune.report.history import History
 from lightning_prune.schedules.base import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
 from lightning_prune.schedules.moments import FitLength, TimeUnit
-from lightning_prune.selectors.targets import resolved
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
@@ -59,7 +58,8 @@ class FitEvents:
         reconstructed = 0 if parts.reconstruct is None else parts.reconstruct.batches
         self._batch_count = max(criterion.held, selector.held, reconstructed)
         self._warn = trainer_queries.WarnOnce()
-        self.queue = EventQueue(max(resolved(parts.target, selector).values()))
+        self._shares = parts.shares()
+        self.queue = EventQueue(max(self._shares.values(), default=0.0))
         self.undone = False
         self._reset()
 
@@ -88,6 +88,10 @@ class FitEvents:
         """
         self._warn.clear()
         self.undone = False
+        if not self._shares:  # nothing is removed but given masks
+            for part in filter(None, (self._rewind, self._guard, self._reconstruct)):
+                raise ValueError(f"{part!r} follows pruning events, and without a target there are none.")
+            return
         try:
             self.queue.timetable = self._timetable(trainer)
         except ValueError as error:

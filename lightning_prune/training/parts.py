@@ -24,6 +24,7 @@ from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
+from lightning_prune.units.given_masks import GivenMasks
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 
@@ -49,11 +50,13 @@ class PruningParts:
     measure_seconds: float
     write_report: bool | str | Path
     keep_zeros: bool
+    given_masks: GivenMasks | None
 
     def __post_init__(self) -> None:
         if isinstance(self.target, Mapping):
             object.__setattr__(self, "target", dict(self.target))  # what the user does to it later is not ours
-        check_parts(self.target, self.criterion, self.structure, self.selector)
+        check_parts(self.criterion, self.structure, self.selector)
+        self.shares()
         check_part(self.schedule, Schedule, "schedule")
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
@@ -69,6 +72,14 @@ class PruningParts:
         check_seconds(measure_seconds=self.measure_seconds)
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name={self.name!r} must be 1 to 100 characters without slashes: files have it.")
+
+    def shares(self) -> dict[str | None, float]:
+        """Return the share that each target removes at the end; none where nothing but given masks is removed.
+
+        Raises:
+            ValueError: If the selector cannot work with a target.
+        """
+        return resolved(self.target, self.selector, optional=self.given_masks is not None)
 
     @property
     def state_key(self) -> str:
@@ -122,6 +133,7 @@ class PruningParts:
             selector=self.selector,
             schedule=None,
             example=example,
+            masks=self.given_masks,
         )
         if self.keep_zeros:
             pruner.keep_zeros()
@@ -130,7 +142,7 @@ class PruningParts:
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""
         names = ("criterion", "structure", "selector", "schedule", "rewind", "guard", "reconstruct")
-        shares = resolved(self.target, self.selector)
+        shares = self.shares()
         target = {"target": repr(shares.pop(None, None)), "target by pattern": repr(shares or None)}
         return target | {name: describe(getattr(self, name)) for name in names}
 

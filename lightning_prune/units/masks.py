@@ -90,6 +90,15 @@ class MaskStore:
         for part in group.here.masked:
             to_local(self._masks[part.name]).logical_and_(part.spread(units))
 
+    def restrict(self, masks: Mapping[str, Tensor]) -> None:
+        """Mask also what these whole masks do, of any of the model's parameters; weights stay."""
+        for name, mask in masks.items():
+            if name not in self._masks and not mask.all():
+                self._masks[name] = self._fresh(name)
+            if name in self._masks:
+                own = self.shards.own(mask) if is_sharded(self._parameters[name]) else mask
+                to_local(self._masks[name]).logical_and_(own.to(self._masks[name].device))
+
     @torch.no_grad()
     def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Set each masked weight to exactly 0.
