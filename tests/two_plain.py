@@ -61,7 +61,7 @@ def held(tensor: Tensor) -> Tensor:
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-PLAIN: dict[str, tuple[Criterion, Selector, float | None]] = {
+PLAIN: dict[str, tuple[Criterion, Selector, Any]] = {
     "magnitude": (Magnitude(), Global(), 0.6),
     "square": (Magnitude(p=2), PerLayer(), 0.6),
     "gradient": (Gradient(), Global(), 0.6),
@@ -70,6 +70,7 @@ PLAIN: dict[str, tuple[Criterion, Selector, float | None]] = {
     "taylor by layer": (Taylor(), PerLayer(), 0.6),
     "movement": (Movement(), Global(), 0.6),
     "fisher": (Fisher(), Global(), 0.6),
+    "targets": (Magnitude(), Global(), {"3*": 0.7, "*": 0.4}),
     "pattern": (Taylor(), NofM(1, 2), None),
     "all but the last": (Magnitude(), Global(), 0.9995),
 }
@@ -88,7 +89,7 @@ def give(model: nn.Module, copied: nn.Module) -> None:
         parameter.grad = distribute_tensor(other.grad, parameter.device_mesh, [Shard(0)])
 
 
-def plain(criterion: Criterion, selector: Selector, target: float | None) -> dict[str, Any]:
+def plain(criterion: Criterion, selector: Selector, target: Any) -> dict[str, Any]:
     """Masks of three events, of a divided model and of a whole one, with the very same numbers."""
     torch.manual_seed(0)
     copied = network()
@@ -187,6 +188,22 @@ def refused() -> list[str]:
     return [said(call) for call in calls]
 
 
+def given_masks() -> list[dict[str, Tensor]]:
+    """Masks of a divided model and of a whole one that begin with the same masks, before and after an event."""
+    torch.manual_seed(0)
+    alone = network()
+    model = copy.deepcopy(alone)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    masks = {"3.weight": torch.rand(17, 108) < 0.7, "3.bias": torch.arange(17) % 3 > 0}
+    found = []
+    for each in (model, alone):
+        pruner = Pruner(each, 0.6, schedule=None, masks=masks)
+        found.append(whole(pruner.masks))
+        pruner.prune(1.0)
+        found.append(whole(pruner.masks))
+    return [masks, *found]
+
+
 def masks_that_were_divided() -> tuple[str, list[int]]:
     """What is said of them with the whole model, and what the advice leaves: weights kept there and here."""
     model = network()
@@ -209,6 +226,7 @@ def all_plain() -> dict[str, Any]:
     return {
         "plain": {name: plain(*parts) for name, parts in PLAIN.items()},
         "refused plain": refused(),
+        "given masks": given_masks(),
         "divided masks": masks_that_were_divided(),
         "sent": {width: sent(width) for width in (16, 16_384)},
     }

@@ -293,6 +293,18 @@ def test_no_layer_is_emptied(found: Found) -> None:
     assert [int(mask.sum()) for mask in seen["mine"][-1].values()] == [1, 1, 1, 1]
 
 
+def test_masks_from_outside_are_those_of_the_whole_model(found: Found) -> None:
+    for each in found:
+        given, begun, pruned, *alone = each["given masks"]
+        assert same([begun, pruned], alone)
+        assert torch.equal(begun["3.weight"], given["3.weight"])
+        assert torch.equal(begun["3.bias"], given["3.bias"])
+        assert not (pruned["3.weight"] & ~given["3.weight"]).any()
+        assert sum(int((~mask).sum()) for name, mask in pruned.items() if "bias" not in name) == round(
+            0.6 * 1890
+        )
+
+
 def test_what_processes_exchange_does_not_grow_with_the_model(found: Found) -> None:
     histogram = 8 * 2**16
     small, large = (found[0]["sent"][width] for width in (16, 16_384))
