@@ -101,3 +101,8 @@ def test_channels_at_their_limit() -> None:
     pruner = Pruner(model, 0.2, schedule=None, **parts)
     pruner.prune(1.0)
     assert [int((~mask.any(1)).sum()) for mask in pruner.masks.values() if mask.ndim > 1] == [2, 6, 0]
+
+
+def test_the_default_is_not_printed_as_states_of_earlier_versions_have_it() -> None:
+    assert repr(Global()) == "Global(budget='units', normalize=None, cost_weight=0.0)"
+    assert repr(Global(most=0.5)) == "Global(budget='units', normalize=None, cost_weight=0.0, most=0.5)"
