@@ -34,10 +34,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "channels": {"structure": Channels()},
     "compacted": {"structure": Channels(), "compact": True},
 }
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning"),
-    pytest.mark.xdist_group("cli"),  # one process has their fits
-]
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
 

@@ -11,8 +11,6 @@ from lit import same
 from processes import run_script
 from ranks import GATHERED, JOINT, RESUMED, Stop, run
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one process has their fits
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:

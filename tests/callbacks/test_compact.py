@@ -619,7 +619,6 @@ def compacted_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.xdist_group("compacted_by_two")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_two_processes_compact_alike(compacted_by_two: Path, criterion: str) -> None:
     folder = compacted_by_two / criterion

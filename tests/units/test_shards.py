@@ -34,8 +34,6 @@ from lightning_prune.units.masks import MaskStore, pack
 from lightning_prune.units.shards import Shards
 from lightning_prune.units.slices import ElementSlice
 
-pytestmark = pytest.mark.xdist_group("shards")  # one process has their fits
-
 SHAPES = {
     "net.0.weight": (3, 1, 3, 3),
     "net.3.weight": (17, 108),
