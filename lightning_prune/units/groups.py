@@ -32,6 +32,8 @@ class UnitGroup:
         attributes: Pairs of a module name and an attribute name, of integers that shrink with the number of
             units.
         heads: Whether the units are attention heads.
+        summed: Whether a sum takes in what the units are, so that a unit matters even if all weights that read
+            it are 0.
         split_in: Names of the modules that split the units from others along a dimension.
         named: Whether the user has asked for the units by name; if so, they need not train.
     """
@@ -45,6 +47,7 @@ class UnitGroup:
     multiple: int = 1
     attributes: tuple[tuple[str, str], ...] = ()
     heads: bool = False
+    summed: bool = False
     split_in: tuple[str, ...] = ()
     named: bool = False
 

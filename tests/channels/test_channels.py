@@ -125,10 +125,6 @@ def test_attributes_say_what_the_tensors_are() -> None:
 # --- what stays, and why
 
 
-def layer_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
-
-
 def literal() -> nn.Module:
     return Net(
         lambda m, x: m.head(m.one(x).view(2, 4, 2, 8, 8).flatten(1, 2)), one=conv(3, 8), head=nn.Conv2d(8, 2, 1)
@@ -152,10 +148,6 @@ def frozen(model: nn.Module, example: Any) -> dict[str, str]:
 
 def test_outputs_stay() -> None:
     assert frozen(plain(), IMAGES) == {"5.2.weight": "is the network's output"}
-
-
-def test_what_a_layer_norm_normalises_over_stays() -> None:
-    assert frozen(layer_norm(), TOKENS)["0.weight"] == "feeds a layer_norm, which mixes all channels (in 1)"
 
 
 def test_what_weight_norm_gives_a_direction_stays_and_nothing_else() -> None:

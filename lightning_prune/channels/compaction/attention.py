@@ -111,8 +111,13 @@ def _bias(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
 
 
-def set_attention_class_(module: nn.Module) -> None:
-    """Set the class and the widths of an attention module by its parameters; ignore any other module."""
+def set_attention_class_(module: nn.Module, *, narrow: bool = False) -> None:
+    """Set the class and the widths of an attention module by its parameters; ignore any other module.
+
+    Args:
+        module: The module.
+        narrow: Whether it has to be a :class:`NarrowAttention` whatever its widths are.
+    """
     if type(module) not in (nn.MultiheadAttention, NarrowAttention):
         return
     assert isinstance(module, nn.MultiheadAttention)
@@ -123,7 +128,7 @@ def set_attention_class_(module: nn.Module) -> None:
         else [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
     )
     module.embed_dim, module.kdim, module.vdim = (matrix.shape[1] for matrix in matrices)
-    narrow = len(matrices[0]) != module.embed_dim * (3 if packed else 1)
+    narrow |= len(matrices[0]) != module.embed_dim * (3 if packed else 1)
     # where this is True, nn.TransformerEncoderLayer may run a fused op instead of this module's forward
     module._qkv_same_embed_dim = packed and not narrow
     if module.bias_k is None and not module.add_zero_attn:

@@ -221,6 +221,7 @@ def _join(members: Sequence[Found]) -> Found:
         buffers=_united(part for group in groups for part in group.buffers),
         attributes=tuple(dict.fromkeys(each for group in groups for each in group.attributes)),
         heads=any(group.heads for group in groups),
+        summed=any(group.summed for group in groups),
         split_in=tuple(dict.fromkeys(each for group in groups for each in group.split_in)),
     )
     return Found(joined, members[0].trace)

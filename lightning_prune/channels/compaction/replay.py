@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.attention import set_attention_class_
+from lightning_prune.channels.compaction.norms import NarrowLayerNorm, set_norm_class_
+from lightning_prune.channels.compaction.own_norms import own_norms, set_scales_
 from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
 from lightning_prune.core.tensors import tensors_by_name
 
@@ -32,13 +34,15 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
     """
     tensors = tensors_by_name(model)
     check_attributes(model, plan)
-    for name in {cut.name for cut in plan.cuts}:
+    names = {cut.name for cut in plan.cuts}
+    norms = own_norms(model, names)
+    for name in names:
         tensor, cuts = tensors[name], plan.cuts_of(name)
         for optimizer in optimizers:
             _cut_optimizer_state(optimizer, tensor, cuts)
         tensor.data = cut_tensor(tensor.data, cuts)
         tensor.grad = None
-    _set_attributes(model, plan, after=True)
+    _set_attributes(model, plan, norms, after=True)
     _reassign_tensors(model)
 
 
@@ -46,6 +50,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
 def expand_(model: nn.Module, plan: Plan) -> None:
     """Revert a plan: restore the shapes and attributes before it, with 0 for all elements that were cut."""
     tensors = tensors_by_name(model)
+    norms = own_norms(model, {cut.name for cut in plan.cuts})
     for cut in reversed(plan.cuts):
         tensor = tensors[cut.name]
         sizes = list(tensor.shape)
@@ -54,7 +59,7 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         whole = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
         tensor.data = _like_layout(whole, tensor)
         tensor.grad = None
-    _set_attributes(model, plan, after=False)
+    _set_attributes(model, plan, norms, after=False)
     _reassign_tensors(model)
 
 
@@ -94,13 +99,20 @@ def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     return ordered.reshape(-1).view(ordered.shape).permute(back)
 
 
-def _set_attributes(model: nn.Module, plan: Plan, *, after: bool) -> None:
+def _set_attributes(model: nn.Module, plan: Plan, norms: Mapping[nn.Module, int], *, after: bool) -> None:
     modules = dict(model.named_modules())
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
             setattr(modules[name], key, change[after])
+    for norm, width in norms.items():
+        set_scales_(norm, width)
     for module in modules.values():
+        set_norm_class_(module)
         set_attention_class_(module)
+    for module in modules.values():
+        # its fused op, which a narrow attention rules out, would not know that its norms are narrow
+        if isinstance(module, nn.TransformerEncoderLayer) and type(module.norm1) is NarrowLayerNorm:
+            set_attention_class_(module.self_attn, narrow=True)
 
 
 def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[Cut]) -> None:

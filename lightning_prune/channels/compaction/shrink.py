@@ -163,7 +163,7 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
     """Return which units remain in each group.
 
     A unit is removed if its elements are 0 in all weights that read it, or in all other masked slices of its
-    group, which make it.
+    group, which make it; where a sum takes it in, in both.
 
     Args:
         model: The model, with masked weights at 0.
@@ -184,8 +184,11 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
     kept = []
     for group in groups:
         readers: list[Slice] = [*group.readers]
-        makers = [part for part in group.masked if part not in readers]
-        removed = empty(readers, group.size) | empty(makers, group.size)
+        if group.summed:
+            removed = empty([*group.masked], group.size)
+        else:
+            makers = [part for part in group.masked if part not in readers]
+            removed = empty(readers, group.size) | empty(makers, group.size)
         removed[0] &= not removed.all()  # one unit remains, so that no layer becomes empty
         kept.append((group, ~removed))
     return kept

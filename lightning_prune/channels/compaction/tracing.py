@@ -8,12 +8,13 @@ from contextlib import suppress
 
 from torch import nn
 
+from lightning_prune.channels.compaction.norms import open_norms_
 from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.graph.recorder import PassRecord, record_pass
 from lightning_prune.channels.graph.splits import Split
 from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.channels.graph.trace_record import TraceRecord
-from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, Probe
 
 _WHAT_IS_LEFT = "nothing can be cut out of it. Unstructured and Blocks set single weights or blocks to 0."
@@ -32,7 +33,7 @@ def check_same_ops(model: nn.Module, known: PassRecord) -> None:
     Raises:
         ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
-    perturb_(copied := copy_model(model))
+    perturb_(copied := open_norms_(copy_model(model)))
     try:
         found = record_pass(copied, known.probe)
     except Exception as error:  # a user's forward may raise anything
@@ -62,7 +63,7 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
     """
     found: list[PassRecord] = []
     for each in probe.passes:
-        twin = copy_model(model)
+        twin = open_norms_(copy_model(model))
         try:
             found.append(record_pass(twin, each))
         except Exception as error:  # a user's forward may raise anything
@@ -82,7 +83,7 @@ def _first_in_training(model: nn.Module, probe: Probe) -> list[PassRecord]:
         training = copy.copy(each)
         training.training = True
         with suppress(Exception):  # a user's forward may raise anything
-            return [record_pass(copy_model(model), training)]
+            return [record_pass(open_norms_(copy_model(model)), training)]
     return []
 
 
@@ -97,7 +98,7 @@ def trace_model(
         split: As for :class:`TraceRecord`.
         deadline: When to stop; ``None`` for no limit.
     """
-    trace = Trace(model, split, deadline)
+    trace = Trace(open_norms_(copy_sharing_weights(model)), split, deadline)
     for number, each in enumerate(passes):
         trace.follow(each, count=number == 0)
     return trace.record

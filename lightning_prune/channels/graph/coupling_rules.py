@@ -154,7 +154,9 @@ def reduce(call: Call) -> Sequence[Fields]:
 def sum_rule(call: Call) -> Sequence[Fields]:
     """Drop the labels along the summed dimensions: masked elements add 0 to the sum and may be removed."""
     tensor, dims = call.tensors[0], _reduced_dims(call)
-    _, fields = partition(call.fields(tensor), dims)
+    summed, fields = partition(call.fields(tensor), dims)
+    for field in () if call.of_weights(tensor) else summed:
+        call.record.note(Role.SUMMED, field)
     reduced = tuple(field.squeeze(tuple(dims)) for field in fields)
     return [fields if output.ndim == tensor.ndim else reduced for output in call.outputs]
 

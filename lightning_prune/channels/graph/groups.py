@@ -45,7 +45,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         if made.intersection(axes):
             alike[axes, parts.get(root, ())].append(unit)
     groups = []
-    attended = trace.coupled_to_role(Role.HEAD)
+    attended, summed = trace.coupled_to_role(Role.HEAD), trace.coupled_to_role(Role.SUMMED)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
     for (axes, split), members in alike.items():
@@ -59,13 +59,15 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         # biases, scales and shifts of norms: one element per unit
         single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
         (name, dim), index = members[0][0]
+        label = trace.axis_labels[name][dim][index]
         groups.append(
             UnitGroup(
                 name=first.rpartition(".")[0] or first,
                 slices=tuple(slices[axis] for axis in (*outputs, *single)),
                 followers=tuple(slices[axis] for axis in others if axis not in single),
                 buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
-                heads=bool(attended[trace.axis_labels[name][dim][index]]),
+                heads=bool(attended[label]),
+                summed=bool(summed[label]),
                 split_in=tuple(dict.fromkeys(part.module for part in split)),
             )
         )

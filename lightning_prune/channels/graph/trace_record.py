@@ -26,6 +26,7 @@ class Role(Enum):
     INPUT = "an input of a weight: a contraction sums over it"
     HEAD = "an attention head"
     SCALE = "an element of the scale of a batch norm"
+    SUMMED = "a term of a sum that no weight multiplies, as of the mean of a layer norm"
 
 
 class Part(NamedTuple):
