@@ -157,6 +157,40 @@ def test_layers_that_attention_alone_reads_go(options: dict[str, Any]) -> None:
     smaller.train()(*double((TOKENS, MEMORY))).sum().backward()
 
 
+class Queries(nn.Module):
+    """Queries that are learned attend to each other, and then to a sequence, as in DETR."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.queries, self.batch_first = nn.Parameter(torch.randn(5, WIDTH)), batch_first
+        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 10, batch_first=batch_first)
+        self.layers, self.head = nn.TransformerDecoder(layer, 1), nn.Linear(WIDTH, 4)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        if self.batch_first:
+            decoded = self.layers(self.queries.expand(len(memory), -1, -1), memory)
+        else:
+            queries = self.queries[:, None].repeat(1, len(memory), 1)
+            decoded = self.layers(queries, memory.transpose(0, 1)).transpose(0, 1)
+        result: Tensor = self.head(decoded)
+        return result
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_heads_of_learned_queries_go(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    pruner, smaller = halved(Queries(batch_first).double().eval(), double((MEMORY,)))
+    heads = {group.name: group for group in pruner.groups if group.heads}
+    assert {name: group.size for name, group in heads.items()} == {
+        "layers.layers.0.self_attn": HEADS,
+        "layers.layers.0.multihead_attn": HEADS,
+    }
+    for group in heads.values():  # the bias makes the head, as the weight does, and reads nothing
+        assert [part.name.rpartition(".")[2] for part in group.slices] == ["in_proj_weight", "in_proj_bias"]
+    attentions = [each for each in smaller.modules() if isinstance(each, nn.MultiheadAttention)]
+    assert [each.num_heads for each in attentions] == [HEADS - 1] * 2
+
+
 class Translator(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -332,7 +332,10 @@ def test_a_number_of_heads_in_forward_keeps_them() -> None:
             q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
             return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    with pytest.raises(ValueError, match=r"qkv: cannot be cut: RuntimeError: shape .*is invalid"):
+    with pytest.raises(
+        ValueError,
+        match=r"qkv: cannot be cut: RuntimeError: shape .*is invalid.* \(test_heads\.py:\d+, in forward\)",
+    ):
         Heads().units(Literal(), TOKENS)
 
 
@@ -348,3 +351,4 @@ def test_heads_whose_size_is_worked_out_of_the_embedding_stay() -> None:
     units = Channels().units(model, torch.randn(2, 4, 4, 8))
     assert {group.name: group.size for group in units.groups} == {"0.attn.cpb_mlp.0": 512, "0.mlp.0": 32}
     assert "cannot be cut: RuntimeError: shape" in units.frozen["0.attn.qkv"]
+    assert "(swin_transformer.py:" in units.frozen["0.attn.qkv"]

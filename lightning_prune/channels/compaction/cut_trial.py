@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
+from lightning_prune.channels.compaction.failures import described
 from lightning_prune.channels.compaction.perturbation import FloatTypes, jitter_, perturb_, reorder_, scale_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
@@ -158,7 +159,7 @@ class CutTrial:
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
             if self._uses_single_precision(kept):
                 return self._failure(kept)
-            return f"cannot be cut: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return f"cannot be cut: {described(error)}"
         self._double_runs |= self._dtype is torch.float64
         if self._scale != 1 and _worst(expected, expected):  # nan
             self._scale = 1

@@ -45,6 +45,10 @@ class Call:
         """Return whether a tensor is a weight (parameter or buffer), or computed from weights alone."""
         return tensor in self.record.weights
 
+    def is_plain_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is computed from weights alone, without a product of any."""
+        return tensor in self.record.weights and tensor not in self.record.multiplied
+
     def is_uniform(self, tensor: Tensor) -> bool:
         """Return whether a tensor has one value everywhere, so that it can be cut to any size."""
         return tensor in self.record.uniform

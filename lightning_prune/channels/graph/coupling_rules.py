@@ -201,7 +201,9 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
         summed.append(call.freeze_along(along, others, why))
         for field in passed[-1]:
             call.record.note(Role.OUTPUT, field)
-        for field in summed[-1] if call.of_weights(operand) else ():
+        # what a layer makes of learned queries is read, and a weight with an adapter added reads
+        reads = call.is_plain_weight(operand) or not all(map(call.of_weights, operands))
+        for field in summed[-1] if reads and call.of_weights(operand) else ():
             call.record.note(Role.INPUT, field)
     for mine, other, tensor in zip(summed, reversed(summed), operands[::-1], strict=True):
         if not other and not call.is_uniform(tensor):
@@ -231,7 +233,7 @@ def matmul(call: Call) -> Sequence[Fields]:
         fields = tuple(field.squeeze(-1) for field in fields)
     summed = partition(call.fields(left), inner[:1])[0] or partition(call.fields(right), inner[1:])[0]
     call.record.note_macs([*fields, *summed[:1]])
-    if not call.of_weights(left) and not call.of_weights(right):
+    if not call.is_plain_weight(left) and not call.is_plain_weight(right):
         for field in fields:
             if max(varying_dims(field)) < left.ndim - 2:
                 call.record.note(Role.HEAD, field)

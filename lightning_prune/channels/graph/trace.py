@@ -107,10 +107,10 @@ class Trace(OpMode):
         self._check(step == op_record(func, outputs))
         record = self.record
         call = Call(record, func, args, kwargs, outputs)
-        read = record.note_read(call.tensors, outputs)
+        macs = sum(product.macs for product in products(func, args, kwargs, result))
+        read = record.note_read(call.tensors, outputs, multiplied=macs > 0)
         if live:
             record.used |= read
-        macs = sum(product.macs for product in products(func, args, kwargs, result))
         labelled = any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors)
         if macs or labelled or call.name in REPEATING:
             if self._deadline is not None:

@@ -50,6 +50,7 @@ class TraceRecord:
         names: ``id`` of each parameter and buffer of the copy that runs to its name.
         weights: Tensors that are weights (parameters or buffers), or computed from weights alone, each with the
             names of these.
+        multiplied: Those of them that a product of weights took part in, as what a layer makes of learned queries.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
         read: Names of the parameters and buffers that an op has read.
         met: For these names whether an op that reads other tensors, too, has given any element with them.
@@ -65,6 +66,7 @@ class TraceRecord:
         self.axis_labels: dict[str, tuple[Tensor, ...]] = {}
         self.names: dict[int, str] = {}
         self.weights: Any = WeakTensorKeyDictionary()
+        self.multiplied: Any = WeakTensorKeyDictionary()
         self.uniform: Any = WeakTensorKeyDictionary()
         self.read: set[str] = set()
         self.met: dict[str, bool] = {}
@@ -94,7 +96,9 @@ class TraceRecord:
         """Names of the parameters and buffers that an op has read, other than for results without elements."""
         return {name for name in self.read if self.met.get(name, True)}
 
-    def note_read(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> set[str]:
+    def note_read(
+        self, tensors: Sequence[Tensor], outputs: Sequence[Tensor], *, multiplied: bool = False
+    ) -> set[str]:
         """Record that an op has read tensors.
 
         A layer that is given no rows, as for objects that are not there, tells nothing about its weights.
@@ -102,6 +106,7 @@ class TraceRecord:
         Args:
             tensors: What the op has read.
             outputs: What it has returned.
+            multiplied: Whether it is a product.
 
         Returns:
             The names of the parameters and buffers among the tensors.
@@ -112,6 +117,8 @@ class TraceRecord:
         names = frozenset[str]().union(*(each for each in sources if each is not None))
         if None not in sources:
             self.weights.update((output, names) for output in outputs)
+            if multiplied or any(tensor in self.multiplied for tensor in tensors):
+                self.multiplied.update((output, True) for output in outputs)
         elif outputs:
             for output in outputs:
                 if id(output) not in self.names:
