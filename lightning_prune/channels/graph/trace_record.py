@@ -50,7 +50,7 @@ class TraceRecord:
         names: ``id`` of each parameter and buffer of the copy that runs to its name.
         weights: Tensors that are weights (parameters or buffers), or computed from weights alone, each with the
             names of these.
-        multiplied: Those of them that a product of weights took part in, as what a layer makes of learned queries.
+        multiplied: Those of them that a product of weights took part in, as what is made of learned queries.
         uniform: Tensors that were created in the pass with one value everywhere, as by ``zeros``.
         read: Names of the parameters and buffers that an op has read.
         met: For these names whether an op that reads other tensors, too, has given any element with them.
