@@ -228,6 +228,16 @@ def assigned(m: Any, y: Tensor) -> Tensor:
     return y
 
 
+def embedded(count: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Embedding(count, 4)
+
+
+def placed(m: Any, y: Tensor) -> Tensor:
+    """Add a position embedding, half of which is for rows and half for columns."""
+    columns, rows = m.columns.weight.repeat(2, 1, 1), m.rows.weight[:, None].repeat(1, 3, 1)
+    return y + torch.cat([columns, rows], -1).flatten(0, 1)[: y.shape[1]]
+
+
 def by_rows(m: Any, y: Tensor) -> Tensor:
     """Fill zeros row by row, as where each level of a pyramid pools the regions of its size."""
     rows = y.flatten(0, 1)
@@ -427,6 +437,7 @@ CASES = [
     Case("weights standardised over their inputs", "batch_norm", standardised, IMAGES, [7, 6]),
     Case("products of two layers", "Bilinear", bilinear, TOKENS, [8, 7, 5]),
     Case("embeddings", "EmbeddingBag", bags, TOKENS, [8]),
+    tokens("embeddings", "halves", placed, [4, 4, 7], columns=embedded(3), rows=embedded(2)),
     Case("rotary embeddings", "view_as_complex", make_rotary, TOKENS, [3]),
     Case("graph layers by hand", "index_add", nodes(graph_convolution, **two_linear()), TOKENS, [8]),
     *(

@@ -20,6 +20,7 @@ from lightning_prune.channels.graph.label_fields import (
     partition,
     varying_dims,
 )
+from lightning_prune.channels.graph.labels import NOT_CUT
 
 
 def same(call: Call) -> Sequence[Fields]:
@@ -159,9 +160,32 @@ def pixel_shuffle(call: Call) -> Sequence[Fields]:
 
 def concatenate(call: Call) -> Sequence[Fields]:
     """Concatenate the labels; along dimensions in which no input's labels vary, couple those of the parts."""
-    _label_uniform(call, [frozenset([call.argument("dim") % call.outputs[0].ndim])])
+    dim = call.argument("dim") % call.outputs[0].ndim
+    _label_uniform(call, [frozenset([dim])])
+    _freeze_unmatched(call, dim)
     labelled = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
     return _move_coupled(call, frozenset().union(*labelled))
+
+
+def _freeze_unmatched(call: Call, dim: int) -> None:
+    """Freeze the labels of parts along other dimensions than the one they are joined in, unless all have some.
+
+    The parts keep one size along these, as the halves of a position embedding, for rows and for columns, do.
+    """
+    across = {
+        tensor: {varying_dims(field) for field in fields if dim not in varying_dims(field)}
+        for tensor in call.tensors
+        if (fields := call.fields(tensor))
+    }
+    common = set.intersection(*across.values())
+    for tensor in across:
+        kept = []
+        for field in call.fields(tensor):
+            if dim in varying_dims(field) or varying_dims(field) in common:
+                kept.append(field)
+            else:
+                call.labels.freeze(field, NOT_CUT)
+        call.record.set_fields(tensor, tuple(kept))
 
 
 def _label_uniform(call: Call, otherwise: Sequence[frozenset[int]]) -> None:
