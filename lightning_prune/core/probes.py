@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.core.process_state import ProcessState
+from lightning_prune.core.recurrent_calls import WholeRecurrentCalls, without_dropout
 from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors, to_model
 
 
@@ -225,12 +226,27 @@ def _train_(model: nn.Module) -> None:
 
 
 class OpMode(TorchDispatchMode):
-    """A dispatch mode that sees each op, those that run functions as one, such as ``torch.cond``."""
+    """A dispatch mode that sees each op.
+
+    Those that run functions, such as ``torch.cond``, and recurrent layers are one op.
+    """
 
     supports_higher_order_operators = True
+    _whole = WholeRecurrentCalls()
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Any:
+        """Begin to see the ops that run."""
+        self._whole.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop seeing them."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._whole.__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 class _MeanDropout(OpMode):
@@ -241,7 +257,7 @@ class _MeanDropout(OpMode):
             return args[0].fill_(args[1] if len(args) > 1 else 0.5)
         if func is torch.ops.aten.native_dropout.default:
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        return func(*args, **(kwargs or {}))
+        return func(*without_dropout(func, args), **(kwargs or {}))
 
 
 @contextmanager

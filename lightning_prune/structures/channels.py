@@ -11,7 +11,7 @@ from lightning_prune.units.slices import axis_slices
 
 @dataclass(frozen=True, repr=False)
 class Channels(Coupled):
-    """Channels of convolutions and neurons of linear layers, with all slices of other layers coupled to them.
+    """Channels, neurons and hidden units, with all slices of other layers coupled to them.
 
     A forward pass on an example is traced, so that channels that meet in residual sums, concatenations,
     depthwise convolutions and the like become one unit. A unit is masked in the weights that make it, in norms,
@@ -42,8 +42,13 @@ class Channels(Coupled):
         return True
 
     def sizes(self, group: UnitGroup) -> set[int]:
-        """Return how many channels of each layer a unit is; of attention, the size of a head."""
-        layers = axis_slices([*group.slices, *(group.readers if group.heads else ())])
+        """Return how many channels of each layer a unit is; of attention, the size of a head.
+
+        A hidden unit of a recurrent layer is a row of each gate, and a column of what reads the state.
+        """
+        makers = {part.name for part in group.slices}
+        readers = [part for part in group.readers if group.heads or part.name in makers]
+        layers = axis_slices([*group.slices, *readers])
         found = {int(part.index[part.index >= 0].bincount().max()) for part in layers if part.index is not None}
         return {min(found)} if group.heads else found
 

@@ -131,17 +131,6 @@ def literal() -> nn.Module:
     )
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
-        super().__init__()
-        self.inner = nn.Linear(6, 7)
-        self.memory = kind(7, 4, batch_first=True)
-        self.outer = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(self.memory(self.inner(x))[0])
-
-
 def frozen(model: nn.Module, example: Any) -> dict[str, str]:
     return Channels().units(model, example).frozen
 
@@ -164,14 +153,6 @@ def test_a_literal_size_is_found_out_by_a_trial() -> None:
     model.more = nn.Conv2d(2, 2, 1)
     with pytest.raises(ValueError, match=r"one: cannot be cut: RuntimeError: shape '\[2, 4, 2, 8, 8\]'"):
         Channels().units(model, IMAGES)
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_stay_and_are_named(kind: type[nn.RNNBase]) -> None:
-    units = Channels().units(Recurrent(kind), TOKENS)
-    assert [group.name for group in units.groups] == ["outer.0"]
-    why = f"is part of, or coupled with, memory: {kind.__name__} layers are not cut"
-    assert units.frozen["memory.weight_ih_l0"] == why
 
 
 def test_an_op_without_a_rule_is_named() -> None:

@@ -69,20 +69,17 @@ class GroupSearch:
         return {part.name: reasons[group.name] for group in failing for part in group.slices}
 
     def limit(self) -> None:
-        """Find the groups of which two units have to stay, as where ``squeeze`` drops the dimension of one.
+        """Find the groups of which one unit more has to stay, as where ``squeeze`` drops the dimension of one.
 
-        A group that fails with two left is dropped.
+        A group that fails with one more left is dropped.
         """
-        for least in (1, 2):
-            limited = [group for group, _ in self.passed if group.minimum == least]
-            failing = self._trial.failing(least_cut(limited, least))
-            self.passed = [
-                Found(replace(group, minimum=least + 1), trace)
-                if group.name in failing
-                else Found(group, trace)
-                for group, trace in self.passed
-            ]
-        self._drop({group.name: failing[group.name] for group, _ in self.passed if group.minimum > 2})
+        failing = self._trial.failing(least_cut([group for group, _ in self.passed]))
+        self.passed = [
+            Found(replace(group, minimum=group.minimum + (group.name in failing)), trace)
+            for group, trace in self.passed
+        ]
+        again = [group for group, _ in self.passed if group.name in failing]
+        self._drop(self._trial.failing(least_cut(again)))
 
     def _drop(self, failing: Mapping[str, str]) -> None:
         """Take these groups, name to reason, out of ``passed``."""
@@ -220,6 +217,7 @@ def _join(members: Sequence[Found]) -> Found:
         followers=_united(part for group in groups for part in group.followers),
         buffers=_united(part for group in groups for part in group.buffers),
         attributes=tuple(dict.fromkeys(each for group in groups for each in group.attributes)),
+        minimum=max(group.minimum for group in groups),
         heads=any(group.heads for group in groups),
         summed=any(group.summed for group in groups),
         split_in=tuple(dict.fromkeys(each for group in groups for each in group.split_in)),

@@ -89,3 +89,14 @@ def _(module: nn.MultiheadAttention, shapes: Mapping[str, torch.Size]) -> dict[s
 @_widths.register
 def _(module: nn.Embedding, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     return {"embedding_dim": shapes["weight"][1]}
+
+
+@_widths.register
+def _(module: nn.RNNBase, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    projected, hidden = shapes.get("weight_hr_l0", (0, shapes["weight_hh_l0"][1]))
+    return {"input_size": shapes["weight_ih_l0"][1], "hidden_size": hidden, "proj_size": projected}
+
+
+@_widths.register
+def _(module: nn.RNNCellBase, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}

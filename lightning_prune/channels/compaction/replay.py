@@ -109,6 +109,8 @@ def _set_attributes(model: nn.Module, plan: Plan, norms: Mapping[nn.Module, int]
     for module in modules.values():
         set_norm_class_(module)
         set_attention_class_(module)
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN reads the weights of all layers as one piece of memory
     for module in modules.values():
         # its fused op, which a narrow attention rules out, would not know that its norms are narrow
         if isinstance(module, nn.TransformerEncoderLayer) and type(module.norm1) is NarrowLayerNorm:

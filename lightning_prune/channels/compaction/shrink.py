@@ -163,7 +163,7 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
     """Return which units remain in each group.
 
     A unit is removed if its elements are 0 in all weights that read it, or in all other masked slices of its
-    group, which make it; where a sum takes it in, in both.
+    group, which make it; where a sum takes it in, in both. As many remain as the group keeps at least.
 
     Args:
         model: The model, with masked weights at 0.
@@ -189,6 +189,8 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
         else:
             makers = [part for part in group.masked if part not in readers]
             removed = empty(readers, group.size) | empty(makers, group.size)
-        removed[0] &= not removed.all()  # one unit remains, so that no layer becomes empty
+        # at least one unit remains, so that no layer becomes empty
+        missing = max(0, group.minimum - int((~removed).count_nonzero()))
+        removed[removed.nonzero().flatten()[:missing]] = False
         kept.append((group, ~removed))
     return kept

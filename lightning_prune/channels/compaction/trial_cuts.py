@@ -14,7 +14,7 @@ def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
     """Return for each group a random choice of units to keep, from a fixed seed.
 
     Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
-    equal numbers of units fail. Two units stay where there are three or more.
+    equal numbers of units fail. Two units stay where there are three or more, and as many as a group keeps.
 
     Args:
         groups: The groups.
@@ -25,13 +25,13 @@ def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
     for group in groups:
         ranks = torch.randperm(group.size, generator=generator).argsort()
         share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
-        count = min(max(2, round(group.size * share)), group.size - 1)
+        count = min(max(2, group.minimum, round(group.size * share)), group.size - 1)
         if other:
-            count = max(1, count + 1 if count + 1 < group.size else count - 1)
+            count = max(group.minimum, count + 1 if count + 1 < group.size else count - 1)
         kept.append((group, ranks < count))
     return kept
 
 
-def least_cut(groups: Sequence[UnitGroup], count: int) -> Kept:
-    """Return for each group the choice to keep its first ``count`` units."""
-    return [(group, torch.arange(group.size) < count) for group in groups]
+def least_cut(groups: Sequence[UnitGroup]) -> Kept:
+    """Return for each group the choice to keep its first units, as few as it may keep."""
+    return [(group, torch.arange(group.size) < group.minimum) for group in groups]

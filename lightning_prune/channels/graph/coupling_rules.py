@@ -241,6 +241,20 @@ def matmul(call: Call) -> Sequence[Fields]:
     return [_met(call, terms) if added else fields]
 
 
+def line(call: Call, tensor: Tensor, dim: int, why: str) -> Tensor:
+    """Return the label of each index along one dimension of a tensor, 0 where it has none.
+
+    Args:
+        call: The op.
+        tensor: One of its operands. Several labels of one index are coupled.
+        dim: The dimension.
+        why: The reason to freeze labels that vary along another dimension as well.
+    """
+    fields, _ = partition(call.fields(tensor), [dim])
+    fields = call.freeze_along(fields, frozenset(range(tensor.ndim)) - {dim}, why)
+    return _couple_all(call, [field.flatten() for field in fields]).expand(tensor.shape[dim])
+
+
 def _couple_all(call: Call, fields: list[Tensor]) -> Tensor:
     """Couple the labels of all fields and return the first one; without fields return the label 0."""
     first, *others = fields or [torch.zeros(1, dtype=torch.int64)]
@@ -283,27 +297,16 @@ def _convolve(
     fields = call.freeze_along(call.fields(image), positions, "lies along the positions of a convolution")
     along, passed = partition(fields, [1])
     along = call.freeze_along(along, frozenset({0}), "lies along the batch of a convolution")
-    sides = []
-    for dim in (inward, outward):
-        fields, _ = partition(call.fields(weight), [dim])
-        fields = call.freeze_along(
-            fields,
-            frozenset(range(weight.ndim)) - {dim},
-            "is the weight of a convolution, computed in a way that is not followed",
-        )
-        sides.append([field.flatten() for field in fields])
-    for field in sides[0]:
-        call.record.note(Role.INPUT, field)
-    inner, outer = (_couple_all(call, side) for side in sides)
+    computed = "is the weight of a convolution, computed in a way that is not followed"
+    inner, made = (line(call, weight, dim, computed) for dim in (inward, outward))
+    call.record.note(Role.INPUT, inner)
     uniform = call.is_uniform(image) and not along and groups == 1
     read = inner if uniform else _couple_all(call, [field.flatten() for field in along])
     read = read.expand(image.shape[1])
     grid = read.view(groups, -1)
-    made = outer.expand(weight.shape[outward])
     unread = "reads values that cannot shrink with it, such as an input"
     if groups == image.shape[1] and _is_one_filter(call, weight):
         made = read.repeat_interleave(weight.shape[0] // groups)
-        sides[1] = [made]
     elif groups == 1:
         labels.couple(read, inner, unread)
     elif transposed:
@@ -322,7 +325,7 @@ def _convolve(
         for field in call.fields(bias):
             labels.couple(made, field)
     call.record.note(Role.OUTPUT, made)
-    call.record.note_macs([*sides[0][:1], *sides[1][:1]])
+    call.record.note_macs([inner, made])
     return merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))
 
 

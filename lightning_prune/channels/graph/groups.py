@@ -51,21 +51,28 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     for (axes, split), members in alike.items():
         outputs = [axis for axis in axes if axis in made]
         first = outputs[0][0]
-        if len(members) == 1:
-            frozen.setdefault(first, "is all one unit, and no layer is emptied")
+        (name, dim), index = members[0][0]
+        label = trace.axis_labels[name][dim][index]
+        least = trace.least(label)
+        if len(members) <= least:
+            fewer = (
+                f"is part of an op that needs {least} units"
+                if least > 1
+                else "is all one unit, and no layer is emptied"
+            )
+            frozen.setdefault(first, fewer)
             continue
         slices = _slices({**parameters, **buffers}, axes, members, scales, read)
         others = [axis for axis in axes if axis not in made and axis[0] in parameters]
         # biases, scales and shifts of norms: one element per unit
         single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
-        (name, dim), index = members[0][0]
-        label = trace.axis_labels[name][dim][index]
         groups.append(
             UnitGroup(
                 name=first.rpartition(".")[0] or first,
                 slices=tuple(slices[axis] for axis in (*outputs, *single)),
                 followers=tuple(slices[axis] for axis in others if axis not in single),
                 buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
+                minimum=least,
                 heads=bool(attended[label]),
                 summed=bool(summed[label]),
                 split_in=tuple(dict.fromkeys(part.module for part in split)),

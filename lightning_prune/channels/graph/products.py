@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from lightning_prune.channels.graph.calls import argument_of, schema_of, tensors_of
+from lightning_prune.core.recurrent_calls import LAYERS
 
 _ATEN = torch.ops.aten
 # position of the first of two arguments that an op multiplies
@@ -19,8 +20,10 @@ _FACTORS: Mapping[Any, int] = {
     **dict.fromkeys((_ATEN.convolution, _ATEN._convolution, _ATEN.convolution_overrideable), 0),
     **dict.fromkeys((_ATEN.cudnn_convolution, _ATEN._slow_conv2d_forward), 0),
 }
-# arguments that hold the matrices of fused recurrent layers, which torch does not count
+# arguments that hold the matrices of recurrent layers and cells, which torch does not count
 _RECURRENT: Mapping[Any, Sequence[str]] = {
+    **{getattr(_ATEN, name): ("params",) for name in LAYERS},
+    **{getattr(_ATEN, f"{name}_cell"): ("w_ih", "w_hh") for name in LAYERS},
     _ATEN.mkldnn_rnn_layer: ("weight0", "weight1"),
     _ATEN._cudnn_rnn: ("weight",),
     _ATEN.miopen_rnn: ("weight",),
@@ -67,7 +70,7 @@ def products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
 
 def _recurrent(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], names: Sequence[str]) -> list[Product]:
     """Return one product for each matrix, which multiplies a vector at each position of each sequence."""
-    sequences = argument_of(func, args, kwargs, "input")
+    sequences = args[0]  # packed ones have one row a position
     positions = sequences[..., 0].numel()
     weights = tensors_of([argument_of(func, args, kwargs, name) for name in names])
     return [Product(each.numel() * positions, [each]) for each in weights if each.ndim == 2]

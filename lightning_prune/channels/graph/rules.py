@@ -10,6 +10,7 @@ from lightning_prune.channels.graph import coupling_rules as coupling
 from lightning_prune.channels.graph import movement_rules as movement
 from lightning_prune.channels.graph import norm_rules as norm
 from lightning_prune.channels.graph import position_rules as position
+from lightning_prune.channels.graph import recurrent_rules as recurrent
 from lightning_prune.channels.graph.calls import Call, Rule
 from lightning_prune.channels.graph.label_fields import Fields
 
@@ -44,7 +45,7 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (movement.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     (movement.concatenate, "cat"),
     (movement.stack, "stack"),
-    (movement.split, "split split_with_sizes unbind chunk"),
+    (movement.split, "split split_with_sizes unbind chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
     (movement.cut_out, "slice"),
     (movement.picked(movement.along_dim), "select index_select"),
     (movement.picked(movement.along_dimension), "unfold"),
@@ -93,6 +94,9 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (norm.batch_norm, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),
     (norm.group_norm, "native_group_norm"),
     (norm.layer_norm, "native_layer_norm _fused_rms_norm"),
+    (recurrent.recurrent, "lstm lstm_cell gru gru_cell rnn_tanh rnn_tanh_cell rnn_relu rnn_relu_cell"),
+    (recurrent.pack, "_pack_padded_sequence"),
+    (recurrent.unpack, "_pad_packed_sequence"),
 )
 # Ops that create a tensor with one value everywhere, or with values that nothing reads.
 FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])

@@ -107,15 +107,15 @@ class Trace(OpMode):
         self._check(step == op_record(func, outputs))
         record = self.record
         call = Call(record, func, args, kwargs, outputs)
-        macs = sum(product.macs for product in products(func, args, kwargs, result))
-        read = record.note_read(call.tensors, outputs, multiplied=macs > 0)
+        found = products(func, args, kwargs, result)
+        read = record.note_read(call.tensors, outputs, multiplied=bool(found))
         if live:
             record.used |= read
         labelled = any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors)
-        if macs or labelled or call.name in REPEATING:
+        record.op_factors = []
+        if found or labelled or call.name in REPEATING:
             if self._deadline is not None:
                 self._deadline.check()
-            record.op_factors = []
             # an op that no result depends on may lose any value, but its operands must still agree in size
             with record.labels.without_freezing(not live):
                 results = _followed(call)
@@ -123,8 +123,10 @@ class Trace(OpMode):
                 written = schema_of(func).is_mutable and _is_view(output)
                 own = _write_through(call, output, fields) if written else fields
                 record.set_fields(output, _bounded(call, own))
-        if macs and self._counting:
-            record.op_costs.append((macs, record.op_factors))
+        if self._counting:
+            # no product becomes smaller whose op has no rule
+            lines = [*record.op_factors, *([] for _ in found)]
+            record.op_costs += [(product.macs, each) for product, each in zip(found, lines, strict=False)]
         self._note_uniform(call)
         self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
         return result

@@ -16,7 +16,7 @@ from lightning_prune.channels.graph.labels import Labels
 from lightning_prune.channels.graph.splits import Split
 from lightning_prune.core.tensors import named_tensors
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_SCRIPTED = "compiled TorchScript code has fixed sizes"
 
 
 class Role(Enum):
@@ -55,9 +55,9 @@ class TraceRecord:
         read: Names of the parameters and buffers that an op has read.
         met: For these names whether an op that reads other tensors, too, has given any element with them.
         used: Names of the parameters and buffers that the results depend on.
-        op_costs: For each op that was counted its multiply-adds, and the labels along each dimension that these
-            run over.
-        op_factors: These labels, for the op that is running.
+        op_costs: For each product that was counted its multiply-adds, and the labels along each dimension that
+            these run over.
+        op_factors: These labels, for each product of the op that is running.
         split_used: Whether results depend on what may shrink where a dimension is split.
     """
 
@@ -72,11 +72,12 @@ class TraceRecord:
         self.met: dict[str, bool] = {}
         self.used: set[str] = set()
         self.op_costs: list[tuple[int, list[Tensor]]] = []
-        self.op_factors: list[Tensor] = []
+        self.op_factors: list[list[Tensor]] = []
         self.split_used = False
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._parts: list[tuple[Tensor, str]] = []
+        self._least: list[tuple[Tensor, int]] = []
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
         tensors = _floating_point(model)
         sizes = [size for tensor in tensors.values() for size in tensor.shape]
@@ -85,11 +86,12 @@ class TraceRecord:
             self.axis_labels[name] = tuple(next(lines) for _ in tensor.shape)
         self._first_free = len(self.labels)
         for prefix, module in model.named_modules():
-            if (why := _refusal(module)) is not None:
+            if isinstance(module, torch.jit.ScriptModule):
+                why = f"is part of, or coupled with, {prefix or 'the model'}: {_SCRIPTED}"
                 for leaf, _ in module.named_parameters(prefix):
                     for line in self.axis_labels.get(leaf, ()):
                         self.note(Role.OUTPUT, line)
-                        self.labels.freeze(line, f"is part of, or coupled with, {prefix or 'the model'}: {why}")
+                        self.labels.freeze(line, why)
 
     @property
     def ran(self) -> set[str]:
@@ -191,8 +193,17 @@ class TraceRecord:
         return found
 
     def note_macs(self, lines: Sequence[Tensor]) -> None:
-        """Record the labels along each dimension that the multiply-adds of the running op run over."""
-        self.op_factors = [_flat_copy(line) for line in lines]
+        """Record the labels along each dimension that the next product of the running op runs over."""
+        self.op_factors.append([_flat_copy(line) for line in lines])
+
+    def note_least(self, labels: Tensor, count: int) -> None:
+        """Record that an op needs at least ``count`` of the units that have these labels."""
+        self._least.append((_flat_copy(labels), count))
+
+    def least(self, label: Tensor) -> int:
+        """Return how many units the ops need of those that a label belongs to, at least 1."""
+        root = self.labels.find(label)
+        return max((count for each, count in self._least if (self.labels.find(each) == root).any()), default=1)
 
     def has_role(self, role: Role) -> Tensor:
         """Return a bool for each label: whether it has this role."""
@@ -213,15 +224,6 @@ def _floating_point(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that may be cut: integers are indices, and complex numbers are not followed."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
-
-
-def _refusal(module: nn.Module) -> str | None:
-    """Return why the weights of a module are not cut; ``None`` if they may be."""
-    if isinstance(module, _RECURRENT):
-        return f"{type(module).__name__} layers are not cut"
-    if isinstance(module, torch.jit.ScriptModule):
-        return "compiled TorchScript code has fixed sizes"
-    return None
 
 
 def _flat_copy(field: Tensor) -> Tensor:
