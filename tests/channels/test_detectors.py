@@ -12,6 +12,7 @@ import torch
 from lightnings import LightningModule
 from lit import seeded, trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_prune import Channels, PerLayer, Pruner, PruningCallback, Steps, compact, load_compact
@@ -167,3 +168,97 @@ def test_a_layer_that_gets_no_rows_stays() -> None:
     net = seeded(lambda: Chosen(1e6))
     with pytest.raises(ValueError, match=r"body\.0.*may be read by head\.0, which the example does not run"):
         Pruner(net, 0.5, structure=Channels(), schedule=None, example=torch.randn(64, 6))
+
+
+class Detr(nn.Module):
+    """A small DETR: in training its objects are matched with the targets by their costs."""
+
+    def __init__(self, width: int = 16, objects: int = 4, kinds: int = 2) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.project = nn.Conv2d(12, width, 1)
+        self.transformer = nn.Transformer(width, 2, 1, 1, 24, batch_first=True)
+        self.places, self.queries = nn.Embedding(16, width), nn.Embedding(objects, width)
+        self.kinds = nn.Linear(width, kinds + 1)
+        self.boxes = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+
+    def forward(self, pictures: Tensor, wanted: list[dict[str, Tensor]] | None = None) -> Any:
+        read = self.project(self.backbone(pictures)).flatten(2).transpose(1, 2) + self.places.weight
+        objects = self.transformer(read, self.queries.weight.expand(len(pictures), -1, -1))
+        kinds, boxes = self.kinds(objects), self.boxes(objects).sigmoid()
+        return (kinds, boxes) if wanted is None else self.loss(kinds, boxes, wanted)
+
+    def loss(self, kinds: Tensor, boxes: Tensor, wanted: list[dict[str, Tensor]]) -> Tensor:
+        optimize = pytest.importorskip("scipy.optimize")
+        total = kinds.new_zeros(())
+        for logits, places, target in zip(kinds, boxes, wanted, strict=True):
+            cost = torch.cdist(places, target["boxes"], p=1) - logits.softmax(-1)[:, target["labels"]]
+            rows, columns = optimize.linear_sum_assignment(cost.detach().numpy())
+            labels = torch.full((len(logits),), logits.shape[-1] - 1)
+            labels[rows] = target["labels"][columns]
+            matched = F.l1_loss(places[rows], target["boxes"][columns].to(places))
+            total = total + F.cross_entropy(logits, labels) + matched
+        return total
+
+
+def test_a_detr_is_cut_in_backbone_heads_units_and_width() -> None:
+    net = seeded(Detr).eval()
+    pictures = torch.stack(images())
+    wanted = [{"boxes": torch.rand(2, 4), "labels": torch.tensor([0, 1])} for _ in pictures]
+    example = [(pictures,), (pictures, wanted)]
+    pruner = Pruner(net, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
+    assert {group.name: group.size for group in pruner.groups} == {
+        "backbone.0": 8,
+        "backbone.2": 12,
+        "project": 16,
+        "transformer.encoder.layers.0.self_attn": 2,
+        "transformer.encoder.layers.0.linear1": 24,
+        "transformer.decoder.layers.0.self_attn": 2,
+        "transformer.decoder.layers.0.multihead_attn": 2,
+        "transformer.decoder.layers.0.linear1": 24,
+        "boxes.0": 16,
+    }
+    pruner.prune(1.0)
+    small = compact(copy.deepcopy(net), pruner.masks, example)
+    with torch.no_grad():
+        before, after = (reachable_tensors(each.double()(pictures.double())) for each in (net, small))
+    assert relative_difference(before, after) < 1e-12
+    assert small.queries.weight.shape == (4, 8)
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each gets the rows that the router sends it."""
+
+    def __init__(self, experts: int = 3) -> None:
+        super().__init__()
+        self.read, self.router = nn.Linear(6, 8), nn.Linear(8, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8)) for _ in range(experts)
+        )
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = self.read(rows)
+        shares, chosen = self.router(rows).softmax(-1).topk(2)
+        mixed = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, place = torch.where(chosen == number)
+            mixed.index_add_(0, row, expert(rows[row]) * shares[row, place, None])
+        return self.out(rows + mixed)
+
+
+def test_experts_lose_units_whatever_rows_they_get() -> None:
+    net = seeded(Experts)
+    rows = torch.randn(32, 6)
+    pruner = Pruner(net, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=rows)
+    assert {group.name: group.size for group in pruner.groups} == {
+        "read": 8,
+        "experts.0.0": 10,
+        "experts.1.0": 10,
+        "experts.2.0": 10,
+    }
+    pruner.prune(1.0)
+    small = compact(copy.deepcopy(net), pruner.masks, rows)
+    with torch.no_grad():
+        difference = (small.double()(rows.double()) - net.double()(rows.double())).abs().max()
+    assert difference < 1e-12
