@@ -40,6 +40,11 @@ class Block(nn.Module):
         return self.head((seen + self.narrow(self.wide(self.norm(seen)).relu())).mean(1))
 
 
+def embedded() -> nn.Module:
+    """A block whose width can go."""
+    return nn.Sequential(nn.Linear(8, 8), Block())
+
+
 class Given(nn.Module):
     """A linear layer, and a forward that is given."""
 
@@ -98,9 +103,10 @@ def check(path: Path, model: nn.Module, example: Tensor, name: str) -> None:
     [
         (cnn, Channels(), IMAGES, "images"),
         (Block, Channels(), TOKENS, "tokens"),
+        (embedded, Channels(), TOKENS, "input"),
         (Block, Heads(), TOKENS, "tokens"),
     ],
-    ids=["cnn", "transformer", "heads"],
+    ids=["cnn", "transformer", "width", "heads"],
 )
 def test_masked_and_compacted_networks_run_in_onnxruntime(
     tmp_path: Path, make: Callable[[], nn.Module], structure: Any, example: Tensor, name: str
