@@ -294,6 +294,22 @@ def test_a_channel_that_no_layer_reads_stays_while_the_norm_counts_it() -> None:
 # --- what stays, and why
 
 
+class OfItsOwn(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(-2)).flip(-2)
+
+
+class Sines(nn.Module):
+    """Adds positions that nothing masks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(5.0 * width).view(5, width).sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
 class ByFunction(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -312,15 +328,19 @@ class ByFunction(nn.Module):
         ),
         (lambda n: nn.RMSNorm(n, elementwise_affine=False), "feeds mean, which mixes all channels (in 1)"),
         (lambda n: nn.LayerNorm((5, n)), "feeds a layer_norm, which mixes all channels (in 1)"),
+        (OfItsOwn, "feeds a layer_norm, which mixes all channels (in 1)"),
         (lambda _: ByFunction(), "feeds a layer_norm, which mixes all channels (in 1)"),
         (lambda n: nn.Sequential(nn.Sigmoid(), nn.LayerNorm(n)), "cannot be cut: outputs change by"),
+        (lambda n: nn.Sequential(Sines(n), nn.LayerNorm(n)), "cannot be cut: outputs change by"),
     ],
     ids=[
         "without a weight",
         "rms norm without a weight",
         "over two dimensions",
+        "a subclass",
         "by a function",
         "of what is not 0",
+        "of sines",
     ],
 )
 def test_what_a_norm_cannot_do_without_stays(norm: Callable[[int], nn.Module], reason: str) -> None:
