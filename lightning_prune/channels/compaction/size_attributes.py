@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Sequence
 from itertools import combinations, islice
 from typing import TypeAlias
 
@@ -31,22 +32,10 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
     Returns:
         The attributes, the likeliest first: those of near modules, and those equal to the number of units.
     """
-    counts = {int((part.index >= 0).sum()) for part in axis_slices(group.slices) if part.index is not None}
+    counts = _counts(group)
     # a projection may compute keys and values, or queries, keys and values, at once
     shares = {count // share for count in counts for share in (2, 3)}
-    makers = [part.name.rpartition(".")[0] for part in group.slices]
-    parents = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
-    unknown = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
-    levels = ([*unknown, *parents, *group.split_in], [name.rpartition(".")[0] for name in parents])
-    found = [
-        (name, key)
-        for level in levels
-        for wanted in ({group.size}, counts, shares)
-        for name in dict.fromkeys(level)
-        for key, value in vars(model.get_submodule(name)).items()
-        if type(value) is int and value in wanted and value > 1
-    ]
-    return list(dict.fromkeys(found))
+    return _equal_to(model, group, ({group.size}, counts, shares))
 
 
 def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribute, ...]]:
@@ -54,9 +43,42 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
 
     A number that the network does not depend on is therefore left alone: the same set without it comes first.
     Of many candidates only the first sets are tried, then those of one name in all modules, such as the blocks
-    of a stage.
+    of a stage. For heads, sets with other parts of a width come last: the number of queries, or their size,
+    where several share a key.
     """
-    found = size_attributes(model, group)
+    likely = _sets(size_attributes(model, group))
+    if not group.heads:
+        return likely
+    parts = {part for count in _counts(group) for part in range(2, count) if count % part == 0}
+    every = _equal_to(model, group, (parts,))
+    return list(dict.fromkeys([*likely, *_sets(every)]))
+
+
+def _counts(group: UnitGroup) -> set[int]:
+    """Return the numbers of places that the units of a group take up along dimensions of weights."""
+    return {int((part.index >= 0).sum()) for part in axis_slices(group.slices) if part.index is not None}
+
+
+def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int]]) -> list[Attribute]:
+    """Return the integer attributes with one of these values, of near modules first, then the first values."""
+    makers = [part.name.rpartition(".")[0] for part in group.slices]
+    parents = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
+    unknown = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
+    levels = ([*unknown, *parents, *group.split_in], [name.rpartition(".")[0] for name in parents])
+    wanted = list(values)
+    found = [
+        (name, key)
+        for level in levels
+        for each in wanted
+        for name in dict.fromkeys(level)
+        for key, value in vars(model.get_submodule(name)).items()
+        if type(value) is int and value in each and value > 1
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _sets(found: Sequence[Attribute]) -> list[tuple[Attribute, ...]]:
+    """Return the sets of attributes, small ones first, and no more of them than are tried."""
     sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
     names = dict.fromkeys(key for _, key in found)
     alike = (tuple(each for each in found if each[1] == name) for name in names)

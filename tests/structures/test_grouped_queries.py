@@ -1,0 +1,79 @@
+"""Attention in which several queries share a key and a value: whole groups go, however the code counts them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import Heads, Pruner, compact
+
+WIDTH, QUERIES, KEYS, SIZE = 12, 6, 3, 4
+TOKENS = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Grouped(nn.Module):
+    """Causal attention; ``way`` says which numbers the code needs, and how keys and values are repeated."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.head_dim, self.repeats = way, SIZE, QUERIES // KEYS
+        if way == "sizes":
+            self.query_size, self.key_size = QUERIES * SIZE, KEYS * SIZE
+        elif way in ("heads", "kernel"):
+            self.query_heads, self.key_heads = QUERIES, KEYS
+        if way in ("expand", "repeat"):
+            self.query = nn.Linear(WIDTH, QUERIES * SIZE)
+            self.key, self.value = (nn.Linear(WIDTH, KEYS * SIZE) for _ in range(2))
+        else:
+            self.all = nn.Linear(WIDTH, (QUERIES + 2 * KEYS) * SIZE)
+        self.out, self.head = nn.Linear(QUERIES * SIZE, WIDTH), nn.Linear(WIDTH, 3)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.way in ("expand", "repeat"):
+            return self.query(x), self.key(x), self.value(x)
+        if self.way == "sizes":
+            return self.all(x).split([self.query_size, self.key_size, self.key_size], -1)
+        query, key = self.query_heads * self.head_dim, self.key_heads * self.head_dim
+        return self.all(x).split([query, key, key], -1)
+
+    def repeat(self, tensor: Tensor) -> Tensor:
+        if self.way == "expand":
+            return tensor[:, :, None].expand(-1, -1, self.repeats, -1, -1).flatten(1, 2)
+        return tensor.repeat_interleave(self.repeats, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in self.project(x))
+        if self.way == "kernel":
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            y = F.scaled_dot_product_attention(q, self.repeat(k), self.repeat(v), is_causal=True)
+        result: Tensor = self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+        return result
+
+
+NUMBERS = {
+    "expand": set(),
+    "repeat": set(),
+    "sizes": {"query_size", "key_size"},
+    "heads": {"query_heads", "key_heads"},
+    "kernel": {"query_heads", "key_heads"},
+}
+
+
+@pytest.mark.parametrize(("way", "numbers"), NUMBERS.items())
+def test_a_key_goes_with_all_queries_that_share_it(way: str, numbers: set[str]) -> None:
+    torch.manual_seed(0)
+    model = Grouped(way).double().eval()
+    pruner = Pruner(model, 1 / 3, structure=Heads(), schedule=None, example=TOKENS)
+    (group,) = pruner.groups
+    assert (group.size, {key for _, key in group.attributes}) == (KEYS, numbers)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, TOKENS)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(TOKENS), model(TOKENS), rtol=1e-12, atol=1e-12)
+    assert smaller.out.in_features == 4 * SIZE
+    assert smaller.repeats == QUERIES // KEYS
+    for name in numbers:
+        assert getattr(smaller, name) * 3 == getattr(model, name) * 2
