@@ -59,7 +59,8 @@ def budgets(
         factors = [
             labels
             for number, (_, lines) in enumerate(same_op)
-            for labels in lines
+            # the least of coupled labels is that of a weight; others may have been made on the way
+            for labels in map(traces[number].labels.find, lines)
             if trace_of(labels) == number
         ]
         macs.append(Term(same_op[0][0], tuple(map(axis, factors))))
