@@ -170,6 +170,39 @@ class Cells(nn.Module):
         return result
 
 
+class CellsFromZeros(nn.Module):
+    """Cells whose first states are parts of zeros, of a size that is kept in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = 8, nn.Linear(8, 3)
+        self.cells = nn.ModuleList([nn.LSTMCell(5, 8), nn.LSTMCell(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(2, len(x), self.hidden).to(x)
+        states = [(zeros[number], zeros[number]) for number in range(2)]
+        for step in x.unbind(1):
+            for number, cell in enumerate(self.cells):
+                below = states[number - 1][0] if number else step
+                states[number] = cell(below, states[number])
+        result: Tensor = self.out(states[-1][0])
+        return result
+
+
+class PackedFromZeros(nn.Module):
+    """Packed sequences, and a first state that is put in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.memory, self.out = 8, nn.GRU(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        given, _ = self.memory(packed, torch.zeros(1, len(x), self.hidden).to(x))
+        result: Tensor = self.out(pad_packed_sequence(given, batch_first=True)[0])
+        return result
+
+
 class Learned(nn.Module):
     """First states that are learned."""
 
@@ -238,6 +271,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, int
     "steps": (partial(Stepwise, zeros=False), (SEQUENCES,), {"inner": 6, "memory": 9}),
     "steps from zeros": (partial(Stepwise, zeros=True), (SEQUENCES,), {"inner": 6, "memory": 9}),
     "cells": (Cells, (SEQUENCES,), {"one": 8, "two": 7, "three": 6}),
+    "cells from zeros": (CellsFromZeros, (SEQUENCES,), {"cells.1": 8}),
+    "packed, from zeros": (PackedFromZeros, (SEQUENCES, LENGTHS), {"memory": 8}),
     "learned": (Learned, (SEQUENCES,), {"memory": 8}),
     "residual": (Residual, (SEQUENCES,), {"inner": 4}),
     "last states": (LastCell, (SEQUENCES,), {"memory": 8}),

@@ -99,7 +99,9 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (recurrent.unpack, "_pad_packed_sequence"),
 )
 # Ops that create a tensor with one value everywhere, or with values that nothing reads.
-FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+_FILLED = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+# Ops that take elements of their first tensor.
+_TAKING = frozenset(["select", "index_select", "slice", "split", "split_with_sizes", "unbind"])
 # Ops whose rule gives labels to tensors that have none.
 REPEATING = frozenset(["expand", "repeat"])
 RULES: dict[str, Rule] = {name: rule for rule, names in _ENTRIES for name in names.split()}
@@ -154,15 +156,21 @@ def _tags(call: Call) -> Sequence[torch.Tag]:
     return getattr(call.func, "tags", ())
 
 
-def keeps_uniform(call: Call) -> bool:
-    """Return whether an op maps inputs with one value everywhere to outputs with one value everywhere.
+def is_filled(call: Call) -> bool:
+    """Return whether an op gives tensors with one value everywhere.
 
-    It does not for random ops, nor for ops that depend on the index, such as a cumulative sum.
+    Those that create such tensors do, and those that map them to others; not random ops, nor ops that depend on
+    the index, such as a cumulative sum.
     """
-    return rule_for(call) in (
+    if call.name in _FILLED:
+        return True
+    read = call.tensors[:1] if call.name in _TAKING else call.tensors
+    kept = call.name in _TAKING or rule_for(call) in (
         movement.same,
         coupling.pointwise,
         movement.move,
         movement.repeat,
         movement.reshape,
-    ) and torch.Tag.nondeterministic_seeded not in _tags(call)
+    )
+    random = torch.Tag.nondeterministic_seeded in _tags(call)
+    return bool(read) and all(map(call.is_uniform, read)) and kept and not random

@@ -15,7 +15,7 @@ from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
 from lightning_prune.channels.graph.products import products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
-from lightning_prune.channels.graph.rules import FILLED, REPEATING, keeps_uniform, rule_for
+from lightning_prune.channels.graph.rules import REPEATING, is_filled, rule_for
 from lightning_prune.channels.graph.splits import LAST_DIM, Split
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
@@ -137,15 +137,13 @@ class Trace(OpMode):
         if schema_of(call.func).is_mutable:
             # in training mode dropout has its mean in place of a mask
             mean = self._training and call.func is torch.ops.aten.bernoulli_.float
-            same = mean or (all(map(call.is_uniform, call.tensors)) and keeps_uniform(call))
+            same = mean or is_filled(call)
             memory = {output.untyped_storage().data_ptr() for output in call.outputs}
             for tensor in list(uniform):
                 if tensor.untyped_storage().data_ptr() in memory:
                     del uniform[tensor]
             uniform.update((output, True) for output in call.outputs if same and not _is_view(output))
-        elif call.name in FILLED or (
-            call.tensors and all(map(call.is_uniform, call.tensors)) and keeps_uniform(call)
-        ):
+        elif is_filled(call):
             uniform.update((output, True) for output in call.outputs)
 
     @staticmethod
