@@ -262,3 +262,23 @@ def test_experts_lose_units_whatever_rows_they_get() -> None:
     with torch.no_grad():
         difference = (small.double()(rows.double()) - net.double()(rows.double())).abs().max()
     assert difference < 1e-12
+
+
+class Strict(Chosen):
+    """A step that takes targets of single precision alone."""
+
+    def forward(self, rows: Tensor, wanted: Tensor | None = None) -> Tensor:
+        found = super().forward(rows)
+        if wanted is None:
+            return found
+        if wanted.dtype != torch.float32:
+            raise TypeError("wanted must be of single precision")
+        return (found.sum() - wanted) ** 2
+
+
+def test_a_further_pass_may_fix_a_type() -> None:
+    net = seeded(lambda: Strict(0.0))
+    rows = torch.randn(64, 6)
+    example = [(rows,), (rows, torch.ones(()))]
+    pruner = Pruner(net, 0.5, structure=Channels(), schedule=None, example=example)
+    assert {group.name: group.size for group in pruner.groups} == {"body.0": 8, "head.0": 12}

@@ -84,12 +84,15 @@ class CutTrial:
         First trials are many: their copies share the memory of one, except changed weights.
 
         Raises:
-            ValueError: If the first pass fails.
+            ValueError: If the first pass fails or, in double precision, any.
         """
         self._shared, self._shared_type = None, self._dtype
         self._shared = self._whole_copy()
         self._first, *self._others = passes
         self._passes = [self._first]
+        if self._dtype is torch.float64:  # other precisions are tried later, where a pass does not run in it
+            for each in self._others:
+                self._twice(each)
         return self._twice(self._first)
 
     def refine(self) -> None:
