@@ -33,6 +33,7 @@ from shared import (
     images,
     loss_of,
     percent,
+    quiet_trainer,
     save,
     training_batches,
 )
@@ -167,7 +168,7 @@ def run(name: str, speedup: float, seed: int, data: Images, options: argparse.Na
     begun = time.perf_counter()
     callbacks = ARMS[name](model, data, speedup)
     cutting = time.perf_counter() - begun
-    validated, tested, fitting = fit_and_test(model, data, options.epochs, callbacks)
+    validated, tested, fitting = fit_and_test(model, data, quiet_trainer(options.epochs, callbacks))
     left = _macs(model.net), parameters(model.net)
     return {
         "arm": name,

@@ -19,7 +19,7 @@ from accuracy import Onlooker
 from classifier import Classifier
 from data import Images
 from lightning.pytorch import seed_everything
-from shared import Table, add_data, add_training, arguments, fit_and_test, images, percent, save
+from shared import Table, add_data, add_training, arguments, fit_and_test, images, percent, quiet_trainer, save
 
 from lightning_prune import (
     FPGM,
@@ -139,7 +139,8 @@ def run(settings: dict[str, Any], data: Images, options: argparse.Namespace) -> 
     model = Classifier(lr=options.lr, init_from=options.init_from)
     pruning = PruningCallback(**settings)
     onlooker = Onlooker(pruning)
-    retrained, tested, seconds = fit_and_test(model, data, options.epochs, [pruning, onlooker])
+    trainer = quiet_trainer(options.epochs, [pruning, onlooker])
+    retrained, tested, seconds = fit_and_test(model, data, trainer)
     report = pruning.report
     before = report.dense or report
     return {

@@ -18,14 +18,12 @@ import argparse
 import copy
 import json
 import statistics
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from classifier import Classifier
 from data import Images
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from reconstruction import by_taylor, cut_by_peer, ready
 from shared import (
     EXAMPLE,
@@ -34,8 +32,10 @@ from shared import (
     add_data,
     add_training,
     arguments,
+    fit_and_test,
     images,
     percent,
+    quiet_trainer,
     save,
     training_batches,
 )
@@ -189,26 +189,14 @@ def run(arm: Arm, epochs: int, seed: int, data: Images, options: argparse.Namesp
     before = sum(macs_by_parameter(model.net, EXAMPLE).values())
     callbacks = arm(model, training_batches(data, _BATCHES))
     seed_everything(seed, verbose=False)  # the same order of images, whatever the arm has drawn
-    warnings.filterwarnings("ignore", module="lightning")
-    trainer = Trainer(
-        max_epochs=epochs,
-        precision=options.precision,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    pruned = not any(isinstance(each, PruningCallback) for each in callbacks)
-    at_once = trainer.validate(model, data, verbose=False)[0]["val_acc"] if pruned else None
-    begun = time.perf_counter()
-    trainer.fit(model, data)
-    seconds = time.perf_counter() - begun
+    trainer = quiet_trainer(epochs, callbacks, options.precision)
+    cut_already = not any(isinstance(each, PruningCallback) for each in callbacks)
+    at_once = trainer.validate(model, data, verbose=False)[0]["val_acc"] if cut_already else None
+    validated, tested, seconds = fit_and_test(model, data, trainer)
     return {
         "at once": at_once,
-        "val": float(trainer.callback_metrics["val_acc"]),
-        "test": trainer.test(model, data, verbose=False)[0]["test_acc"],
+        "val": validated,
+        "test": tested,
         "speedup": before / sum(macs_by_parameter(model.net, EXAMPLE).values()),
         "seconds": seconds,
     }

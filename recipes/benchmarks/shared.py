@@ -84,23 +84,32 @@ def loss_of(net: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(net(inputs), labels)
 
 
-def fit_and_test(
-    model: Classifier, data: Images, epochs: int, callbacks: list[Callback]
-) -> tuple[float, float, float]:
-    """Train a model, and test it once.
+def quiet_trainer(epochs: int, callbacks: list[Callback], precision: Any = "32-true") -> Trainer:
+    """Return a Trainer that prints and writes nothing.
 
-    Returns:
-        Accuracy on the validation images after the last epoch, accuracy on the test images, seconds of the fit.
+    Args:
+        epochs: Number of epochs.
+        callbacks: Its callbacks.
+        precision: Its precision.
     """
     warnings.filterwarnings("ignore", module="lightning")
-    trainer = Trainer(
+    return Trainer(
         max_epochs=epochs,
         callbacks=callbacks,
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def fit_and_test(model: Classifier, data: Images, trainer: Trainer) -> tuple[float, float, float]:
+    """Train a model, and test it once.
+
+    Returns:
+        Accuracy on the validation images after the last epoch, accuracy on the test images, seconds of the fit.
+    """
     begun = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - begun

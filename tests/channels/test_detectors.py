@@ -130,17 +130,27 @@ def test_a_detector_prunes_in_a_fit(tmp_path: Path, name: str) -> None:
     assert relative_difference(reachable_tensors(before), reachable_tensors(after)) == 0
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_boxes_are_those_of_the_masked_network(name: str) -> None:
-    net = seeded(lambda: detector(name)).double().eval()
-    example = ([each.double() for each in images()],)
+def halved(net: nn.Module, example: Any, *arguments: Any) -> tuple[dict[str, int], nn.Module, list[Tensor]]:
+    """Prune half of each group and compact; the outputs for these arguments are those of the masked network.
+
+    Returns:
+        The sizes of the groups, the smaller network, and its outputs in double precision.
+    """
     pruner = Pruner(net, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
     pruner.prune(1.0)
     small = compact(copy.deepcopy(net), pruner.masks, example)
     with torch.no_grad():
-        before, after = (reachable_tensors(each(*example)) for each in (net, small))
-    assert len(before[0])  # it has found something
+        before, after = (reachable_tensors(each.double()(*arguments)) for each in (net, small))
     assert relative_difference(before, after) < 1e-12
+    return {group.name: group.size for group in pruner.groups}, small, after
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_boxes_are_those_of_the_masked_network(name: str) -> None:
+    net = seeded(lambda: detector(name)).double().eval()
+    example = ([each.double() for each in images()],)
+    *_, found = halved(net, example, *example)
+    assert len(found[0])  # it has found something
 
 
 class Chosen(nn.Module):
@@ -206,8 +216,8 @@ def test_a_detr_is_cut_in_backbone_heads_units_and_width() -> None:
     pictures = torch.stack(images())
     wanted = [{"boxes": torch.rand(2, 4), "labels": torch.tensor([0, 1])} for _ in pictures]
     example = [(pictures,), (pictures, wanted)]
-    pruner = Pruner(net, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
-    assert {group.name: group.size for group in pruner.groups} == {
+    sizes, small, _ = halved(net, example, pictures.double())
+    assert sizes == {
         "backbone.0": 8,
         "backbone.2": 12,
         "project": 16,
@@ -218,11 +228,6 @@ def test_a_detr_is_cut_in_backbone_heads_units_and_width() -> None:
         "transformer.decoder.layers.0.linear1": 24,
         "boxes.0": 16,
     }
-    pruner.prune(1.0)
-    small = compact(copy.deepcopy(net), pruner.masks, example)
-    with torch.no_grad():
-        before, after = (reachable_tensors(each.double()(pictures.double())) for each in (net, small))
-    assert relative_difference(before, after) < 1e-12
     assert small.queries.weight.shape == (4, 8)
 
 
@@ -248,20 +253,9 @@ class Experts(nn.Module):
 
 
 def test_experts_lose_units_whatever_rows_they_get() -> None:
-    net = seeded(Experts)
     rows = torch.randn(32, 6)
-    pruner = Pruner(net, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=rows)
-    assert {group.name: group.size for group in pruner.groups} == {
-        "read": 8,
-        "experts.0.0": 10,
-        "experts.1.0": 10,
-        "experts.2.0": 10,
-    }
-    pruner.prune(1.0)
-    small = compact(copy.deepcopy(net), pruner.masks, rows)
-    with torch.no_grad():
-        difference = (small.double()(rows.double()) - net.double()(rows.double())).abs().max()
-    assert difference < 1e-12
+    sizes, *_ = halved(seeded(Experts), rows, rows.double())
+    assert sizes == {"read": 8, "experts.0.0": 10, "experts.1.0": 10, "experts.2.0": 10}
 
 
 class Strict(Chosen):

@@ -23,6 +23,11 @@ def negative(x: Tensor) -> Tensor:
     return -x
 
 
+@torch.library.custom_op("tests::full", mutates_args=())
+def full(x: Tensor) -> Tensor:
+    return x * 2
+
+
 def outputs(model: nn.Module, example: Tensor) -> Tensor:
     with torch.no_grad():
         result: Tensor = copy.deepcopy(model).double().eval()(example.double())
@@ -142,3 +147,18 @@ def test_fields_that_do_not_fit_freeze_what_reaches_the_op(rule: Callable[[Any],
     assert frozen(model)["one.weight"] == "reaches negative in a form that is not followed"
     register_rule("tests::negative", "neg")
     assert halved(model, IMAGES) == [8, 6]
+
+
+def test_an_op_that_is_called_as_one_of_pytorch_is_another_one() -> None:
+    model = Net(
+        lambda m, x: m.out(m.wide((full(m.one(x)) + m.two(x)).relu()).relu()),
+        one=conv(3, 6),
+        two=conv(3, 6),
+        wide=conv(6, 4),
+        out=conv(4, 2),
+    )
+    reasons = frozen(model)
+    assert reasons["one.weight"] == "feeds full, which is not followed"
+    assert reasons["two.weight"] == (
+        "is combined with values that cannot shrink with it, such as an input or a constant"
+    )

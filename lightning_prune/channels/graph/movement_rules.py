@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,27 +56,33 @@ def copy(call: Call) -> Sequence[Fields]:
     return [tuple(align_rank(field, target.ndim) for field in call.fields(source))]
 
 
-def moved_fields(call: Call, run: Callable[..., Any], moving: Sequence[Tensor] = ()) -> list[list[Tensor]]:
+def moved_fields(
+    call: Call,
+    run: Callable[..., Any],
+    moving: Sequence[Tensor] = (),
+    known: Mapping[int, Fields] = MappingProxyType({}),
+) -> list[list[Tensor]]:
     """Run an op on label fields in place of data.
 
     Args:
         call: The op that ran on data, whose arguments are replaced.
         run: The function to call.
         moving: The tensors whose elements are moved; by default all that are numbers or have labels.
+        known: ``id`` of tensors to the fields to move in place of those that they have.
 
     Returns:
         The fields of each output, those that vary along no dimension included.
     """
     moving = moving or [each for each in call.tensors if each.is_floating_point() or call.fields(each)]
-    data = set(map(id, moving))
-    count = max(len(call.fields(tensor)) for tensor in moving)
+    given = {id(tensor): known.get(id(tensor), call.fields(tensor)) for tensor in moving}
+    count = max(map(len, given.values()))
     results: list[list[Tensor]] = [[] for _ in call.outputs]
     for number in range(count):
 
         def labelled(leaf: Any, number: int = number) -> Any:
-            if id(leaf) not in data:
+            if id(leaf) not in given:
                 return leaf
-            fields = call.fields(leaf)
+            fields = given[id(leaf)]
             field = fields[number] if number < len(fields) else torch.zeros((1,) * leaf.ndim, dtype=torch.int64)
             return field.expand(leaf.shape)
 
@@ -90,9 +97,11 @@ def varying(fields: Iterable[Tensor]) -> Fields:
     return tuple(field for field in fields if varying_dims(field))
 
 
-def _move_coupled(call: Call, free: Iterable[int]) -> Sequence[Fields]:
+def _move_coupled(
+    call: Call, free: Iterable[int], known: Mapping[int, Fields] = MappingProxyType({})
+) -> Sequence[Fields]:
     """Move the labels to the op's only output, and couple them along all dimensions that are not free."""
-    (moved,) = moved_fields(call, call.func)
+    (moved,) = moved_fields(call, call.func, known=known)
     return [varying(couple_across(call.labels, field, free) for field in moved)]
 
 
@@ -162,30 +171,26 @@ def concatenate(call: Call) -> Sequence[Fields]:
     """Concatenate the labels; along dimensions in which no input's labels vary, couple those of the parts."""
     dim = call.argument("dim") % call.outputs[0].ndim
     _label_uniform(call, [frozenset([dim])])
-    _freeze_unmatched(call, dim)
-    labelled = [varying_dims(field) for tensor in call.tensors for field in call.fields(tensor)]
-    return _move_coupled(call, frozenset().union(*labelled))
+    matched = _matched(call, dim)
+    labelled = (varying_dims(field) for fields in matched.values() for field in fields)
+    return _move_coupled(call, frozenset[int]().union(*labelled), matched)
 
 
-def _freeze_unmatched(call: Call, dim: int) -> None:
-    """Freeze the labels of parts along other dimensions than the one they are joined in, unless all have some.
+def _matched(call: Call, dim: int) -> dict[int, Fields]:
+    """Return the fields of the parts that are joined, by ``id``, without those that others have no match for.
 
-    The parts keep one size along these, as the halves of a position embedding, for rows and for columns, do.
+    Labels along other dimensions than the one they are joined in are frozen unless all have some along these:
+    the parts keep one size there, as the halves of a position embedding, for rows and for columns, do.
     """
-    across = {
-        tensor: {varying_dims(field) for field in fields if dim not in varying_dims(field)}
-        for tensor in call.tensors
-        if (fields := call.fields(tensor))
+    labelled = {
+        id(tensor): partition(fields, [dim]) for tensor in call.tensors if (fields := call.fields(tensor))
     }
-    common = set.intersection(*across.values())
-    for tensor in across:
-        kept = []
-        for field in call.fields(tensor):
-            if dim in varying_dims(field) or varying_dims(field) in common:
-                kept.append(field)
-            else:
-                call.labels.freeze(field, NOT_CUT)
-        call.record.set_fields(tensor, tuple(kept))
+    common = set.intersection(*({*map(varying_dims, across)} for _, across in labelled.values()))
+    matched = {}
+    for number, (along, across) in labelled.items():
+        call.freeze(tuple(field for field in across if varying_dims(field) not in common), NOT_CUT)
+        matched[number] = (*along, *(field for field in across if varying_dims(field) in common))
+    return matched
 
 
 def _label_uniform(call: Call, otherwise: Sequence[frozenset[int]]) -> None:

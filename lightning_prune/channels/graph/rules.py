@@ -162,10 +162,11 @@ def is_filled(call: Call) -> bool:
     Those that create such tensors do, and those that map them to others; not random ops, nor ops that depend on
     the index, such as a cumulative sum.
     """
-    if call.name in _FILLED:
+    name = call.key
+    if name in _FILLED:
         return True
-    read = call.tensors[:1] if call.name in _TAKING else call.tensors
-    kept = call.name in _TAKING or rule_for(call) in (
+    read = call.tensors[:1] if name in _TAKING else call.tensors
+    kept = name in _TAKING or rule_for(call) in (
         movement.same,
         coupling.pointwise,
         movement.move,

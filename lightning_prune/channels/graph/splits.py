@@ -1,4 +1,4 @@
-"""How a trace follows ops that split a dimension: which of the parts may shrink."""
+"""Which dimension may shrink where an op makes several of one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ _KINDS = (2, 3)  # sizes of a dimension that holds keys and values, or queries, 
 
 @dataclass(frozen=True)
 class Split:
-    """A choice of what may shrink where a labelled dimension is split.
+    """A choice of what may shrink where a labelled dimension becomes several.
 
     Args:
         choose: Given the sizes of the dimensions that one becomes, as in a view, returns the number of the one
             whose indices are units.
-        heads: Whether heads of attention alone are looked for. Parts of different sizes, such as queries beside
-            fewer keys and values, are then followed: how they shrink is found by trial.
+        heads: Whether heads of attention alone are looked for.
     """
 
     choose: Callable[[Sequence[int]], int]

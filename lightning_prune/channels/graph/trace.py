@@ -113,7 +113,7 @@ class Trace(OpMode):
             record.used |= read
         labelled = any(record.fields(tensor) or call.is_uniform(tensor) for tensor in call.tensors)
         record.op_factors = []
-        if found or labelled or call.name in REPEATING:
+        if found or labelled or call.key in REPEATING:
             if self._deadline is not None:
                 self._deadline.check()
             # an op that no result depends on may lose any value, but its operands must still agree in size

@@ -166,12 +166,6 @@ class TraceRecord:
         self.split_used = True
         return self._split.choose(sizes)
 
-    @property
-    def heads_only(self) -> bool:
-        """Whether heads of attention alone are looked for."""
-        self.split_used = True
-        return self._split.heads
-
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""
         self._roles[role].append(_flat_copy(field))
