@@ -16,8 +16,10 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.core.dropout_calls import without_chance
 from lightning_prune.core.process_state import ProcessState
 from lightning_prune.core.recurrent_calls import WholeRecurrentCalls, without_dropout
 from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors, to_model
@@ -52,6 +54,12 @@ class Probe(ABC):
     def passes(self) -> tuple[Probe, ...]:
         """This probe and its further passes."""
         return (self, *self.further_passes)
+
+    def in_training_mode(self) -> Probe:
+        """Return a probe of the same pass in training mode."""
+        probe = copy.copy(self)
+        probe.training = True
+        return probe
 
     def with_further_passes(self, passes: Iterable[Probe]) -> Probe:
         """Return this probe with other further passes."""
@@ -190,7 +198,7 @@ def pass_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             yield
     else:
         # fused attention has dropout of its own
-        with _mode(model, _train_), sdpa_kernel(SDPBackend.MATH), _MeanDropout():
+        with _mode(model, _train_), sdpa_kernel(SDPBackend.MATH), _NoDropout(), _MeanDropout():
             yield
 
 
@@ -249,8 +257,16 @@ class OpMode(TorchDispatchMode):
         self._whole.__exit__(*error)  # type: ignore[no-untyped-call]
 
 
+class _NoDropout(TorchFunctionMode):
+    """Calls the functions of dropout, and of attention with dropout, as in evaluation mode."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = without_chance(func, args, kwargs or {})
+        return func(*args, **kwargs)
+
+
 class _MeanDropout(OpMode):
-    """Replaces the random masks of dropout by their mean; other random numbers stay random."""
+    """Replaces the other random masks of dropout by their mean; other random numbers stay random."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.bernoulli_.float:

@@ -10,13 +10,17 @@ from torch import nn
 
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.group_search import GroupSearch
+from lightning_prune.channels.compaction.known_analyses import Analysis, find_analysis, keep_analysis
+from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.compaction.tracing import check_same_ops, record_passes, trace_model
+from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.unseen import UnseenModules
 from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
 from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM, Split
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
+from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, Probe
 from lightning_prune.core.tensors import no_number
 from lightning_prune.units.groups import UnitGroup, Units
@@ -30,7 +34,28 @@ _ATTEMPTS = [
 ]
 
 
-def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Units:
+def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Analysis:
+    """Return the unit groups of a model, and what is frozen, with the passes that have shown it.
+
+    An analysis of the same module on the same example is made once.
+
+    Args:
+        model: Is not changed.
+        probe: Runs the model.
+        max_seconds: Time limit of the analysis, in seconds.
+
+    Raises:
+        ValueError: If the model cannot run on the example, gives different outputs for it each time, or runs
+            other ops when its weights change, or if the time limit is exceeded.
+    """
+    known = find_analysis(model, probe)
+    if known is None:
+        known = _analyse(model, probe, Deadline(max_seconds))
+        keep_analysis(model, probe, known)
+    return known
+
+
+def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
     """Return the unit groups of a model, in the order of its parameters, and what is frozen, with the reason.
 
     Each group has passed a trial: a copy with some units cut gives the same outputs as one with them masked, in
@@ -45,16 +70,16 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
     Args:
         model: Is not changed.
         probe: Runs the model.
-        max_seconds: Time limit of the analysis, in seconds.
+        deadline: The time limit of the analysis.
 
     Raises:
         ValueError: If the model cannot run on the example, gives different outputs for it each time, or runs
             other ops when its weights change, or if the time limit is exceeded.
     """
-    deadline = Deadline(max_seconds)
     passes = record_passes(model, probe)
-    check_same_ops(model, passes[0])
-    trial = CutTrial(model, passes, masked=False, deadline=deadline)
+    perturb_(perturbed := copy_model(model))
+    check_same_ops(model, perturbed, passes[0])
+    trial = CutTrial(model, list(map(TrialPass.of, passes)), perturbed=perturbed, deadline=deadline)
     search = GroupSearch(model, trial)
     traces: dict[Split, TraceRecord] = {}
     found: dict[Split, Units] = {}
@@ -97,7 +122,8 @@ def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Un
         frozen[group.name] = why
     costs = budgets(model, list(traces.values()), search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
-    return Units(tuple(group for group, _ in search.passed), frozen, costs, written)
+    units = Units(tuple(group for group, _ in search.passed), frozen, costs, written)
+    return Analysis(units, tuple(trial.passes))
 
 
 def _average_alone(group: UnitGroup, averages: Mapping[str, str], reasons: Mapping[str, str]) -> str | None:

@@ -15,7 +15,6 @@ from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
 from lightning_prune.channels.compaction.trial_pass import TrialPass
-from lightning_prune.channels.graph.recorder import PassRecord
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, Probe, relative_difference
@@ -37,48 +36,71 @@ class CutTrial:
     Args:
         model: Is not changed.
         passes: The passes to run; the first one has to give the same outputs each time.
-        masked: Whether the weights of the units to cut are 0 already; then all weights are used as they are.
-            Otherwise the weights of the copies are perturbed, and the masked copy has those of the units at 0.
+        known: Whether they come from the ``passes`` of a refined trial on the same network.
+        perturbed: A copy of the model with other weights, for trials of any cut, in which the masked copy has
+            the weights of the units at 0; refining changes it. ``None`` if those of the model itself are 0
+            already where it is to be cut.
         deadline: When trials have to end; ``None`` for no limit.
 
     Attributes:
         proof: The comparison that the last trial has made; ``None`` before the first one.
+        passes: The passes, each with what :meth:`refine` has found out of it.
 
     Raises:
         ValueError: If the model cannot run on the example, or gives different outputs for it each time.
     """
 
     def __init__(
-        self, model: nn.Module, passes: Sequence[PassRecord], *, masked: bool, deadline: Deadline | None = None
+        self,
+        model: nn.Module,
+        passes: Sequence[TrialPass],
+        *,
+        perturbed: nn.Module | None = None,
+        known: bool = False,
+        deadline: Deadline | None = None,
     ) -> None:
-        self._model, self._masked, self._deadline = model, masked, deadline
-        decided = any(any(each.decided) for each in passes)
+        self._model, self._perturbed, self._known, self._deadline = model, perturbed, known, deadline
+        self._masked = perturbed is None
         self._scale = 1.0
         self._averages = averaged_names(model)
         self._written = frozenset[str]().union(*(each.written for each in passes))
-        given = [TrialPass(each.probe, each.kept_elsewhere) for each in passes]
         self._shared: nn.Module | None = None
-        types = [(torch.float64, True)] * decided + [(torch.float32, True), (torch.float32, False)]
+        self.proof: Proof | None = None
+        self._decided = any(each.decided for each in passes)
+        self._dtype, self._cast = torch.float64 if self._decided else torch.float32, passes[0].cast
+        self.passes = [each.to(self._dtype) for each in passes] if known and self._cast else list(passes)
+        self._first, *self._others = self.passes
+        if not known:
+            self._begin()
+        self._double_runs = self._dtype is torch.float64
+
+    def _begin(self) -> None:
+        """Choose the precision of the first trials, and check that the model can be tried in it.
+
+        Raises:
+            ValueError: As for the constructor.
+        """
+        given = self.passes
+        types = [(torch.float64, True)] * self._decided + [(torch.float32, True), (torch.float32, False)]
         for self._dtype, self._cast in types:  # without a cast they are those that the model's code fixes
             try:
-                first, again = self._begin([each.to(self._dtype) for each in given] if self._cast else given)
+                cast = [each.to(self._dtype) for each in given] if self._cast else given
+                first, again = self._first_outputs(cast)
                 break
             except ValueError:
                 if not self._cast:
                     raise
-        self._double_runs = self._dtype is torch.float64
-        self.proof: Proof | None = None
         if not first:
             raise ValueError(
-                f"{type(model).__name__} gives no tensor to compare: let forward return its outputs."
+                f"{type(self._model).__name__} gives no tensor to compare: let forward return its outputs."
             )
         if relative_difference(first, first):
-            changed = "" if masked else ", or does when its weights change a little, as in trials of cuts"
+            changed = "" if self._masked else ", or does when its weights change a little, as in trials of cuts"
             raise ValueError(f"the model gives nan for the example{changed}: nothing can be compared with nan.")
         if relative_difference(first, again) > _LARGEST[torch.float32]:
             raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
 
-    def _begin(self, passes: Sequence[TrialPass]) -> tuple[list[Tensor], list[Tensor]]:
+    def _first_outputs(self, passes: Sequence[TrialPass]) -> tuple[list[Tensor], list[Tensor]]:
         """Take the passes in the precision of the first trials; return the outputs of the first one, twice.
 
         First trials are many: their copies share the memory of one, except changed weights.
@@ -87,8 +109,11 @@ class CutTrial:
             ValueError: If the first pass fails or, in double precision, any.
         """
         self._shared, self._shared_type = None, self._dtype
-        self._shared = self._whole_copy()
-        self._first, *self._others = passes
+        self._shared = self._whole_copy() if self._perturbed is None else copy_sharing_weights(self._perturbed)
+        if self._cast:
+            cast_model_(self._shared, self._dtype)
+        self.passes = [replace(each, cast=self._cast) for each in passes]
+        self._first, *self._others = self.passes
         self._passes = [self._first]
         if self._dtype is torch.float64:  # other precisions are tried later, where a pass does not run in it
             for each in self._others:
@@ -99,23 +124,21 @@ class CutTrial:
         """Go on in double precision, if the model runs in it, with all passes and with other inputs.
 
         Each pass in evaluation mode runs on another batch size, other values and other sizes, as far as the
-        model takes them; if the weights are masked, on the example as well. If the model does not run in double
-        precision, single precision goes on, and the differences that are let pass are those that its rounding
-        errors make.
+        model takes them, in training mode if the same ops run there; if the weights are masked, on the example
+        as well. If the model does not run in double precision, single precision goes on, and the differences
+        that are let pass are those that its rounding errors make.
 
         Raises:
             ValueError: If a pass fails.
         """
-        self._passes = [self._first]
-        for each in self._others:
-            first, again = self._twice(each)
-            same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
-            self._passes.append(replace(each, compared=same))
-        variants = [None if each.probe.training else self._variant(each) for each in self._passes]
+        if not self._known:
+            self.passes = [self._first, *map(self._checked, self._others)]
+            self.passes = [replace(each, variant=self._variant(each)) for each in self.passes]
+        variants = [each.on(each.variant) for each in self.passes if each.variant is not None]
         if self._masked:
-            passes = [*self._passes, *(each for each in variants if each is not None)]
+            passes = [*(each.on(each.example) for each in self.passes), *variants]
         else:  # the example itself was run in the first trials, and is again when the model is cut
-            passes = [other or each for each, other in zip(self._passes, variants, strict=True)]
+            passes = [each.on(each.variant or each.probe) for each in self.passes]
         self._narrow = passes, self._cast
         self._passes = [each.to(torch.float64) for each in self._narrow[0]]
         self._dtype, self._cast = torch.float64, True
@@ -125,6 +148,10 @@ class CutTrial:
             assert self._shared is not None
             perturb_(self._shared, seed=1)
             self._scale = _SCALE
+
+    def can_cut(self, kept: Kept) -> bool:
+        """Return whether these groups can be cut together."""
+        return self._failure(kept) is None
 
     def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
         """Return the groups that cannot be cut, name to reason; all others can be cut together.
@@ -222,18 +249,28 @@ class CutTrial:
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(self._model).__name__} cannot run on the example: {error!r}") from error
 
-    def _variant(self, each: TrialPass) -> TrialPass | None:
-        """Return the same pass with other inputs, if the model runs on any."""
+    def _checked(self, each: TrialPass) -> TrialPass:
+        """Return a pass, not to be compared if it has no outputs, or other ones each time."""
+        first, again = self._twice(each)
+        same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
+        return replace(each, compared=same)
+
+    def _variant(self, each: TrialPass) -> Probe | None:
+        """Return a pass on other inputs, in training mode if it does the same there; ``None`` if none runs."""
+        if each.probe.training:
+            return None
 
         def runs(probe: Probe) -> bool:
             try:
-                outputs = replace(each, probe=probe).outputs(self._copy())
+                outputs = each.on(probe).outputs(self._copy())
             except Exception:  # a user's forward may raise anything on inputs of another size
                 return False
             return relative_difference(outputs, outputs) == 0  # not nan
 
-        probe = variant_that_runs(each.probe, runs)
-        return None if probe is None else replace(each, probe=probe)
+        if not each.runs_in_training:
+            return variant_that_runs(each.probe, runs)
+        training = each.probe.in_training_mode()
+        return variant_that_runs(training, runs) or training
 
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
         """Return the outputs of each pass that are to be compared; the model's state may change.
@@ -249,8 +286,6 @@ class CutTrial:
         model = copy_model(self._model)
         if self._cast:
             cast_model_(model, self._dtype)
-        if not self._masked:
-            perturb_(model)
         return model
 
     def _copy(self, own: Iterable[str] = ()) -> nn.Module:
@@ -264,7 +299,10 @@ class CutTrial:
             return self._whole_copy()
         if self._dtype is self._shared_type and self._scale == 1:
             return copy_sharing_weights(self._shared, {*own, *self._written})
-        model = copy_model(self._shared)
+        # those that are cast get memory of their own then
+        parameters = self._shared.named_parameters()
+        kept = {name for name, each in parameters if each.dtype is self._dtype or not each.is_floating_point()}
+        model = copy_sharing_weights(self._shared, kept) if self._cast else copy_model(self._shared)
         if self._cast:
             cast_model_(model, self._dtype)
         scale_(model, self._scale)

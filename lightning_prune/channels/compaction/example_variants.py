@@ -1,4 +1,4 @@
-"""Variants of an example: other values, another batch size, another length or image size."""
+"""Variants of an example: smaller ones; other values, another batch size, another length or image size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning_prune.core.probes import Probe, tensors_in
 
 # larger values first: they tell more, as where attention to all positions is nearly equal
 _FACTORS = (3, 0.9)
+_DIVISORS = (4, 2)
 _LARGE = 32  # sizes from here on are made smaller first, since a larger input takes longer
 
 
@@ -27,20 +28,42 @@ def variant_that_runs(probe: Probe, runs: Callable[[Probe], bool]) -> Probe | No
         probe: Runs the model on the example.
         runs: Returns whether the model runs with a probe, and gives numbers.
     """
-    sizes = {size for tensor in tensors_in(probe) if not tensor.is_nested for size in tensor.shape}
     found = None
     for factor in _FACTORS:
         variant = probe.map_tensors(partial(_other_values, factor=factor))
         if runs(variant):
             found = variant
             break
-    for size in sorted(sizes, reverse=True):
+    for size in _sizes(probe):
         for other in _other_sizes(size):
             variant = (found or probe).map_tensors(partial(_resized, size=size, other=other))
             if runs(variant):
                 found = variant
                 break
     return found
+
+
+def reduce_sizes(probe: Probe, runs_alike: Callable[[Probe], bool]) -> None:
+    """Try smaller and smaller inputs, as long as a model runs the same way on them.
+
+    Args:
+        probe: Runs the model on the example.
+        runs_alike: Returns whether the model runs with a probe as it does on the example.
+    """
+    for size in _sizes(probe):
+        for factor in _DIVISORS:
+            # at least two: a dimension of one is another case in many a forward
+            while (other := size // factor) > 1:
+                variant = probe.map_tensors(partial(_resized, size=size, other=other))
+                if not runs_alike(variant):
+                    break
+                probe, size = variant, other  # noqa: PLW2901
+
+
+def _sizes(probe: Probe) -> list[int]:
+    """Return the sizes of the dimensions of a probe's tensors, each once, the largest first."""
+    sizes = {size for tensor in tensors_in(probe) if not tensor.is_nested for size in tensor.shape}
+    return sorted(sizes, reverse=True)
 
 
 def _other_sizes(size: int) -> Iterator[int]:

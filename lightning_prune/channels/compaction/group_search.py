@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
+import numpy
 import torch
 from torch import nn
 
@@ -18,7 +19,7 @@ from lightning_prune.channels.graph.groups import unique_names
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
-_CutPlaces: TypeAlias = frozenset[tuple[str, int, tuple[int, ...]]]
+_CutPlaces: TypeAlias = frozenset[tuple[str, int, bytes]]
 
 
 class Found(NamedTuple):
@@ -44,6 +45,7 @@ class GroupSearch:
         self.passed: list[Found] = []
         self._tried: set[tuple[_CutPlaces, bool]] = set()
         self._reasons: dict[_CutPlaces, str] = {}
+        self._made: dict[UnitGroup, Mapping[tuple[str, int], int]] = {}
 
     def attempt(self, groups: Iterable[UnitGroup], trace: int, *, adjusted: bool) -> dict[str, str]:
         """Try the groups that were not tried before and share no weights with those in ``passed``.
@@ -109,8 +111,20 @@ class GroupSearch:
 
     def apart(self, groups: Iterable[UnitGroup]) -> list[UnitGroup]:
         """Return the groups whose units are made by other weights than those of the groups in ``passed``."""
-        taken = {place for group, _ in self.passed for place in _output_places(group)}
-        return [group for group in groups if not _output_places(group) & taken]
+        taken: dict[tuple[str, int], int] = defaultdict(int)
+        for group, _ in self.passed:
+            for place, bits in self._places(group).items():
+                taken[place] |= bits
+        return [
+            group
+            for group in groups
+            if not any(bits & taken[place] for place, bits in self._places(group).items())
+        ]
+
+    def _places(self, group: UnitGroup) -> Mapping[tuple[str, int], int]:
+        if group not in self._made:
+            self._made[group] = _made_places(group)
+        return self._made[group]
 
     def reason(self, group: UnitGroup) -> str:
         """Return why a group cannot be cut without adjusted attributes."""
@@ -119,10 +133,13 @@ class GroupSearch:
     def _try(self, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], dict[str, str]]:
         """Return the groups that can be cut, and for the others name to reason.
 
-        Groups whose parameter names differ in numbers only, as those of the blocks of a transformer, and that
-        adjust the same attributes, are taken to be alike: the first, the middle and the last one are tried at
-        first. If all three fail, the others are taken to fail for the same reason as the first.
+        All are tried together at first. If that fails: groups whose parameter names differ in numbers only, as
+        those of the blocks of a transformer, and that adjust the same attributes, are taken to be alike. The
+        first, the middle and the last one are tried. If all three fail, the others are taken to fail for the
+        same reason as the first.
         """
+        if not groups or self._trial.can_cut(uneven_cut(groups)):
+            return list(groups), {}
         families: dict[object, list[UnitGroup]] = defaultdict(list)
         for group in groups:
             layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
@@ -237,12 +254,13 @@ def _united(parts: Iterable[Slice]) -> tuple[Slice, ...]:
     return tuple(found.values())
 
 
-def _output_places(group: UnitGroup) -> set[tuple[str, int, int]]:
-    """Return the name, dimension and index of each place in the weights that make the group's units."""
-    found = set()
+def _made_places(group: UnitGroup) -> Mapping[tuple[str, int], int]:
+    """Return where the weights that make the group's units do so: bits of a number by name and dimension."""
+    found: dict[tuple[str, int], int] = defaultdict(int)
     for part in axis_slices(group.slices):
         assert part.index is not None
-        found |= {(part.name, part.dim, place) for place in (part.index >= 0).nonzero().flatten().tolist()}
+        bits = numpy.packbits((part.index >= 0).cpu().numpy(), bitorder="little")
+        found[part.name, part.dim] |= int.from_bytes(bits.tobytes(), "little")
     return found
 
 
@@ -251,5 +269,5 @@ def _cut_places(group: UnitGroup) -> _CutPlaces:
     found = set()
     for part in axis_slices((*group.masked, *group.buffers)):
         assert part.index is not None
-        found.add((part.name, part.dim, tuple(part.index.tolist())))
+        found.add((part.name, part.dim, part.index.cpu().numpy().tobytes()))
     return frozenset(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lightning_prune.core.tensors import MASKING, no_number, tensors_by_name
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
-_PIECE = 2**18  # elements
+_BLOCK = 262_147  # random numbers; a prime, so that no rows of a weight, of whatever length, get the same ones
 
 
 @torch.no_grad()
@@ -30,11 +30,33 @@ def perturb_(model: nn.Module, seed: int = 0) -> None:
         model: Is changed.
         seed: Seed of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
+    noise = _Noise(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.layout is torch.strided and no_number(tensor) is None:
+        if tensor.layout is torch.strided and no_number(tensor) is None and not is_mask(tensor):
             real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            _add_noise_(real, generator, positive=name.endswith("var"))
+            _add_noise_(real, noise, positive=name.endswith("var"))
+
+
+class _Noise:
+    """One block of random numbers, uniform from -1 to 1, that is read again and again: to draw them takes long.
+
+    Args:
+        seed: The seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        drawn = torch.empty(_BLOCK).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+        self._numbers = drawn.repeat(2)
+        self._first = 0
+        self._converted: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def next(self, like: Tensor) -> Tensor:
+        """Return the next random numbers in the shape, type and place of a tensor of at most one block."""
+        key = like.device, like.dtype
+        if key not in self._converted:
+            self._converted[key] = self._numbers.to(*key)
+        first, self._first = self._first, (self._first + like.numel()) % _BLOCK
+        return self._converted[key][first : first + like.numel()].view(like.shape)
 
 
 def is_mask(tensor: Tensor) -> bool:
@@ -43,22 +65,32 @@ def is_mask(tensor: Tensor) -> bool:
     return real and tensor.numel() > 0 and not bool(torch.linalg.vector_norm(tensor, torch.inf) < MASKING)
 
 
-def _add_noise_(tensor: Tensor, generator: torch.Generator, *, positive: bool) -> None:
+def _add_noise_(tensor: Tensor, noise: _Noise, *, positive: bool) -> None:
     """Add noise in place, which is positive for running variances: they have to stay above 0."""
-    if not tensor.numel() or is_mask(tensor):
+    if not tensor.numel():
         return
     filled = int(tensor.count_nonzero())
     mean = float(torch.linalg.vector_norm(tensor, 1)) / max(1, filled)
     spread = (0.5 if tensor.ndim > 1 else 0.1) * mean + 0.01
-    # in pieces: noise for a whole tensor at once would need as much memory as the tensor
-    rows = torch.atleast_1d(tensor)
-    for piece in rows.split(max(1, _PIECE * len(rows) // tensor.numel())):
-        noise = torch.empty(piece.shape, dtype=piece.dtype)
-        noise.uniform_(0 if positive else -spread, spread, generator=generator)
-        noise = noise.to(piece.device)
-        piece.add_(
-            torch.where(piece == 0, noise * (mean / spread + 1), noise) if filled < tensor.numel() else noise
-        )
+    for piece in _pieces(tensor):
+        drawn = noise.next(piece)
+        if positive:
+            piece.add_(drawn.abs(), alpha=spread)
+        elif filled == tensor.numel():
+            piece.add_(drawn, alpha=spread)
+        else:
+            piece.add_(torch.where(piece == 0, drawn * (mean + spread), drawn * spread))
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield views that make up a tensor, each of at most one block of random numbers."""
+    if tensor.numel() <= _BLOCK:
+        yield tensor
+    elif tensor.is_contiguous():
+        yield from tensor.view(-1).split(_BLOCK)
+    else:
+        for row in tensor.unbind():
+            yield from _pieces(row)
 
 
 @torch.no_grad()

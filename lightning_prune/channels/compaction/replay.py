@@ -81,11 +81,18 @@ def _reassign_tensors(model: nn.Module) -> None:
 
 def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     """Return a copy of the elements that are kept, in the memory layout of the tensor."""
-    indices = [torch.arange(size, device=tensor.device) for size in tensor.shape]
-    for cut in cuts:
-        indices[cut.dim] = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
-    # one indexing operation for all dimensions, without an intermediate copy for each cut
-    return _like_layout(tensor[torch.meshgrid(*indices, indexing="ij")], tensor)
+    kept = {cut.dim: torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device) for cut in cuts}
+    if not kept:
+        return tensor.clone()
+    # one indexing operation for all cuts, without an intermediate copy for each; dimensions between them are
+    # indexed, too, or the result would have others first
+    first, last = min(kept), max(kept)
+    indices = [
+        kept[dim] if dim in kept else torch.arange(tensor.shape[dim], device=tensor.device)
+        for dim in range(first, last + 1)
+    ]
+    grid = torch.meshgrid(*indices, indexing="ij")
+    return _like_layout(tensor[(slice(None),) * first + grid], tensor)
 
 
 def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import cut_tensor, replay_
 from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
+from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe, as_probe
 from lightning_prune.core.tensors import check_materialized
@@ -88,7 +89,9 @@ def compact(model: _Module, masks: Masks, example: Any) -> _Module:
         for name, parameter in smaller.named_parameters():
             if name in joined:
                 parameter.masked_fill_(~joined[name].to(parameter.device), 0)
-    compact_(smaller, joined, None, as_probe(example))
+    probe = as_probe(example)
+    units, passes = analyse(model, probe)
+    compact_(smaller, joined, units.groups, probe, passes=passes)
     return smaller
 
 
@@ -98,6 +101,7 @@ def compact_(
     groups: Iterable[UnitGroup] | None,
     probe: Probe,
     optimizers: Iterable[Optimizer] = (),
+    passes: Sequence[TrialPass] = (),
 ) -> Compacted:
     """Shrink a masked model in place, together with the optimizer state of its parameters.
 
@@ -107,6 +111,7 @@ def compact_(
         groups: Its unit groups, which have passed the trial cuts of an analysis; ``None`` to analyse the model.
         probe: Runs the model.
         optimizers: Optimizers of its parameters.
+        passes: The passes of that analysis, if it was one of the same network on the same example.
 
     Returns:
         What was done, with its proof.
@@ -115,8 +120,12 @@ def compact_(
         CompactionError: If outputs differ; the model is unchanged, and the message names the groups that
             cannot be cut.
     """
-    kept = remaining_units(model, masks, analyse(model, probe).groups if groups is None else groups)
-    trial = CutTrial(model, record_passes(model, probe), masked=True)
+    if groups is None:
+        units, passes = analyse(model, probe)
+        groups = units.groups
+    kept = remaining_units(model, masks, groups)
+    found = passes or list(map(TrialPass.of, record_passes(model, probe)))
+    trial = CutTrial(model, found, known=bool(passes))
     trial.refine()
     failing = trial.failing(kept)
     if failing:

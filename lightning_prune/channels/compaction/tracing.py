@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
 
 from torch import nn
 
+from lightning_prune.channels.compaction.example_variants import reduce_sizes
 from lightning_prune.channels.compaction.norms import open_norms_
-from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.graph.recorder import PassRecord, record_pass
 from lightning_prune.channels.graph.splits import Split
 from lightning_prune.channels.graph.trace import Trace
@@ -17,10 +16,11 @@ from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, Probe
 
+_FEW_ELEMENTS = 2**22  # of all tensors of a pass: what takes time then is not their size
 _WHAT_IS_LEFT = "nothing can be cut out of it. Unstructured and Blocks set single weights or blocks to 0."
 
 
-def check_same_ops(model: nn.Module, known: PassRecord) -> None:
+def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) -> None:
     """Check that a pass runs the same ops when the model's weights change.
 
     What is computed from tensors whose shapes values decide, such as the boxes that a detector finds, has to
@@ -28,14 +28,15 @@ def check_same_ops(model: nn.Module, known: PassRecord) -> None:
 
     Args:
         model: Is not changed.
+        perturbed: A copy of it with other weights; is not changed.
         known: The record of the pass.
 
     Raises:
         ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
-    perturb_(copied := open_norms_(copy_model(model)))
+    known = known.small or known
     try:
-        found = record_pass(copied, known.probe)
+        found = record_pass(open_norms_(copy_sharing_weights(perturbed, known.written)), known.probe)
     except Exception as error:  # a user's forward may raise anything
         raise ValueError(
             f"{type(model).__name__} does not run when its weights change a little ({error!r}), as in trials of"
@@ -62,29 +63,58 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
         ValueError: If the model cannot run on the example, or cannot be copied.
     """
     found: list[PassRecord] = []
-    for each in probe.passes:
-        twin = open_norms_(copy_model(model))
+    for number, each in enumerate(probe.passes):
+        twin = copy_model(model)
         try:
-            found.append(record_pass(twin, each))
+            record = record_pass(open_norms_(twin), each)._replace(number=number)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+        known = any(map(record.same_ops, found))
+        found.append(record if known else record._replace(small=_reduced(model, record)))
     if not any(each.training for each in probe.passes):
-        found += _first_in_training(model, probe)
-    records: list[PassRecord] = []
-    for record in found:
-        if all((record.steps, record.reads) != (other.steps, other.reads) for other in records):
-            records.append(record)
+        found = _with_training_mode(model, found)
+    return [
+        record
+        for number, record in enumerate(found)
+        if record.runs_in_training or not any(map(record.same_ops, found[:number]))
+    ]
+
+
+def _record(model: nn.Module, probe: Probe) -> PassRecord:
+    return record_pass(open_norms_(copy_model(model)), probe)
+
+
+def _with_training_mode(model: nn.Module, records: list[PassRecord]) -> list[PassRecord]:
+    """Return records with what the first pass that runs in training mode does there."""
+    for number, each in enumerate(records):
+        small = each.small or each
+        with suppress(Exception):  # a user's forward may raise anything
+            if _record(model, small.probe.in_training_mode()).same_ops(small):
+                return [*records[:number], each._replace(runs_in_training=True), *records[number + 1 :]]
+            found = _record(model, each.probe.in_training_mode())
+            return [*records, found._replace(number=each.number, small=_reduced(model, found))]
     return records
 
 
-def _first_in_training(model: nn.Module, probe: Probe) -> list[PassRecord]:
-    """Return the record of the first pass of a probe that runs in training mode; empty if none does."""
-    for each in probe.passes:
-        training = copy.copy(each)
-        training.training = True
-        with suppress(Exception):  # a user's forward may raise anything
-            return [record_pass(open_norms_(copy_model(model)), training)]
-    return []
+def _reduced(model: nn.Module, record: PassRecord) -> PassRecord | None:
+    """Return the record of a pass that does the same on smaller inputs, if there is one that saves time."""
+    if any(record.decided):  # values have to be those of the example
+        return None
+    found: list[PassRecord] = []
+
+    def runs_alike(probe: Probe) -> bool:
+        if [record, *found][-1].elements < _FEW_ELEMENTS:
+            return False
+        try:
+            small = _record(model, probe)
+        except Exception:  # a user's forward may raise anything on inputs of another size
+            return False
+        if alike := small.same_way(record):
+            found.append(small)
+        return alike
+
+    reduce_sizes(record.probe, runs_alike)
+    return found[-1] if found else None
 
 
 def trace_model(

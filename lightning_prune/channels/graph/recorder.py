@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lightning_prune.channels.graph.calls import tensors_of, values_decide_shape, written_tensors
-from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode
+from lightning_prune.core.probes import OpMode, Probe, math_attention, pass_mode, relative_difference
 from lightning_prune.core.tensors import named_tensors, reachable_tensors
 
 OpRecord: TypeAlias = tuple[Any, tuple[torch.Size, ...]]
@@ -34,6 +35,10 @@ class PassRecord(NamedTuple):
         places: For each op the numbers of its outputs that outlive the pass.
         written: Names of the parameters that the pass has written to, or given other data.
         kept_elsewhere: Whether a tensor outlives the pass to which the result does not refer.
+        gives_nan: Whether an output has a value that is no number.
+        number: Which of the passes of the example's probe it is.
+        small: The record of a pass that does the same on smaller inputs; ``None`` for this one itself.
+        runs_in_training: Whether the model runs the same ops in training mode.
     """
 
     probe: Probe
@@ -44,11 +49,38 @@ class PassRecord(NamedTuple):
     places: list[frozenset[int]]
     written: frozenset[str]
     kept_elsewhere: bool
+    gives_nan: bool
+    number: int = 0
+    small: PassRecord | None = None
+    runs_in_training: bool = False
 
     @property
     def fixed_steps(self) -> list[OpRecord]:
         """The steps whose shapes no values have decided."""
         return [step for step, decided in zip(self.steps, self.decided, strict=True) if not decided]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements that the ops of the pass return, which says how long it takes."""
+        return sum(prod(shape) for _, shapes in self.steps for shape in shapes)
+
+    def same_ops(self, other: PassRecord) -> bool:
+        """Return whether two passes run the same ops, which return the same shapes, on the same weights."""
+        return (self.steps, self.reads) == (other.steps, other.reads)
+
+    def same_way(self, other: PassRecord) -> bool:
+        """Return whether two passes run the same ops on the same weights, on inputs of any size.
+
+        A dimension of one element counts as another way: which strides it has, and whether it is repeated,
+        are other questions than in larger ones.
+        """
+
+        def way(record: PassRecord) -> list[object]:
+            ops = [(op, [[min(size, 2) for size in shape] for shape in shapes]) for op, shapes in record.steps]
+            told = record.live, record.places, record.written, record.kept_elsewhere, record.gives_nan
+            return [ops, record.reads, *told]
+
+        return way(self) == way(other)
 
 
 def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
@@ -56,6 +88,7 @@ def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
     before = {name: each.data_ptr() for name, each in model.named_parameters()}
     with pass_mode(model, training=probe.training), math_attention(), OpRecorder(model) as recorder:
         result = probe(model)
+    outputs = recorder.outputs(result)
     replaced = {name for name, each in model.named_parameters() if before.get(name) != each.data_ptr()}
     return PassRecord(
         probe,
@@ -66,6 +99,7 @@ def record_pass(model: nn.Module, probe: Probe) -> PassRecord:
         recorder.places(result),
         frozenset(recorder.written | replaced),
         recorder.kept_elsewhere(result),
+        relative_difference(outputs, outputs) > 0,
     )
 
 
@@ -107,6 +141,7 @@ class OpRecorder(OpMode):
         self._names = {each: name for name, tensor in model.named_parameters() for each in memory_of([tensor])}
         own = list(named_tensors(model))
         self._own = [tensor for _, tensor in own]
+        self._own_memory = memory_of(self._own)
         self._own_names = {id(tensor): name for name, tensor in own}
         self._static: Any = WeakTensorKeyDictionary((tensor, True) for tensor in self._own)
         # memory of tensors that were made of weights or of nothing, and that data was written to
@@ -194,8 +229,8 @@ class OpRecorder(OpMode):
         self.written |= {self._names[each] for each in memory_of(written) if each in self._names}
         self._traffic.append((memory_of(given), memory_of(outputs + written)))
         static = all(map(self._is_static, given))
-        if not static:
-            self._filled |= memory_of(written) - memory_of(self._own)
+        if written and not static:
+            self._filled |= memory_of(written) - self._own_memory
         # the size of a constant may be that of a tensor whose size values have decided
         constant = not given or func is torch.ops.aten.lift_fresh.default
         decided = bool(self._decided) if constant else any(each in self._decided for each in given)

@@ -1,0 +1,203 @@
+"""What an analysis runs: how often, on which inputs, and when it is made anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from weakref import ref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune.channels.compaction.perturbation import perturb_
+from lightning_prune.core.model_copies import copy_model
+
+IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+class Counting(nn.Module):
+    """Notes the shapes of all that it is run on, in copies of it, too."""
+
+    calls: list[tuple[torch.Size, torch.dtype, bool]]
+
+    def __init__(self, between: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.Conv2d(32, 24, 3, stride=2, padding=1)
+        self.between, self.head = between or nn.ReLU(), nn.Linear(24, 5)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        Counting.calls.append((images.shape, images.dtype, self.training))
+        hidden: Tensor = self.between(self.two(self.one(images).relu()))
+        logits: Tensor = self.head(hidden.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def _calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "calls", [], raising=False)
+
+
+def units(model: nn.Module, example: Tensor = IMAGES) -> dict[str, int]:
+    return {group.name: group.size for group in Channels().units(model, example).groups}
+
+
+def pruned(model: nn.Module, example: Tensor) -> Pruner:
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=example)
+    pruner.prune(1.0)
+    return pruner
+
+
+def test_trials_run_on_inputs_as_small_as_the_model_runs_alike_on() -> None:
+    few = torch.randn(1, 3, 12, 12)  # no smaller inputs are looked for where they save nothing
+    assert units(Counting(), few) == {"one": 32, "two": 24}
+    plain = len(Counting.calls)
+    Counting.calls.clear()
+    large = torch.randn(8, 3, 384, 384)
+    assert units(Counting(), large) == {"one": 32, "two": 24}
+    assert len(Counting.calls) <= plain + 4
+    # one pass to record what it does, and one to follow the channels
+    assert [shape for shape, *_ in Counting.calls].count(large.shape) == 2
+    assert all(shape.numel() <= large.numel() / 16 for shape, *_ in Counting.calls if shape != large.shape)
+
+
+class Literal(nn.Module):
+    """Runs on images of one size only."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        assert hidden.shape[2:] == (96, 96)
+        return hidden.relu()
+
+
+def test_inputs_stay_where_the_model_runs_on_no_others() -> None:
+    example = torch.randn(4, 3, 384, 384)
+    assert units(Counting(Literal()), example) == {"one": 32, "two": 24}
+    assert {shape[2:] for shape, *_ in Counting.calls} >= {(384, 384)}
+
+
+@pytest.mark.parametrize("between", [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5)])
+def test_dropout_needs_no_passes_of_its_own(between: nn.Module) -> None:
+    assert units(Counting()) == {"one": 32, "two": 24}
+    plain = list(Counting.calls)
+    Counting.calls.clear()
+    assert units(Counting(between)) == {"one": 32, "two": 24}
+    assert Counting.calls == plain
+    assert any(training and dtype is torch.float64 for _, dtype, training in plain)
+
+
+class Noisy(nn.Module):
+    """Does something else in training mode."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * 0.9 if self.training else hidden
+
+
+def test_what_differs_in_training_mode_is_followed_there() -> None:
+    assert units(Counting(Noisy())) == {"one": 32, "two": 24}
+    assert sum(training for *_, training in Counting.calls) > 4
+
+
+def test_an_analysis_serves_again_until_the_module_changes() -> None:
+    model = Counting()
+    pruner = pruned(model, IMAGES)
+    Counting.calls.clear()
+    small = compact(model, pruner.masks, IMAGES)
+    assert small.one.out_channels == 16
+    # the masked and the cut network, on the example and on other inputs
+    assert len(Counting.calls) == 4
+    assert {dtype for _, dtype, _ in Counting.calls} == {torch.float64}
+    Counting.calls.clear()
+    first = Channels().units(model, IMAGES)
+    assert not Counting.calls
+    with torch.no_grad():
+        model.one.weight.mul_(2)  # as training does
+    assert Channels().units(model, IMAGES) is not None
+    assert Channels(round_to=8).units(model, IMAGES).groups[0].name == first.groups[0].name
+    assert not Counting.calls
+
+
+CHANGES: dict[str, Callable[[Counting], object]] = {
+    "layer": lambda model: setattr(model, "two", nn.Conv2d(32, 24, 1)),
+    "number": lambda model: setattr(model, "share", 0.5),
+    "list": lambda model: setattr(model, "sizes", [*model.sizes, 2]),
+    "hook": lambda model: model.one.register_forward_hook(lambda *_: None),
+    "frozen": lambda model: model.one.requires_grad_(False),
+    "type": lambda model: setattr(model, "between", nn.GELU()),
+    "attribute of a layer": lambda model: setattr(model.one, "stride", (1, 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_it_is_made_anew_when_the_module_has_changed(change: Callable[[Counting], object]) -> None:
+    model = Counting()
+    model.sizes = [1]
+    units(model)
+    change(model)
+    Counting.calls.clear()
+    units(model)
+    assert Counting.calls
+
+
+def test_it_is_made_anew_for_another_example() -> None:
+    model, example = Counting(), IMAGES.clone()
+    units(model, example)
+    for other in (IMAGES.clone(), example.add_(1)):
+        Counting.calls.clear()
+        units(model, other)
+        assert Counting.calls
+
+
+def test_no_example_is_kept_alive() -> None:
+    model, example = Counting(), IMAGES.clone()
+    units(model, example)
+    seen = ref(example)
+    del example
+    assert seen() is None
+
+
+def test_noise_differs_from_row_to_row() -> None:
+    """The same random numbers are used again and again; rows of any length get other ones."""
+    model = nn.Linear(1024, 3000, bias=False)
+    nn.init.zeros_(model.weight)
+    perturb_(model)
+    assert len(model.weight.detach().unique(dim=0)) == 3000
+    wide = nn.Conv2d(64, 48, 11).to(memory_format=torch.channels_last)
+    before = wide.weight.detach().clone()
+    perturb_(wide)
+    assert len((wide.weight.detach() - before).unique(dim=0)) == 48
+
+
+class Shared(nn.Module):
+    """Refers to its own modules from attributes that come before them, and to one dict twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: list[nn.Module] = []
+        self.one = nn.Linear(3, 3)
+        self.later.append(self.one)
+        self.table = self.again = {"sizes": [1, 2], "layer": self.one}
+        self.hidden = self.one.weight * 2
+
+
+def test_copies_are_those_of_deepcopy() -> None:
+    model = Shared()
+    twin = copy_model(model)
+    assert twin.later == [twin.one]
+    assert twin.one is not model.one
+    assert twin.table is twin.again
+    assert twin.table["layer"] is twin.one
+    assert twin.table["sizes"] == [1, 2]
+    assert twin.table["sizes"] is not model.table["sizes"]
+    assert torch.equal(twin.hidden, model.hidden)
+    assert not twin.hidden.requires_grad
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LSTM(4, 4))
+    theirs, ours = copy.deepcopy(plain), copy_model(plain)
+    assert [*map(type, theirs.modules())] == [*map(type, ours.modules())]
+    for one, other in zip(theirs.modules(), ours.modules(), strict=True):
+        assert vars(one).keys() == vars(other).keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name])
+        assert ours.state_dict()[name].data_ptr() != plain.state_dict()[name].data_ptr()
