@@ -8,17 +8,18 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import yaml
 from torch import nn
 
 import lightning_prune
 from lightning_prune.callbacks.oneshot import oneshot
 from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction.shrink import compact
+from lightning_prune.core.configurations import config_in, with_readable_configs
 from lightning_prune.core.files import read_file
 from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.weights import Magnitude
@@ -319,10 +320,18 @@ def cli_of(package: str) -> type[LightningCLI]:
 
 
 def main() -> None:
-    """Run the ``lightning-prune`` command, for any LightningModule and data module given by class path."""
+    """Run the ``lightning-prune`` command, for any LightningModule and data module given by class path.
+
+    Subcommands that do not train read the configuration that another LightningCLI has written, too.
+    """
     # unlike `python -m`, an installed script does not have the working directory on the import path
     sys.path.insert(0, os.getcwd())
-    cli_of(_package_of_model(sys.argv[1:]))()
+    cli = cli_of(_package_of_model(sys.argv[1:]))
+    commands = {
+        name: signature(each).parameters for name, each in vars(PruningCommands).items() if callable(each)
+    }
+    sys.argv[1:] = with_readable_configs(sys.argv[1:], commands, signature(Trainer).parameters)
+    cli()
 
 
 def _package_of_model(arguments: Sequence[str]) -> str:
@@ -343,10 +352,7 @@ def _package_of_model(arguments: Sequence[str]) -> str:
 
 def _model_in(path: str) -> Any:
     """Return the class path of the model in a configuration file, for all commands or for one."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError):  # the command will tell
-        return None
+    content = config_in(path)
     sections = [content, *content.values()] if isinstance(content, dict) else []
     model = next((each["model"] for each in sections if isinstance(each, dict) and "model" in each), None)
     return model.get("class_path") if isinstance(model, dict) else model

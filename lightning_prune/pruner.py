@@ -76,6 +76,7 @@ class Pruner(PrunedState):
     Attributes:
         groups: The unit groups that may be pruned.
         frozen: Name to reason of what cannot be pruned.
+        parts: Names of the modules that were followed alone; empty if the whole model was.
         protected: Names of the groups of which more would have been removed, and that keep as few as they may.
         store: The masks, and the methods that enforce them.
         needs: What training must offer.
@@ -134,7 +135,7 @@ class Pruner(PrunedState):
         matrices = {name: matrix for name, (_, matrix) in named_matrices(model).items()}
         units = accepted_units(found, criterion, selector, shards, layers, matrices)
         units, self._quotas = divided(units, model, target, shares)
-        self.groups, self.frozen = units.groups, units.reasons(model)
+        self.groups, self.frozen, self.parts = units.groups, units.reasons(model), units.parts
         self.protected: set[str] = set()
         self.unreconstructed: dict[str, str] = {}
         self._reached = 0.0  # largest share of the target that was pruned to

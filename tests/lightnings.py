@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 NAME = os.environ.get("LIGHTNING", "lightning.pytorch")
-_PLACES = ("callbacks", "loggers", "plugins.precision", "strategies", "tuner")
+_PLACES = ("callbacks", "cli", "loggers", "plugins.precision", "strategies", "tuner")
 
 
 def __getattr__(name: str) -> Any:

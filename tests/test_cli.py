@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightnings import NAME, LightningDataModule
+from lightnings import NAME, LightningCLI, LightningDataModule, LightningModule
 from lit import Lit, digits, fit, seeded
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import (
@@ -25,7 +27,7 @@ from lightning_prune import (
     load_compact,
     load_packed,
 )
-from lightning_prune.cli import cli_of
+from lightning_prune.cli import cli_of, main
 from lightning_prune.export.compacted import masks_in
 
 IMAGES = next(iter(digits()))[0]
@@ -256,3 +258,98 @@ def test_oneshot_prunes_validates_and_saves(tmp_path: Path, capsys: pytest.Captu
     for name, mask in masks_in(torch.load(path, weights_only=True)).items():
         assert not again.get_parameter(name)[~mask].any()
         assert not torch.equal(again.get_parameter(name)[mask], model.get_parameter(name)[mask])
+
+
+# --- configurations of other command lines
+
+
+class Wide(Net):
+    """With arguments."""
+
+    def __init__(self, width: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+class Sized(Data):
+    """With an argument."""
+
+    def __init__(self, size: int = 8, classes: int = 10) -> None:
+        super().__init__()
+
+
+class OwnCLI(LightningCLI):
+    """A project's own: with an optimizer, an argument and links."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_optimizer_args(SGD)
+        parser.add_lr_scheduler_args(ExponentialLR)
+        parser.add_argument("--project", default="ours")
+        kind = ".init_args" if self.subclass_mode_model else ""
+        parser.link_arguments(f"data{kind}.classes", f"model{kind}.classes")
+
+
+OWN = """
+seed_everything: 0
+trainer:
+  max_epochs: 1
+  limit_train_batches: 6
+  accelerator: cpu
+  enable_progress_bar: false
+  callbacks:
+    class_path: PruningCallback
+    init_args:
+      target: 0.5
+      name: own
+      schedule: {class_path: OneShot, init_args: {at: 2st}}
+"""
+
+
+@pytest.mark.parametrize("one_class", [True, False], ids=["one class", "any class"])
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. will be overridden:UserWarning")
+def test_the_configuration_of_a_command_line_of_another_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_class: bool
+) -> None:
+    def run(command: str, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["lightning-prune", command, "--config", str(saved), *arguments])
+        main()
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(OWN)
+    names = () if one_class else ("--model", f"{__name__}.Wide", "--data", f"{__name__}.Sized")
+    bases = (Wide, Sized) if one_class else (LightningModule, LightningDataModule)
+    width = "--model.width" if one_class else "--model.init_args.width"
+    OwnCLI(
+        *bases,
+        subclass_mode_model=not one_class,
+        subclass_mode_data=not one_class,
+        args=[
+            "fit",
+            "--config",
+            "own.yaml",
+            *names,
+            width,
+            "12",
+            "--optimizer.lr",
+            "0.1",
+            "--lr_scheduler.gamma",
+            "1",
+        ],
+    )
+    (saved,) = tmp_path.rglob("config.yaml")
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    model = ("--model", f"{__name__}.Wide")
+    if one_class:
+        with pytest.raises(ValueError, match=r"arguments of the model and no class that .* --model mine\.Net"):
+            run("report", "--ckpt_path", str(checkpoint))
+        capsys.readouterr()
+    named = model if one_class else ()
+    shown = run("report", "--ckpt_path", str(checkpoint), *named)
+    assert "444 of 888 weights removed" in shown
+    assert f"{saved}: report does not use project, optimizer, lr_scheduler" in shown
+    if one_class:
+        run("export", "--ckpt_path", str(checkpoint), "--path", "net.packed", *named)
+        assert sum(int((each == 0).sum()) for each in load_packed("net.packed", Wide(12)).parameters()) == 444
+    else:
+        assert "444 of 888" in run("plan", *named)

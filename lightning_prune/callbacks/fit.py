@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.load_hook import LoadHook
+from lightning_prune.callbacks.neighbours import check_neighbours
 from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_modules
 from lightning_prune.core.trained import training_only
@@ -120,7 +121,7 @@ class PruningFit:
         probe = state.example.probe
         state.bind(self.module, probe)
         state.network.mask()  # given masks may remove what is not 0 yet
-        self._check_neighbours()
+        check_neighbours(parts, state.network, self.neighbours(), trainer, self.module)
         state.events.check(self.module)
         network = state.network
         if network.pruner is not None and network.sparsity > state.history.sparsity:  # zeros that were there
@@ -130,29 +131,6 @@ class PruningFit:
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
         self._mask_averages()
-
-    def _check_neighbours(self) -> None:
-        network = self.state.network
-        if self.parts.restores_weights and trainer_queries.averages_in_callbacks(self.trainer, self.module):
-            raise ValueError(
-                "rewind and guard bring back weights, which an averaging callback would go on to average with"
-                " those that were given up: take one or the other."
-            )
-        neighbours = self.neighbours()
-        for other in neighbours:
-            shared = sorted(network.covered & other.covered)
-            if shared and other.model is network.model:
-                raise ValueError(
-                    f"two PruningCallbacks prune {shared[0]!r}: give them include and exclude patterns"
-                    " that keep them apart."
-                )
-        if neighbours and self.parts.restores_weights:
-            raise ValueError("rewind and guard bring back weights: they are for a single PruningCallback.")
-        if neighbours and self.parts.compact:
-            raise ValueError(
-                "compact=True is for a single PruningCallback: with several, call"
-                " compact(model, [one.masks, other.masks], example) after the fit."
-            )
 
     def _mask_averages(self) -> None:
         """Set masked weights to 0 in weight averages, where they then stay 0."""

@@ -185,7 +185,7 @@ class PruningCallback(Callback):
         Args:
             model: The model with the weights of the checkpoint, as ``load_compact`` returns it.
             state: The entry of this ``state_key`` in the checkpoint's ``callbacks``.
-            example: An input of ``forward``, to count multiply-adds and measure latency on.
+            example: As for :meth:`plan`, to count multiply-adds and measure latency on.
 
         Raises:
             ValueError: If ``state`` is not a callback's state, is not of this model, or was written by a later
@@ -202,8 +202,8 @@ class PruningCallback(Callback):
 
         Args:
             model: The model that would be pruned.
-            example: A tensor, or a tuple of the arguments of ``forward``, to count multiply-adds on, and for
-                structures that need one; by default the module's own ``example_input_array``.
+            example: As for :class:`Pruner`, to count multiply-adds on, and for structures that need one; by
+                default the module's own ``example_input_array``.
 
         Raises:
             ValueError: As in the fit, if there is nothing to prune.
@@ -215,7 +215,7 @@ class PruningCallback(Callback):
 
         Args:
             model: The model to prune.
-            example: An input of ``forward``, or a probe, if structure or selector needs one.
+            example: As for :meth:`plan`, or a probe, if structure or selector needs one.
 
         Raises:
             ValueError: If there is nothing to prune in it, or the state is not of it; nothing has changed then.

@@ -99,6 +99,19 @@ class ForwardProbe(Probe):
         return probe
 
 
+class NotFollowedError(ValueError):
+    """A model, as it runs on a probe, cannot be followed from op to op.
+
+    Args:
+        why: What it does.
+        advice: What is left to do.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why}: {advice}" if advice else why)
+        self.why = why
+
+
 class Deadline:
     """A time limit for tracing a model and trying cuts on it.
 

@@ -42,9 +42,10 @@ def measure(
         model: The model; it is not changed.
         masks: Name to bool mask, True where kept, of each parameter that pruning covers; or a list of several
             such mappings.
-        example: A tensor, or a tuple of ``forward``'s arguments, to count multiply-adds and measure latency on.
-            Latency is that of a batch of 1 and of the whole batch. Multiply-adds are of one example if two take
-            twice as many, otherwise of the whole batch.
+        example: A tensor, a tuple of ``forward``'s arguments or a mapping of its keyword arguments, to count
+            multiply-adds and measure latency on; of several in a list the first one. Latency is that of a batch
+            of 1 and of the whole batch. Multiply-adds are of one example if two take twice as many, otherwise
+            of the whole batch.
         seconds: Time limit for all measurements of latency together: at least 0, which measures none. One
             forward pass may exceed it.
 

@@ -30,8 +30,8 @@ class Structure(Part, ABC):
 
         Args:
             model: The model to prune.
-            example: A tensor, a tuple of ``forward``'s arguments, or a probe, for structures that trace the
-                forward pass of the model.
+            example: A tensor, a tuple of ``forward``'s arguments, a mapping of its keyword arguments, a list of
+                several of these, or a probe, for structures that trace the forward pass of the model.
 
         Raises:
             ValueError: If there is nothing to prune.

@@ -23,7 +23,8 @@ class Channels(Coupled):
     Args:
         include: Glob pattern over parameter and module names, or class of modules, or several of these, as for
             :class:`Unstructured`. With it, only channels that are made by a matching parameter or module are
-            pruned; also by those that do not train.
+            pruned; also by those that do not train. Of a model that cannot be followed as a whole, the parts
+            that hold these are followed alone, on the inputs that they get.
         exclude: The same, for channels that are not pruned, in all layers that they are coupled to.
         round_to: The number of channels that a layer keeps is rounded to a multiple of this: to the multiple
             nearest to the number that the selector asks for, and to the larger of two equally near ones. Where

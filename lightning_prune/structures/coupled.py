@@ -86,7 +86,8 @@ class Coupled(Structure):
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
-        found = analyse(model, as_probe(example), self.max_seconds).units
+        named = [name for name, _ in model.named_parameters() if matches(name, self.include)]
+        found = analyse(model, as_probe(example), self.max_seconds, named).units
         left_out = {group.name: why for group in found.groups if (why := self._left_out(group)) is not None}
         limited = tuple(self._limited(group) for group in found.groups)
         whole = {

@@ -153,8 +153,7 @@ class PruningParts:
 
         Args:
             model: The model.
-            example: A tensor, or a tuple of the arguments of ``forward``; by default the model's
-                ``example_input_array``.
+            example: As for :class:`Pruner`; by default the model's ``example_input_array``.
         """
         if example is None:
             example = own_example(model)

@@ -216,7 +216,8 @@ class PrunedNetwork:
         if is_lightning_module(model):
             # a copy has no Trainer, and forward may read from it
             cast(LightningModule, dense).trainer = model.trainer
-        done = compact_(model, self.pruner.masks, self.pruner.channel_groups, probe, optimizers)
+        pruner = self.pruner
+        done = compact_(model, pruner.masks, pruner.channel_groups, probe, optimizers, pruner.parts)
         self.plan, masks = done.plan, done.masks
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))

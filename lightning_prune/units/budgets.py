@@ -96,6 +96,10 @@ class Budget:
         shares = torch.tensor([axis.share(kept) for axis in self._axes] + [1.0], dtype=torch.float64)
         return self._constant + float(self._amounts @ shares[self._factors].prod(1))
 
+    def plus(self, amount: int) -> Budget:
+        """Return the budget of a network that costs this much more, whatever is removed."""
+        return Budget([*self._terms, Term(self._constant + amount, ())])
+
     def within(self, names: Collection[str]) -> Budget:
         """Return the budget of the same network, if only units of the groups ``names`` can be removed."""
         axes = {id(axis): axis.within(names) for axis in self._axes}

@@ -168,12 +168,14 @@ class Units:
         budgets: The cost of the whole network, under "params" and "macs", where it is known.
         written: Names of the parameters that a pass of the network updates by itself, as a step does with a
             momentum encoder.
+        parts: Names of the modules that were followed alone; empty if the whole network was.
     """
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     written: frozenset[str] = frozenset()
+    parts: tuple[str, ...] = ()
 
     def without_refused(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
         """Return the same units, with the groups frozen that a part cannot handle.
@@ -220,7 +222,8 @@ class Units:
             if part.weight.ndim > 1 and part.name not in covered
         }
         budgets = {name: budget.within(names) for name, budget in self.budgets.items()}
-        return Units(left, {**whole, **self.frozen, **reasons}, budgets, self.written)
+        frozen = {**whole, **self.frozen, **reasons}
+        return replace(self, groups=left, frozen=frozen, budgets=budgets)
 
 
 def listed_by_reason(frozen: Mapping[str, str]) -> str:

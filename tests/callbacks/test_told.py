@@ -20,8 +20,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_prune import (
     Channels,
+    Guard,
     OneShot,
     PruningCallback,
+    Rewind,
     Steps,
     Unstructured,
     compact,
@@ -94,6 +96,33 @@ def test_the_advice_for_several_callbacks_works(tmp_path: Path) -> None:
     small = compact(model, [one.masks, other.masks], images[:2])
     assert (small.net[0].out_channels, small.net[4].out_features) == (4, 8)
     torch.testing.assert_close(small.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("part", [{"rewind": Rewind("1st")}, {"guard": Guard("acc", max_drop=1.0)}])
+def test_the_advice_for_several_callbacks_that_bring_back_weights_works(
+    tmp_path: Path, part: dict[str, Any]
+) -> None:
+    def callback(name: str, structure: Any, target: Any = 0.5, **options: Any) -> PruningCallback:
+        return PruningCallback(target, name=name, structure=structure, schedule=OneShot("1ep"), **options)
+
+    def pruned(model: Lit) -> tuple[int, int]:
+        channels = int((model.net[0].weight.flatten(1) == 0).all(1).sum())
+        return channels, int((model.net[6].weight == 0).sum())
+
+    one, two = Channels(include="net.0"), Unstructured(include="net.6")
+    advice = r"one fit after the other, in the second with masks=one\.masks"
+    for pair in ((part, {}), ({}, part)):
+        with pytest.raises(ValueError, match=advice):
+            fit(tmp_path, model := Lit(), callback("a", one, **pair[0]), callback("b", two, **pair[1]))
+        assert pruned(model) == (0, 0)
+    first = callback("a", one, **part)
+    fit(tmp_path, model := Lit(), first, max_epochs=2)
+    assert pruned(model) == (4, 0)
+    fit(tmp_path, model, callback("b", two, masks=first.masks, **part), max_epochs=2)
+    assert pruned(model) == (4, 80)
+    target = {"net.0*": 0.5, "net.6*": 0.25}
+    fit(tmp_path, model := Lit(), callback("c", Unstructured(), target, **part), max_epochs=2)
+    assert pruned(model)[1] == 40
 
 
 # --- schedules that watch a metric

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,17 +14,20 @@ from torch import nn
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.group_search import GroupSearch
 from lightning_prune.channels.compaction.known_analyses import Analysis, find_analysis, keep_analysis
+from lightning_prune.channels.compaction.parts import Followed, find_parts
 from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.channels.compaction.tracing import check_same_ops, record_passes, trace_model
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.unseen import UnseenModules
 from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
+from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.channels.graph.recorder import PassRecord
 from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM, Split
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import Deadline, Probe
+from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
 from lightning_prune.core.tensors import no_number
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
@@ -34,28 +40,9 @@ _ATTEMPTS = [
 ]
 
 
-def analyse(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Analysis:
-    """Return the unit groups of a model, and what is frozen, with the passes that have shown it.
-
-    An analysis of the same module on the same example is made once.
-
-    Args:
-        model: Is not changed.
-        probe: Runs the model.
-        max_seconds: Time limit of the analysis, in seconds.
-
-    Raises:
-        ValueError: If the model cannot run on the example, gives different outputs for it each time, or runs
-            other ops when its weights change, or if the time limit is exceeded.
-    """
-    known = find_analysis(model, probe)
-    if known is None:
-        known = _analyse(model, probe, Deadline(max_seconds))
-        keep_analysis(model, probe, known)
-    return known
-
-
-def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
+def analyse(
+    model: nn.Module, probe: Probe, max_seconds: float = math.inf, named: Collection[str] = ()
+) -> Analysis:
     """Return the unit groups of a model, in the order of its parameters, and what is frozen, with the reason.
 
     Each group has passed a trial: a copy with some units cut gives the same outputs as one with them masked, in
@@ -67,19 +54,61 @@ def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
     attention heads are tried first, then the last of the dimensions (channels within heads or groups), then the
     first one (whole groups). Groups that fail are tried again with integer attributes adjusted.
 
+    A model that cannot be followed as a whole is followed within the largest parts that can be and that hold
+    named parameters, on the inputs that they get. Their outputs, and what the rest of the model reads of their
+    parameters, stay.
+
     Args:
         model: Is not changed.
         probe: Runs the model.
-        deadline: The time limit of the analysis.
+        max_seconds: Time limit of the analysis, in seconds.
+        named: Names of parameters.
 
     Raises:
-        ValueError: If the model cannot run on the example, gives different outputs for it each time, or runs
-            other ops when its weights change, or if the time limit is exceeded.
+        NotFollowedError: If the model, and each such part, cannot run on the example, gives different outputs
+            for it each time, or runs other ops when its weights change.
+        ValueError: If the time limit is exceeded.
+    """
+    if (known := find_analysis(model, probe)) is not None:
+        return known
+    deadline = Deadline(max_seconds)
+    try:
+        found = _analysed(model, Followed(probe), deadline)
+    except NotFollowedError as error:
+        if not named:
+            raise
+        followed = find_parts(model, probe, named, partial(_first_trial, model, deadline=deadline), error)
+        found = _analysed(model, followed, deadline)
+        return found._replace(units=_with_rest(found.units, model, probe))
+    keep_analysis(model, probe, found)
+    return found
+
+
+def _with_rest(found: Units, model: nn.Module, probe: Probe) -> Units:
+    """Return the units of parts of a model, with the multiply-adds of the rest in their budget, if known."""
+    budgets = dict(found.budgets)
+    macs = budgets.pop("macs")
+    with suppress(Exception):  # ops of the rest may fail where they are watched
+        whole = sum(macs_by_parameter(copy_model(model), probe).values())
+        budgets["macs"] = macs.plus(max(0, whole - macs.total))
+    return replace(found, budgets=budgets)
+
+
+def _first_trial(model: nn.Module, probe: Probe, deadline: Deadline) -> tuple[list[PassRecord], CutTrial]:
+    """Return the records of all passes, and a trial with them.
+
+    Raises:
+        NotFollowedError: If the model cannot be followed.
     """
     passes = record_passes(model, probe)
     perturb_(perturbed := copy_model(model))
     check_same_ops(model, perturbed, passes[0])
-    trial = CutTrial(model, list(map(TrialPass.of, passes)), perturbed=perturbed, deadline=deadline)
+    given = [TrialPass.of(each) for each in passes]
+    return passes, CutTrial(model, given, perturbed=perturbed, deadline=deadline)
+
+
+def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analysis:
+    passes, trial = _first_trial(model, followed.probe, deadline)
     search = GroupSearch(model, trial)
     traces: dict[Split, TraceRecord] = {}
     found: dict[Split, Units] = {}
@@ -92,7 +121,7 @@ def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
     follow(LAST_DIM)
     main = traces[LAST_DIM]
     head_reasons: dict[str, str] = {}
-    unseen = UnseenModules(model, main.ran, passes)
+    unseen = UnseenModules(model, main.ran | followed.elsewhere, passes)
     averages, follows = averaged_names(model), average_reasons(model)
 
     def why_not(group: UnitGroup) -> str | None:
@@ -112,7 +141,7 @@ def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[LAST_DIM].frozen, **_not_followed(model, main, follows)}.items()
+    reasons = {**found[LAST_DIM].frozen, **_not_followed(model, main, follows, followed)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     covered = {part.name for group, _ in search.passed for part in group.masked}
     for group in search.apart(found[LAST_DIM].groups):
@@ -122,8 +151,8 @@ def _analyse(model: nn.Module, probe: Probe, deadline: Deadline) -> Analysis:
         frozen[group.name] = why
     costs = budgets(model, list(traces.values()), search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
-    units = Units(tuple(group for group, _ in search.passed), frozen, costs, written)
-    return Analysis(units, tuple(trial.passes))
+    passed = tuple(group for group, _ in search.passed)
+    return Analysis(Units(passed, frozen, costs, written, followed.parts), tuple(trial.passes))
 
 
 def _average_alone(group: UnitGroup, averages: Mapping[str, str], reasons: Mapping[str, str]) -> str | None:
@@ -146,11 +175,19 @@ def _average_alone(group: UnitGroup, averages: Mapping[str, str], reasons: Mappi
     return None
 
 
-def _not_followed(model: nn.Module, trace: TraceRecord, averages: Mapping[str, str]) -> dict[str, str]:
+def _not_followed(
+    model: nn.Module, trace: TraceRecord, averages: Mapping[str, str], followed: Followed
+) -> dict[str, str]:
     """Return the matrices that no result depends on, and those that hold no plain numbers, with reasons."""
     reasons = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and name not in trace.used:
+        if parameter.ndim > 1 and followed.outside(name):
+            reasons[name] = (
+                f"lies outside of what is followed alone ({', '.join(followed.parts)}): {followed.why}"
+            )
+        elif parameter.ndim > 1 and name in followed.elsewhere:
+            reasons[name] = "is read by the rest of the model, which is not followed"
+        elif parameter.ndim > 1 and name not in trace.used:
             reasons[name] = averages.get(name, "took no part in the forward pass")
         elif parameter.ndim > 1 and parameter.is_complex():
             reasons[name] = "holds complex numbers, which are not followed"

@@ -17,7 +17,7 @@ from lightning_prune.channels.compaction.replay import replay_
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
-from lightning_prune.core.probes import Deadline, Probe, relative_difference
+from lightning_prune.core.probes import Deadline, NotFollowedError, Probe, relative_difference
 from lightning_prune.core.tensors import cast_model_
 
 _EXACT = {torch.float64: 1e-13, torch.float32: 1e-6}  # differences up to these are rounding errors
@@ -47,7 +47,7 @@ class CutTrial:
         passes: The passes, each with what :meth:`refine` has found out of it.
 
     Raises:
-        ValueError: If the model cannot run on the example, or gives different outputs for it each time.
+        NotFollowedError: If the model cannot run on the example, or gives different outputs for it each time.
     """
 
     def __init__(
@@ -87,18 +87,22 @@ class CutTrial:
                 cast = [each.to(self._dtype) for each in given] if self._cast else given
                 first, again = self._first_outputs(cast)
                 break
-            except ValueError:
+            except NotFollowedError:
                 if not self._cast:
                     raise
         if not first:
-            raise ValueError(
+            raise NotFollowedError(
                 f"{type(self._model).__name__} gives no tensor to compare: let forward return its outputs."
             )
         if relative_difference(first, first):
             changed = "" if self._masked else ", or does when its weights change a little, as in trials of cuts"
-            raise ValueError(f"the model gives nan for the example{changed}: nothing can be compared with nan.")
+            raise NotFollowedError(
+                f"the model gives nan for the example{changed}: nothing can be compared with nan."
+            )
         if relative_difference(first, again) > _LARGEST[torch.float32]:
-            raise ValueError("the model gives different outputs for one example: no cut can be tried on it.")
+            raise NotFollowedError(
+                "the model gives different outputs for one example: no cut can be tried on it."
+            )
 
     def _first_outputs(self, passes: Sequence[TrialPass]) -> tuple[list[Tensor], list[Tensor]]:
         """Take the passes in the precision of the first trials; return the outputs of the first one, twice.
@@ -106,7 +110,7 @@ class CutTrial:
         First trials are many: their copies share the memory of one, except changed weights.
 
         Raises:
-            ValueError: If the first pass fails or, in double precision, any.
+            NotFollowedError: If the first pass fails or, in double precision, any.
         """
         self._shared, self._shared_type = None, self._dtype
         self._shared = self._whole_copy() if self._perturbed is None else copy_sharing_weights(self._perturbed)
@@ -129,7 +133,7 @@ class CutTrial:
         that are let pass are those that its rounding errors make.
 
         Raises:
-            ValueError: If a pass fails.
+            NotFollowedError: If a pass fails.
         """
         if not self._known:
             self.passes = [self._first, *map(self._checked, self._others)]
@@ -242,12 +246,14 @@ class CutTrial:
         """Return the outputs of a pass on two copies.
 
         Raises:
-            ValueError: If the pass fails.
+            NotFollowedError: If the pass fails.
         """
         try:
             return each.outputs(self._copy()), each.outputs(self._copy())
         except Exception as error:  # a user's forward may raise anything
-            raise ValueError(f"{type(self._model).__name__} cannot run on the example: {error!r}") from error
+            raise NotFollowedError(
+                f"{type(self._model).__name__} cannot run on the example: {error!r}"
+            ) from error
 
     def _checked(self, each: TrialPass) -> TrialPass:
         """Return a pass, not to be compared if it has no outputs, or other ones each time."""

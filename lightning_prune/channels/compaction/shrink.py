@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.channels.compaction.cut_trial import CutTrial
+from lightning_prune.channels.compaction.parts import follow_parts
 from lightning_prune.channels.compaction.plan import Kept, Plan, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import cut_tensor, replay_
@@ -18,7 +20,7 @@ from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import Probe, as_probe
+from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import Masks, joined_masks
@@ -55,6 +57,8 @@ def compact(model: _Module, masks: Masks, example: Any) -> _Module:
     A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it.
     Outputs are compared before and after, on the example and on other inputs, in double precision with a
     tolerance of 1e-9 of the largest output; where the model fixes another type, that of its rounding errors.
+    Of a model that cannot be followed as a whole, the largest parts that can be, and that masks belong to, are
+    compacted, each on the inputs that it gets; the whole has to run, and to give the same if it does so twice.
 
     Args:
         model: The model; is not changed.
@@ -90,8 +94,8 @@ def compact(model: _Module, masks: Masks, example: Any) -> _Module:
             if name in joined:
                 parameter.masked_fill_(~joined[name].to(parameter.device), 0)
     probe = as_probe(example)
-    units, passes = analyse(model, probe)
-    compact_(smaller, joined, units.groups, probe, passes=passes)
+    units, passes = analyse(model, probe, named=_masked_names(joined))
+    compact_(smaller, joined, units.groups, probe, parts=units.parts, passes=passes)
     return smaller
 
 
@@ -101,6 +105,7 @@ def compact_(
     groups: Iterable[UnitGroup] | None,
     probe: Probe,
     optimizers: Iterable[Optimizer] = (),
+    parts: Sequence[str] = (),
     passes: Sequence[TrialPass] = (),
 ) -> Compacted:
     """Shrink a masked model in place, together with the optimizer state of its parameters.
@@ -111,6 +116,7 @@ def compact_(
         groups: Its unit groups, which have passed the trial cuts of an analysis; ``None`` to analyse the model.
         probe: Runs the model.
         optimizers: Optimizers of its parameters.
+        parts: Names of the modules in which alone the groups were found; none for the whole model.
         passes: The passes of that analysis, if it was one of the same network on the same example.
 
     Returns:
@@ -121,12 +127,10 @@ def compact_(
             cannot be cut.
     """
     if groups is None:
-        units, passes = analyse(model, probe)
-        groups = units.groups
+        units, passes = analyse(model, probe, named=_masked_names(masks))
+        groups, parts = units.groups, units.parts
     kept = remaining_units(model, masks, groups)
-    found = passes or list(map(TrialPass.of, record_passes(model, probe)))
-    trial = CutTrial(model, found, known=bool(passes))
-    trial.refine()
+    trial = _refined_trial(model, probe, parts, passes)
     failing = trial.failing(kept)
     if failing:
         kept = [
@@ -142,6 +146,42 @@ def compact_(
     cut_masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in masks.items()}
     left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
     return Compacted(plan, left, trial.proof, unchanged)
+
+
+def _masked_names(masks: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the parameters that masks remove something of."""
+    return [name for name, mask in masks.items() if not mask.all()]
+
+
+def _refined_trial(
+    model: nn.Module, probe: Probe, parts: Sequence[str], passes: Sequence[TrialPass]
+) -> CutTrial:
+    """Return the trial that a compaction has to pass: of what was followed and, if it can be run, of the whole.
+
+    What gives other outputs each time, as the rest of the model may, has to run, and no more.
+
+    Args:
+        model: The model, with masked weights at 0.
+        probe: Runs the model.
+        parts: Names of the modules that were followed alone; none for the whole model.
+        passes: The passes of the analysis of the whole model, if they are known.
+
+    Raises:
+        NotFollowedError: If what was followed gives different outputs each time.
+    """
+
+    def trial_of(passes: Sequence[TrialPass], *, known: bool = False) -> CutTrial:
+        trial = CutTrial(model, passes, known=known)
+        trial.refine()
+        return trial
+
+    if passes and not parts:
+        return trial_of(passes, known=True)
+    followed = list(map(TrialPass.of, record_passes(model, follow_parts(model, probe, parts).probe)))
+    if parts:
+        with suppress(NotFollowedError):
+            return trial_of([*followed, *map(TrialPass.of, record_passes(model, probe))])
+    return trial_of(followed)
 
 
 def _with_second(units: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ from lightning_prune.channels.graph.splits import Split
 from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
-from lightning_prune.core.probes import Deadline, Probe
+from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
 
 _FEW_ELEMENTS = 2**22  # of all tensors of a pass: what takes time then is not their size
-_WHAT_IS_LEFT = "nothing can be cut out of it. Unstructured and Blocks set single weights or blocks to 0."
+_WHAT_IS_LEFT = (
+    "nothing can be cut out of it as a whole. Channels(include=...) follows a part alone that does not do so;"
+    " Unstructured and Blocks set single weights or blocks to 0."
+)
 
 
 def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) -> None:
@@ -32,20 +35,22 @@ def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) ->
         known: The record of the pass.
 
     Raises:
-        ValueError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
+        NotFollowedError: If it runs other ops with perturbed weights, or creates tensors of other shapes.
     """
     known = known.small or known
     try:
         found = record_pass(open_norms_(copy_sharing_weights(perturbed, known.written)), known.probe)
     except Exception as error:  # a user's forward may raise anything
-        raise ValueError(
+        raise NotFollowedError(
             f"{type(model).__name__} does not run when its weights change a little ({error!r}), as in trials of"
-            f" cuts: {_WHAT_IS_LEFT}"
+            " cuts",
+            _WHAT_IS_LEFT,
         ) from error
     if found.fixed_steps != known.fixed_steps:
-        raise ValueError(
+        raise NotFollowedError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
-            f" a little, so that channels cannot be followed through it: {_WHAT_IS_LEFT}"
+            " a little, so that channels cannot be followed through it",
+            _WHAT_IS_LEFT,
         )
 
 
@@ -60,7 +65,8 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
         probe: Runs the model; its further passes are recorded as well.
 
     Raises:
-        ValueError: If the model cannot run on the example, or cannot be copied.
+        NotFollowedError: If the model cannot run on the example.
+        ValueError: If it cannot be copied.
     """
     found: list[PassRecord] = []
     for number, each in enumerate(probe.passes):
@@ -68,7 +74,7 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
         try:
             record = record_pass(open_norms_(twin), each)._replace(number=number)
         except Exception as error:  # a user's forward may raise anything
-            raise ValueError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
+            raise NotFollowedError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
         known = any(map(record.same_ops, found))
         found.append(record if known else record._replace(small=_reduced(model, record)))
     if not any(each.training for each in probe.passes):

@@ -19,7 +19,7 @@ from lightning_prune.channels.graph.rules import REPEATING, is_filled, rule_for
 from lightning_prune.channels.graph.splits import LAST_DIM, Split
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
-from lightning_prune.core.probes import Deadline, OpMode, math_attention, pass_mode
+from lightning_prune.core.probes import Deadline, NotFollowedError, OpMode, math_attention, pass_mode
 from lightning_prune.core.tensors import reachable_tensors
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Trace(OpMode):
             count: Whether to count the multiply-adds of this pass.
 
         Raises:
-            ValueError: If the pass does not run the same ops as before.
+            NotFollowedError: If the pass does not run the same ops as before.
         """
         self._counting, self._training = count, known.probe.training
         self._steps = list(zip(known.steps, known.live, known.places, strict=True))[::-1]
@@ -148,9 +148,9 @@ class Trace(OpMode):
 
     @staticmethod
     def _check(same: bool) -> None:
-        """Raise ValueError unless the model runs the same ops as its copy."""
+        """Raise NotFollowedError unless the model runs the same ops as its copy."""
         if not same:
-            raise ValueError(
+            raise NotFollowedError(
                 "the model takes another way through its code each time: no cut can be tried on it."
             )
 
