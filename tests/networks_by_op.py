@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,14 +125,29 @@ class Partial(nn.Module):
         self.some, self.others = 3, 5
         self.spatial, self.wide, self.narrow = conv(3, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
 
+    def sizes(self) -> Sequence[int]:
+        return self.some, self.others
+
     def forward(self, x: Tensor) -> Tensor:
-        some, others = torch.split(x, [self.some, self.others], 1)
+        some, others = torch.split(x, self.sizes(), 1)
         result: Tensor = x + self.narrow(self.wide(torch.cat([self.spatial(some), others], 1)).relu())
         return result
 
 
-def partial_blocks(count: int) -> nn.Module:
-    return nn.Sequential(conv(3, 8), *(Partial() for _ in range(count)), head(8))
+class Listed(Partial):
+    """Keeps the sizes in one attribute, as Inception-NeXt does."""
+
+    def __init__(self, kind: type[list[int]] | type[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.both = kind((self.some, self.others))
+        del self.some, self.others
+
+    def sizes(self) -> Sequence[int]:
+        return self.both
+
+
+def partial_blocks(count: int, block: Callable[[], nn.Module] = Partial) -> nn.Module:
+    return nn.Sequential(conv(3, 8), *(block() for _ in range(count)), head(8))
 
 
 # --- zeros and the like
@@ -280,6 +295,19 @@ def bilinear() -> nn.Module:
     )
 
 
+def distances() -> nn.Module:
+    """Of each token to itself, and to the token before it."""
+    return Net(
+        lambda m, x: m.out(
+            torch.cdist(m.one(x).relu(), m.two(x.roll(1, 1)).relu()).diagonal(0, 1, 2)[..., None] * m.gain(x)
+        ),
+        one=nn.Linear(6, 8),
+        two=nn.Linear(6, 8),
+        gain=nn.Linear(6, 7),
+        out=nn.Linear(7, 3),
+    )
+
+
 def bags() -> nn.Module:
     def run(m: Any, x: Tensor) -> Tensor:
         rows = x.flatten(1)
@@ -384,8 +412,21 @@ CASES = [
     Case("splits in unequal parts", "state", State, IMAGES, [6, 5]),
     Case("splits in unequal parts", "partial", partial(partial_blocks, 1), IMAGES, [3, 5, 3, 12]),
     Case("splits in unequal parts", "stage", partial(partial_blocks, 2), IMAGES, [3, 5, 3, 12, 3, 12]),
+    *(
+        Case(
+            "splits in unequal parts",
+            f"{kind.__name__} of sizes",
+            partial(partial_blocks, 2, partial(Listed, kind)),
+            IMAGES,
+            [3, 5, 3, 12, 3, 12],
+        )
+        for kind in (tuple, list)
+    ),
     images("slices", "first", lambda m, y: torch.cat([y, y[:, :3].tanh()], 1), 11, (5, 6)),
     images("slices", "middle", lambda m, y: torch.cat([y, y[:, 2:5].tanh()], 1), 11, (3, 6)),
+    images("slices", "one", lambda m, y: y * y[:, 2, None].sigmoid(), sizes=(5, 6)),
+    images("slices", "last", lambda m, y: y[:, :-2] * y[:, -1, None].sigmoid(), 6, (6, 6)),
+    images("slices", "list of one", lambda m, y: y[:, :-2] * y[:, [-2]].sigmoid(), 6, (6, 6)),
     images("slices", "even and odd", lambda m, y: y[:, ::2] * y[:, 1::2], 4, (4, 6)),
     images("zeros and the like", "new_full", lambda m, y: y + y.new_full(y.shape, 2.0)),
     images("zeros and the like", "new_empty", lambda m, y: y + y.new_empty(1).fill_(2.0)),
@@ -435,7 +476,9 @@ CASES = [
     tokens("sums, order and spectra of other dimensions", "fft", lambda m, y: torch.fft.fft(y, dim=1).real),
     images("sums, order and spectra of other dimensions", "rfft2", filtered),
     Case("weights standardised over their inputs", "batch_norm", standardised, IMAGES, [7, 6]),
-    Case("products of two layers", "Bilinear", bilinear, TOKENS, [8, 7, 5]),
+    Case("products and distances of two layers", "Bilinear", bilinear, TOKENS, [8, 7, 5]),
+    Case("products and distances of two layers", "cdist", distances, TOKENS, [8, 7]),
+    Case("products and distances of two layers", "cdist of many", distances, TOKENS.repeat(1, 8, 1), [8, 7]),
     Case("embeddings", "EmbeddingBag", bags, TOKENS, [8]),
     tokens("embeddings", "halves", placed, [4, 4, 7], columns=embedded(3), rows=embedded(2)),
     Case("rotary embeddings", "view_as_complex", make_rotary, TOKENS, [3]),

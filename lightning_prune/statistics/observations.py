@@ -191,17 +191,14 @@ def _zero_sums(criterion: Observer, group: UnitGroup, watched: bool) -> Statisti
 
 
 def _group_gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> list[Tensor] | None:
-    """Return the local gradient of each slice of a group, zeros for frozen weights.
+    """Return the local gradient of each slice of a group; ``None`` if there is no gradient at all.
 
-    Returns:
-        ``None`` if there is no gradient at all, or one is missing for a weight that is not frozen.
+    Weights without one, which are frozen or take no part in the step, have zeros.
     """
     found = [part.weight.grad if grads is None else grads.get(part.name) for part in group.slices]
     if all(grad is None for grad in found):
         return None
-    filled = []
-    for part, grad in zip(group.slices, found, strict=True):
-        if grad is None and part.weight.requires_grad:
-            return None
-        filled.append(torch.zeros_like(to_local(part.weight)) if grad is None else to_local(grad))
-    return filled
+    return [
+        torch.zeros_like(to_local(part.weight)) if grad is None else to_local(grad)
+        for part, grad in zip(group.slices, found, strict=True)
+    ]

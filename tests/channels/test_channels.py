@@ -29,6 +29,7 @@ from lightning_prune import (
     CompactionError,
     PerLayer,
     Pruner,
+    Taylor,
     Unstructured,
     compact,
     measure,
@@ -157,11 +158,11 @@ def test_a_literal_size_is_found_out_by_a_trial() -> None:
 
 def test_an_op_without_a_rule_is_named() -> None:
     model = Net(
-        lambda m, x: m.two(torch.cdist(m.one(x), m.one(x))),
+        lambda m, x: m.two(m.one(x).renorm(2, 0, 0.5)),
         one=nn.Linear(6, 8),
-        two=nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)),
+        two=nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)),
     )
-    assert frozen(model, TOKENS)["one.weight"] == "feeds cdist_forward, which is not followed"
+    assert frozen(model, TOKENS)["one.weight"] == "feeds renorm, which is not followed"
 
 
 def test_constants_that_channels_meet_keep_them() -> None:
@@ -391,3 +392,34 @@ def test_on_an_accelerator_the_same_channels_may_go() -> None:
     )
     assert [group.name for group in there.groups] == [group.name for group in here.groups]
     assert there.frozen == here.frozen
+
+
+class ForEvaluation(nn.Module):
+    """Adds a branch in evaluation mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.out = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.one(x)
+        return self.out((made if self.training else made + self.other(x)).relu())
+
+
+def test_units_of_which_a_member_takes_no_part_in_training_are_scored_by_the_others() -> None:
+    torch.manual_seed(0)
+    model, rows = ForEvaluation(), torch.randn(3, 6)
+    pruner = Pruner(model, 0.5, criterion=Taylor(), structure=Channels(), schedule=None, example=rows)
+    (group,) = pruner.groups
+    assert {part.name for part in group.slices} >= {"one.weight", "other.weight"}
+    model(rows).square().sum().backward()
+    pruner.observe()
+    one = model.one
+    expected = ((one.weight * one.weight.grad).sum(1) + one.bias * one.bias.grad).square()
+    (sums,) = pruner.state_dict()["statistics"].values()
+    torch.testing.assert_close(sums["sums"]["score"].flatten(), expected.detach())
+    pruner.prune(1.0)
+    lost = expected.argsort()[:2]
+    assert not model.one.weight[lost].any()
+    assert not model.other.weight[lost].any()
+    assert int(model.other.weight.count_nonzero()) == 12

@@ -1,4 +1,7 @@
-"""Attention in which several queries share a key and a value: whole groups go, however the code counts them."""
+"""Attention in which several queries share a key and a value: whole groups go, however the code counts them.
+
+Where all queries share them, queries go.
+"""
 
 from __future__ import annotations
 
@@ -77,3 +80,34 @@ def test_a_key_goes_with_all_queries_that_share_it(way: str, numbers: set[str]) 
     assert smaller.repeats == QUERIES // KEYS
     for name in numbers:
         assert getattr(smaller, name) * 3 == getattr(model, name) * 2
+
+
+class Shared(nn.Module):
+    """One layer makes all queries, the key and the value, as in Falcon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = QUERIES, SIZE
+        self.all = nn.Linear(WIDTH, (QUERIES + 2) * SIZE)
+        self.out, self.head = nn.Linear(QUERIES * SIZE, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.all(x).view(*x.shape[:2], self.heads + 2, self.size)
+        q, k, v = (each.transpose(1, 2) for each in (made[..., :-2, :], made[..., [-2], :], made[..., [-1], :]))
+        y = (q @ k.mT * self.size**-0.5).softmax(-1) @ v
+        result: Tensor = self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+        return result
+
+
+def test_queries_go_alone_where_all_share_one_key() -> None:
+    torch.manual_seed(0)
+    model = Shared().double().eval()
+    pruner = Pruner(model, 1 / 3, structure=Heads(), schedule=None, example=TOKENS)
+    (group,) = pruner.groups
+    assert (group.size, group.attributes) == (QUERIES, (("", "heads"),))
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, TOKENS)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(TOKENS), model(TOKENS), rtol=1e-12, atol=1e-12)
+    assert (smaller.heads, smaller.all.out_features, smaller.out.in_features) == (4, 6 * SIZE, 4 * SIZE)
+    assert torch.equal(smaller.all.weight[-2 * SIZE :], model.all.weight[-2 * SIZE :])

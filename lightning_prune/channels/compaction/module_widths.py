@@ -76,7 +76,9 @@ def _(module: nn.GroupNorm, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     if "weight" not in shapes:
         return {}
     channels = shapes["weight"][0]
-    return {"num_channels": channels, "num_groups": module.num_groups * channels // module.num_channels}
+    # groups go whole, but for a single one, which becomes narrower
+    groups = max(1, module.num_groups * channels // module.num_channels)
+    return {"num_channels": channels, "num_groups": groups}
 
 
 @_widths.register

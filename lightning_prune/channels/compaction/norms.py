@@ -7,7 +7,8 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.compaction.own_norms import OpenNorm, is_own_norm
+from lightning_prune.channels.compaction.norm_forms import at_least_single, layer_norm, rms_norm
+from lightning_prune.channels.compaction.own_norms import own_norm
 
 
 class NarrowLayerNorm(nn.LayerNorm):
@@ -21,13 +22,9 @@ class NarrowLayerNorm(nn.LayerNorm):
         """Normalise by the mean and the variance of all channels, of which those that went are 0."""
         if input.is_nested:  # nn.TransformerEncoder makes it of a batch with padding
             return torch.nested.as_nested_tensor([self.forward(each) for each in input.unbind()])
-        count = self.normalized_shape[0]
-        wide = _at_least_single(input)
-        mean = wide.sum(-1, keepdim=True) / count
-        apart = wide - mean
-        squares = apart.square().sum(-1, keepdim=True) + (count - wide.shape[-1]) * mean.square()
-        result = apart * (squares / count + self.eps).rsqrt() * self.weight
-        return (result if self.bias is None else result + self.bias).to(self.weight.dtype)
+        wide = at_least_single(input)
+        result = layer_norm(wide, self.normalized_shape[0], self.eps, self.weight, self.bias)
+        return result.to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         """Return how many channels are left, and of how many."""
@@ -39,11 +36,9 @@ class NarrowRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the mean square of all channels, of which those that went are 0."""
-        wide = _at_least_single(x)
+        wide = at_least_single(x)
         eps = torch.finfo(wide.dtype).eps if self.eps is None else self.eps
-        squares = wide.square().sum(-1, keepdim=True)
-        result = wide * (squares / self.normalized_shape[0] + eps).rsqrt() * self.weight
-        return result.to(self.weight.dtype)
+        return rms_norm(wide, self.normalized_shape[0], eps, self.weight).to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         """Return how many channels are left, and of how many."""
@@ -69,8 +64,8 @@ def open_norms_(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if _can_be_narrow(module):
             module.__class__ = _NARROW.get(type(module), type(module))
-        elif is_own_norm(module):
-            module.__class__ = OpenNorm
+        elif (norm := own_norm(module)) is not None:
+            norm.open_(module)
     return model
 
 
@@ -78,8 +73,3 @@ def _can_be_narrow(module: nn.Module) -> TypeGuard[nn.LayerNorm | nn.RMSNorm]:
     """Return whether a module is a norm over one dimension with a weight, which says how wide it is."""
     known = type(module) in _NARROW or type(module) in _WHOLE
     return known and module.weight is not None and len(cast("nn.LayerNorm", module).normalized_shape) == 1
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    """Return a tensor in single precision if it has less: sums of squares need as much."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

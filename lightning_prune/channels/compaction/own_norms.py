@@ -1,14 +1,104 @@
-"""Norms of users' code that divide by a root mean square: channels that were cut still count in the mean."""
+"""Norms of users' code: channels that were cut still count in what they divide by."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from lightning_prune.channels.compaction.norm_forms import Form, NarrowNorm, form_of
+
+
+@dataclass(frozen=True)
+class Scales:
+    """A norm that divides by a root mean square, in code that runs at any width.
+
+    Args:
+        width: The number of all channels.
+    """
+
+    width: int
+
+    def open_(self, norm: nn.Module) -> None:
+        """Let a norm compute by ops through which channels can be followed."""
+        mode = _SumForMean()
+        norm.register_forward_pre_hook(_Enter(mode))
+        norm.register_forward_hook(_Leave(mode), always_call=True)
+
+    def set_(self, norm: nn.Module) -> None:
+        """Let hooks of a norm count the channels that went; remove them where none is missing any more."""
+        hooks: tuple[dict[int, Any], ...] = (norm._forward_pre_hooks, norm._forward_hooks)
+        for each in hooks:
+            for key in _own_hooks(each):
+                del each[key]
+        if next(norm.parameters()).numel() != self.width:
+            # other hooks see inputs and outputs as they are without these
+            norm.register_forward_pre_hook(_ScaleInput(self.width))
+            norm.register_forward_hook(_ScaleOutput(self.width), prepend=True)
+
+
+OwnNorm: TypeAlias = Scales | Form
+
+
+# what was found, by what it depends on: each trial makes copies of the same norms
+_found: dict[Hashable, OwnNorm | None] = {}
+
+
+def own_norm(module: nn.Module) -> OwnNorm | None:
+    """Return what lets a norm of users' code, or a group norm of one group, be narrower; ``None`` for others.
+
+    Such a norm holds nothing but parameters with an element a channel.
+    """
+    if isinstance(module, NarrowNorm):
+        return module.form
+    own = [*module.parameters()]
+    holds_more = any(True for _ in module.children()) or any(True for _ in module.buffers())
+    width = max((each.numel() for each in own), default=0)
+    by_channel = width > 1 and all(max(each.shape, default=0) == each.numel() == width for each in own)
+    one_group = isinstance(module, nn.GroupNorm) and module.num_groups == 1
+    of_torch = type(module).__module__.startswith("torch.") and not one_group
+    if holds_more or not by_channel or of_torch:
+        return None
+    hooks = _own_hooks(module._forward_hooks)
+    if hooks:
+        return Scales(max(hook.width for hook in hooks.values()))
+    key = _state(module)
+    if key is None or key not in _found:
+        with torch.random.fork_rng(devices=()):  # a norm may have dropout
+            found = Scales(width) if is_root_mean_square(module) else form_of(module)
+        if key is None:
+            return found
+        _found[key] = found
+    return _found[key]
+
+
+def _state(module: nn.Module) -> Hashable | None:
+    """Return what the outputs of a module depend on but for values of its parameters; ``None`` if not known."""
+    own = {name: value for name, value in vars(module).items() if name not in _PLAIN}
+    if not all(isinstance(value, bool | int | float | str | tuple | None) for value in own.values()):
+        return None
+    shapes = tuple((name, each.shape) for name, each in module.named_parameters())
+    return type(module), shapes, repr(own)
+
+
+_PLAIN = vars(nn.Module())
+
+
+def own_norms(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, OwnNorm]:
+    """Return the norms whose weights have these names, each with what lets it be narrower."""
+    modules = dict.fromkeys(model.get_submodule(name.rpartition(".")[0]) for name in names)
+    found = ((module, own_norm(module)) for module in modules)
+    return {module: norm for module, norm in found if norm is not None}
+
+
+def _own_hooks(hooks: Mapping[int, Any]) -> dict[int, _ScaleInput | _ScaleOutput]:
+    return {key: hook for key, hook in hooks.items() if isinstance(hook, _ScaleInput | _ScaleOutput)}
 
 
 @dataclass(frozen=True)
@@ -37,51 +127,55 @@ class _ScaleOutput:
         return output / _factor(output, self.width)
 
 
-class OpenNorm(nn.Module):
-    """Stands for such a norm where channels are followed: a sum of squares takes in no channel that is 0."""
+class _SumForMean(TorchFunctionMode):
+    """Computes sums in place of means: a sum of squares takes in no channel that is 0."""
 
-    def forward(self, tensor: Tensor) -> Tensor:
-        """Divide by the root of the sum of squares."""
-        (weight,) = self.parameters()
-        return tensor * (tensor.square().sum(-1, keepdim=True) + 1).rsqrt() * weight
-
-
-def own_norms(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, int]:
-    """Return the norms whose weights have these names, each with its width."""
-    modules = (model.get_submodule(name.rpartition(".")[0]) for name in names)
-    return {module: next(module.parameters()).numel() for module in modules if is_own_norm(module)}
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function."""
+        found = _IN_PLACE.get(func, func)
+        return found(*args, **(kwargs or {}))
 
 
-def set_scales_(norm: nn.Module, before: int) -> None:
-    """Let a norm that was cut count the channels that went; take that back where none is missing any more.
+def _by_sums(input: Tensor, shape: Any, weight: Tensor | None = None, eps: Any = None) -> Tensor:  # noqa: A002
+    """Stand for ``functional.rms_norm``, whose arguments these are."""
+    result = input * (input.square().sum(-1, keepdim=True) + 1).rsqrt()
+    return result if weight is None else result * weight
 
-    Args:
-        norm: The norm.
-        before: Its width before the cut.
-    """
-    hooks: tuple[dict[int, Any], ...] = (norm._forward_pre_hooks, norm._forward_hooks)
-    width = before
-    for each in hooks:
-        for key, hook in list(each.items()):
-            if isinstance(hook, _ScaleInput | _ScaleOutput):
-                width = hook.width
-                del each[key]
-    if next(norm.parameters()).numel() != width:
-        # other hooks see inputs and outputs as they are without these
-        norm.register_forward_pre_hook(_ScaleInput(width))
-        norm.register_forward_hook(_ScaleOutput(width), prepend=True)
+
+_IN_PLACE = {torch.mean: torch.sum, Tensor.mean: torch.sum, functional.rms_norm: _by_sums}
+
+
+@dataclass(frozen=True)
+class _Enter:
+    """Forward pre-hook that enters a mode."""
+
+    mode: _SumForMean
+
+    def __call__(self, *_: Any) -> None:
+        """Enter the mode."""
+        self.mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Leave:
+    """Forward hook that leaves the mode, also after an error."""
+
+    mode: _SumForMean
+
+    def __call__(self, *_: Any) -> None:
+        """Leave the mode."""
+        self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def is_own_norm(module: nn.Module) -> bool:
-    """Return whether a module is one of users' code that is right about a part of its channels if it is scaled.
+def is_root_mean_square(module: nn.Module) -> bool:
+    """Return whether a norm, with one parameter, is right about a part of its channels if it is scaled.
 
-    It has one parameter, with an element a channel. A copy of it is tried, with other weights: without the
-    channels that are 0, and scaled, it has to give what it gives with them, and must not do so as it is.
+    A copy of it is tried, with other weights: without the channels that are 0, and scaled, it has to give what
+    it gives with them, and must not do so as it is.
     """
     weights = [*module.parameters()]
-    plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
-    if type(module).__module__.startswith("torch.") or not plain or [each.ndim for each in weights] != [1]:
+    if [each.ndim for each in weights] != [1]:
         return False
     width = weights[0].numel()
     generator = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.module_widths import widths
+from lightning_prune.channels.compaction.whole_numbers import get_number
 from lightning_prune.core import schema
 from lightning_prune.core.averages import averages_within
 from lightning_prune.core.tensors import tensors_by_name
@@ -44,7 +45,8 @@ class Plan:
 
     Args:
         cuts: The cuts, in any order; a tensor may be cut along several dimensions.
-        attributes: Module name to the attributes that change, each with its value before and after.
+        attributes: Module name to the attributes that change, or items of lists in them such as ``sizes[1]``,
+            each with its value before and after.
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -135,7 +137,7 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
         if name not in modules:
             raise ValueError(f"the plan changes {name!r}, which this model does not have.")
         for key, (before, after) in changes.items():
-            present = getattr(modules[name], key, None)
+            present = get_number(modules[name], key)
             # an attribute that no tensor shape determines must be a count of units, such as heads
             allowed = key in required[name] or (type(present) is type(after) is int and 0 < after <= before)
             if present != before or not allowed:
@@ -145,7 +147,7 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
                 )
     for name, sizes in required.items():
         for key, size in sizes.items():
-            _, after = plan.attributes.get(name, {}).get(key, (None, getattr(modules[name], key)))
+            _, after = plan.attributes.get(name, {}).get(key, (None, get_number(modules[name], key)))
             if after != size:
                 raise ValueError(f"the plan leaves {name}.{key} at {after}, but its tensors at {size}.")
 
@@ -171,7 +173,7 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
     counts: dict[str, dict[str, tuple[Any, Any]]] = {}
     for group, units in kept:
         for name, key in group.attributes:
-            before = getattr(model.get_submodule(name), key)
+            before = get_number(model.get_submodule(name), key)
             after = before * int(units.count_nonzero()) // group.size
             if after != before:
                 counts.setdefault(name, {})[key] = (before, after)

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.attention import set_attention_class_
 from lightning_prune.channels.compaction.norms import NarrowLayerNorm, set_norm_class_
-from lightning_prune.channels.compaction.own_norms import own_norms, set_scales_
+from lightning_prune.channels.compaction.own_norms import OwnNorm, own_norms
 from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
+from lightning_prune.channels.compaction.whole_numbers import set_number_
 from lightning_prune.core.tensors import tensors_by_name
 
 
@@ -106,13 +107,13 @@ def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     return ordered.reshape(-1).view(ordered.shape).permute(back)
 
 
-def _set_attributes(model: nn.Module, plan: Plan, norms: Mapping[nn.Module, int], *, after: bool) -> None:
+def _set_attributes(model: nn.Module, plan: Plan, norms: Mapping[nn.Module, OwnNorm], *, after: bool) -> None:
     modules = dict(model.named_modules())
     for name, changes in plan.attributes.items():
         for key, change in changes.items():
-            setattr(modules[name], key, change[after])
-    for norm, width in norms.items():
-        set_scales_(norm, width)
+            set_number_(modules[name], key, change[after])
+    for module, norm in norms.items():
+        norm.set_(module)
     for module in modules.values():
         set_norm_class_(module)
         set_attention_class_(module)

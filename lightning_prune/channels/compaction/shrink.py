@@ -19,6 +19,7 @@ from lightning_prune.channels.compaction.replay import cut_tensor, replay_
 from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.channels.compaction.trial_pass import TrialPass
+from lightning_prune.channels.compaction.whole_numbers import get_number
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
 from lightning_prune.core.tensors import check_materialized
@@ -204,7 +205,7 @@ def _unchanged(model: nn.Module, kept: Kept, plan: Plan) -> tuple[str, ...]:
             for name, key in size_attributes(model, group):
                 if key not in plan.attributes.get(name, {}):
                     attribute = f"{name}.{key}".lstrip(".")
-                    found[f"{attribute}={getattr(model.get_submodule(name), key)}"] = None
+                    found[f"{attribute}={get_number(model.get_submodule(name), key)}"] = None
     return tuple(found)
 
 

@@ -9,10 +9,11 @@ from typing import TypeAlias
 from torch import nn
 
 from lightning_prune.channels.compaction.module_widths import has_widths
+from lightning_prune.channels.compaction.whole_numbers import attribute_of, whole_numbers
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
-Attribute: TypeAlias = tuple[str, str]  # a module name and an attribute name
+Attribute: TypeAlias = tuple[str, str]  # names of a module and of a whole number that it keeps
 
 _MOST_CHOICES = 48
 
@@ -71,8 +72,8 @@ def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int
         for level in levels
         for each in wanted
         for name in dict.fromkeys(level)
-        for key, value in vars(model.get_submodule(name)).items()
-        if type(value) is int and value in each and value > 1
+        for key, value in whole_numbers(model.get_submodule(name)).items()
+        if value in each and value > 1
     ]
     return list(dict.fromkeys(found))
 
@@ -80,6 +81,6 @@ def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int
 def _sets(found: Sequence[Attribute]) -> list[tuple[Attribute, ...]]:
     """Return the sets of attributes, small ones first, and no more of them than are tried."""
     sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
-    names = dict.fromkeys(key for _, key in found)
-    alike = (tuple(each for each in found if each[1] == name) for name in names)
+    names = dict.fromkeys(attribute_of(key) for _, key in found)
+    alike = (tuple(each for each in found if attribute_of(each[1]) == name) for name in names)
     return list(dict.fromkeys([*islice(sets, _MOST_CHOICES), *alike]))

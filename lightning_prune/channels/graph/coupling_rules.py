@@ -1,4 +1,4 @@
-"""Label rules for ops that combine elements: pointwise ops, reductions, matrix products and convolutions."""
+"""Label rules for ops that combine elements: pointwise ops, reductions and matrix products."""
 
 from __future__ import annotations
 
@@ -96,7 +96,26 @@ def _met(
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
             # what meets values of a size of its own has that size, and is free no more
             operands = [call.freeze_along(fields, unlabelled, NOT_CUT) for fields in operands]
-    return merge_fields(call.labels, (field for fields in operands for field in fields))
+    free = _free_fields(call, [tensor for tensor, _ in pairs])
+    return merge_fields(call.labels, (field for fields in (*operands, free) for field in fields))
+
+
+def _free_fields(call: Call, tensors: Sequence[Tensor]) -> Fields:
+    """Return new labels along dimensions in which operands with one value everywhere are the only wide ones.
+
+    These may be of any size, as those of a first state of zeros that decays for each head.
+    """
+    rank = call.outputs[0].ndim
+    uniform: list[frozenset[int]] = []
+    others: list[frozenset[int]] = []
+    for tensor in tensors:
+        (uniform if call.is_uniform(tensor) else others).append(_wide_dims(tensor, rank))
+    wide = frozenset[int]().union(*uniform) - frozenset[int]().union(*others) if others else frozenset[int]()
+    shape = call.outputs[0].shape
+    return tuple(
+        call.labels.new(shape[dim]).view([-1 if dim == each else 1 for each in range(rank)])
+        for dim in sorted(wide)
+    )
 
 
 def _wide_dims(tensor: Tensor, rank: int) -> frozenset[int]:
@@ -217,7 +236,7 @@ def _contract(call: Call, operands: list[Tensor], dims: tuple[int, int], batch: 
             for fields, dim in zip(summed, dims, strict=True)
             for field in fields
         ]
-        _couple_all(call, aligned)
+        couple_all(call, aligned)
     return merge_fields(call.labels, (*passed[0], *passed[1]))
 
 
@@ -241,6 +260,22 @@ def matmul(call: Call) -> Sequence[Fields]:
     return [_met(call, terms) if added else fields]
 
 
+def distances(call: Call) -> Sequence[Fields]:
+    """Couple the features of vectors between which distances are taken: what is 0 in both adds nothing."""
+    left, right = call.tensors
+    operands = []
+    for tensor, dim in ((left, -2), (right, -3)):
+        wide = tensor.unsqueeze(dim)
+        call.record.set_fields(wide, tuple(field.unsqueeze(dim) for field in call.fields(tensor)))
+        operands.append(wide)
+    pairs = torch.broadcast_tensors(*operands)
+    met = couple_operands(Call(call.record, call.func, (), {}, [*pairs]), operands, frozenset())
+    summed, fields = partition(met, [left.ndim])
+    for field in summed:
+        call.record.note(Role.SUMMED, field)
+    return [tuple(field.squeeze(-1) for field in fields)]
+
+
 def line(call: Call, tensor: Tensor, dim: int, why: str) -> Tensor:
     """Return the label of each index along one dimension of a tensor, 0 where it has none.
 
@@ -252,88 +287,15 @@ def line(call: Call, tensor: Tensor, dim: int, why: str) -> Tensor:
     """
     fields, _ = partition(call.fields(tensor), [dim])
     fields = call.freeze_along(fields, frozenset(range(tensor.ndim)) - {dim}, why)
-    return _couple_all(call, [field.flatten() for field in fields]).expand(tensor.shape[dim])
+    return couple_all(call, [field.flatten() for field in fields]).expand(tensor.shape[dim])
 
 
-def _couple_all(call: Call, fields: list[Tensor]) -> Tensor:
+def couple_all(call: Call, fields: list[Tensor]) -> Tensor:
     """Couple the labels of all fields and return the first one; without fields return the label 0."""
     first, *others = fields or [torch.zeros(1, dtype=torch.int64)]
     for other in others:
         call.labels.couple(first, other)
     return first
-
-
-def convolution(call: Call) -> Sequence[Fields]:
-    """Couple the image's channels with the weight's inputs, and label the result's channels by its outputs.
-
-    Channels of grouped convolutions are coupled across groups, so that all groups keep equally many. Those of a
-    depthwise convolution, which has one input per group, are coupled with the outputs of their group instead.
-    One filter that is repeated for all channels leaves them as they are.
-    """
-    image, weight, bias = call.args[:3]
-    transposed = bool(call.argument("transposed"))
-    return [_convolve(call, image, weight, bias, call.argument("groups"), transposed)]
-
-
-def deformed_convolution(call: Call) -> Sequence[Fields]:
-    """As ``convolution``; labels of offsets and of their mask are frozen, and channels coupled across them."""
-    image, weight, offset, mask, bias = call.args[:5]
-    groups, parts = call.argument("groups"), call.argument("offset_groups")
-    for positions in (offset, mask):
-        call.freeze(call.fields(positions), call.deciding)
-    for field in partition(call.fields(image), [1])[0] if parts > 1 else ():
-        shares = field.unflatten(1, (parts, -1))
-        call.labels.couple(shares, shares[:, :1])
-    return [_convolve(call, image, weight, bias, groups, transposed=False)]
-
-
-def _convolve(
-    call: Call, image: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
-) -> Fields:
-    """Return the fields of the result of a convolution."""
-    inward, outward = (0, 1) if transposed else (1, 0)
-    labels = call.labels
-    positions = frozenset(range(2, image.ndim))
-    fields = call.freeze_along(call.fields(image), positions, "lies along the positions of a convolution")
-    along, passed = partition(fields, [1])
-    along = call.freeze_along(along, frozenset({0}), "lies along the batch of a convolution")
-    computed = "is the weight of a convolution, computed in a way that is not followed"
-    inner, made = (line(call, weight, dim, computed) for dim in (inward, outward))
-    call.record.note(Role.INPUT, inner)
-    uniform = call.is_uniform(image) and not along and groups == 1
-    read = inner if uniform else _couple_all(call, [field.flatten() for field in along])
-    read = read.expand(image.shape[1])
-    grid = read.view(groups, -1)
-    unread = "reads values that cannot shrink with it, such as an input"
-    if groups == image.shape[1] and _is_one_filter(call, weight):
-        made = read.repeat_interleave(weight.shape[0] // groups)
-    elif groups == 1:
-        labels.couple(read, inner, unread)
-    elif transposed:
-        # the weight runs over all inputs, and over the outputs of one group
-        made = made.repeat(groups) if len(made) > 1 else inner.view(groups, -1)[:, 0]
-        labels.couple(read, inner, unread)
-        if grid.shape[1] > 1:
-            labels.couple(grid, grid[:1], unread)
-    elif grid.shape[1] > 1:
-        # every group has as many inputs and outputs as the others
-        labels.couple(grid, inner, unread)
-        labels.couple(made.view(groups, -1), made.view(groups, -1)[:1])
-    else:
-        labels.couple(grid, made.view(groups, -1), unread)
-    if bias is not None:
-        for field in call.fields(bias):
-            labels.couple(made, field)
-    call.record.note(Role.OUTPUT, made)
-    call.record.note_macs([inner, made])
-    return merge_fields(labels, (*passed, made.view([1, -1] + [1] * (image.ndim - 2))))
-
-
-def _is_one_filter(call: Call, weight: Tensor) -> bool:
-    """Return whether a weight without labels along the channels holds one filter for all of them."""
-    if weight.shape[1] > 1 or partition(call.fields(weight), [0])[0] or not call.of_weights(weight):
-        return False
-    return torch.equal(weight, weight[:1].expand_as(weight))
 
 
 def trilinear(call: Call) -> Sequence[Fields]:

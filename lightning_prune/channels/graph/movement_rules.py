@@ -241,24 +241,34 @@ def _note_parts(call: Call, fields: Iterable[Tensor]) -> None:
         call.record.note_part(field)
 
 
-def picked(dims: Callable[[Call], Sequence[int]]) -> Rule:
+def picked(places: Callable[[Call], Mapping[int, int | None]]) -> Rule:
     """Return the rule for ops that address elements by index.
 
-    Labels along the indexed dimensions are frozen, and so are those of the index itself.
+    Labels along the indexed dimensions are frozen, and so are those of the index itself. Of a dimension with a
+    single index, those from this to the end that it is counted from are frozen: the others may go.
 
     Args:
-        dims: Returns the indexed dimensions of an op.
+        places: Returns the indexed dimensions of an op, each with its index if it is a single one in the code.
     """
 
     def rule(call: Call) -> Sequence[Fields]:
         tensor = call.tensors[0]
-        addressed = frozenset(dim % tensor.ndim for dim in dims(call))
-        call.freeze_along(call.fields(tensor), addressed, call.by_position)
+        for dim, place in places(call).items():
+            part = slice(None) if place is None else slice(place, None) if place < 0 else slice(place + 1)
+            for field in partition(call.fields(tensor), [dim % tensor.ndim])[0]:
+                call.labels.freeze(field.movedim(dim, 0)[part], call.by_position)
         for index in call.tensors[1:]:
             call.freeze(call.fields(index), call.deciding)
         return [varying(result) for result in moved_fields(call, call.func, [tensor])]
 
     return rule
+
+
+def _single(call: Call, index: Any) -> int | None:
+    """Return an index that is one whole number in the code; ``None`` for any other."""
+    if isinstance(index, Tensor) and index.numel() == 1 and call.is_uniform(index):
+        return None if index.dtype is torch.bool else int(index)
+    return index if isinstance(index, int) else None
 
 
 def cut_out(call: Call) -> Sequence[Fields]:
@@ -321,30 +331,30 @@ def embedding(call: Call) -> Sequence[Fields]:
     return [columns, *[() for _ in call.outputs[1:]]]
 
 
-def rolled(call: Call) -> Sequence[int]:
+def rolled(call: Call) -> Mapping[int, int | None]:
     """Return the dimensions of a roll or flip, all if none are given."""
-    return call.argument("dims") or range(call.tensors[0].ndim)
+    return dict.fromkeys(call.argument("dims") or range(call.tensors[0].ndim))
 
 
-def indexed(call: Call) -> Sequence[int]:
+def indexed(call: Call) -> Mapping[int, int | None]:
     """Return the dimensions that have an index tensor; one of truth values may stand for several."""
-    dims: list[int] = []
+    found: dict[int, int | None] = {}
     place = 0
     for index in call.argument("indices"):
         count = index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
-        dims += [] if index is None else range(place, place + count)
+        found |= {} if index is None else dict.fromkeys(range(place, place + count), _single(call, index))
         place += count
-    return dims
+    return found
 
 
-def along_dim(call: Call) -> Sequence[int]:
+def along_dim(call: Call) -> Mapping[int, int | None]:
     """Return the one dimension that the op is given."""
-    return [call.argument("dim")]
+    return {call.argument("dim"): _single(call, call.argument("index"))}
 
 
-def along_dimension(call: Call) -> Sequence[int]:
+def along_dimension(call: Call) -> Mapping[int, int | None]:
     """Return the one dimension of windows that ``Tensor.unfold`` is given."""
-    return [call.argument("dimension")]
+    return {call.argument("dimension"): None}
 
 
 def as_complex(call: Call) -> Sequence[Fields]:

@@ -8,7 +8,7 @@ import torch
 
 from lightning_prune.channels.graph.calls import Call, Rule
 from lightning_prune.channels.graph.coupling_rules import couple_operands
-from lightning_prune.channels.graph.label_fields import Fields, couple_across, merge_fields, partition
+from lightning_prune.channels.graph.label_fields import Fields, couple_across, merge_fields
 from lightning_prune.channels.graph.movement_rules import indexed, moved_fields, picked, varying
 
 
@@ -78,4 +78,5 @@ def index_put(call: Call) -> Sequence[Fields]:
     (fields,) = picked(indexed)(taken)
     call.record.set_fields(place, fields)
     couple_operands(taken, [place, values], frozenset())
-    return [partition(call.fields(tensor), [dim % tensor.ndim for dim in indexed(taken)])[1]]
+    dims = frozenset(dim % tensor.ndim for dim in indexed(taken))
+    return [call.freeze_along(call.fields(tensor), dims, call.by_position)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_prune.channels.graph import convolution_rules as convolution
 from lightning_prune.channels.graph import coupling_rules as coupling
 from lightning_prune.channels.graph import movement_rules as movement
 from lightning_prune.channels.graph import norm_rules as norm
@@ -88,8 +89,9 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
     (coupling.glu, "glu"),
     (coupling.matmul, "mm addmm bmm baddbmm mv dot vdot _sparse_addmm"),
     (coupling.trilinear, "_trilinear"),
-    (coupling.convolution, "convolution _convolution mkldnn_convolution"),
-    (coupling.deformed_convolution, "torchvision::deform_conv2d"),
+    (coupling.distances, "_cdist_forward _euclidean_dist"),
+    (convolution.convolution, "convolution _convolution mkldnn_convolution"),
+    (convolution.deformed_convolution, "torchvision::deform_conv2d"),
     (norm.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"),
     (norm.batch_norm, "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),
     (norm.group_norm, "native_group_norm"),
@@ -163,7 +165,7 @@ def is_filled(call: Call) -> bool:
     the index, such as a cumulative sum.
     """
     name = call.key
-    if name in _FILLED:
+    if name in _FILLED or (name == "lift_fresh" and call.tensors[0].numel() == 1):  # a number in the code
         return True
     read = call.tensors[:1] if name in _TAKING else call.tensors
     kept = name in _TAKING or rule_for(call) in (
