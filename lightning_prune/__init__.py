@@ -4,6 +4,7 @@ from lightning_prune.callbacks.distillation import Distillation
 from lightning_prune.callbacks.monitors import PrunedCheckpoint, PrunedEarlyStopping
 from lightning_prune.callbacks.oneshot import OneshotResult, oneshot
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.callbacks.rounds import GoalResult, Round, prune_to_goal
 from lightning_prune.channels.compaction.shrink import CompactionError, compact
 from lightning_prune.channels.graph.rules import register_rule
 from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
@@ -28,6 +29,7 @@ from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.channels import Channels, Heads
+from lightning_prune.structures.experts import Experts
 from lightning_prune.structures.weights import Blocks, Unstructured
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
@@ -45,9 +47,11 @@ __all__ = [
     "Criterion",
     "Cubic",
     "Distillation",
+    "Experts",
     "Exponential",
     "Fisher",
     "Global",
+    "GoalResult",
     "Gradient",
     "Guard",
     "Heads",
@@ -72,6 +76,7 @@ __all__ = [
     "Reconstruct",
     "Report",
     "Rewind",
+    "Round",
     "Schedule",
     "Selector",
     "Sensitivity",
@@ -87,6 +92,7 @@ __all__ = [
     "load_packed",
     "measure",
     "oneshot",
+    "prune_to_goal",
     "register_rule",
     "save_packed",
     "sensitivity",

@@ -23,11 +23,13 @@ from lightning_prune import (
     Blocks,
     Channels,
     Criterion,
+    Experts,
     Global,
     Guard,
     Heads,
     Losses,
     NofM,
+    OptimalBrainSurgeon,
     ParticleFilter,
     Pruner,
     Reconstruct,
@@ -235,7 +237,7 @@ Conv1D.__module__ = "transformers.pytorch_utils"
 
 
 class Attentive(nn.Module):
-    """Has single weights, channels, neurons, attention heads, and what modules hold beside them."""
+    """Has single weights, channels, neurons, attention heads, experts, and what modules hold beside them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,6 +247,7 @@ class Attentive(nn.Module):
         )
         self.block = nn.TransformerEncoderLayer(8, 4, dim_feedforward=12, dropout=0.0, batch_first=True)
         self.places = nn.Embedding(4, 8)
+        self.router, self.experts = nn.Linear(8, 3), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
         self.memory = nn.LSTM(8, 3, batch_first=True)
         self.mix = Conv1D(8, 3)
         self.head = nn.Linear(8, 4)
@@ -253,7 +256,10 @@ class Attentive(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places.weight
-        states, _ = self.memory(self.block(tokens))
+        tokens = self.block(tokens)
+        shares = self.router(tokens).softmax(-1).split(1, -1)
+        mixed = sum(share * expert(tokens) for share, expert in zip(shares, self.experts, strict=True))
+        states, _ = self.memory(tokens + mixed)
         logits: Tensor = self.head(self.mix(states.mean(1)).relu())
         return logits
 
@@ -572,11 +578,7 @@ def test_any_combination_prunes_or_is_refused_at_once(
     }
     train(model, pruner)
     total = sum(group.size for group in pruner.groups)
-    kept = sum(
-        int((part.sum(pruner.masks[part.name].double()) > 0).sum())
-        for group in pruner.groups
-        for part in group.slices[:1]
-    )
+    kept = sum(int(group.kept(pruner.masks).sum()) for group in pruner.groups)
     assert 0 < kept < total
     if selector is Global:
         assert kept == total - round(total / 2)
@@ -607,10 +609,14 @@ def analysed(structure: type[Any]) -> tuple[Attentive, Known]:
 
 
 # n of m consecutive inputs is a pattern of single weights; distances are those of units of several
-REFUSED: set[tuple[type[Any], type[Any]]] = {(NofM, Channels), (NofM, Heads), (FPGM, Unstructured)}
-REFUSED |= {(BatchNormScale, each) for each in (Unstructured, Blocks, Heads)}
-# nn.MultiheadAttention never calls the layer that reads its heads
-REFUSED |= {(each, Heads) for each in (ActivationNorm, ActivationTaylor, APoZ, Wanda)}
+REFUSED: set[tuple[type[Any], type[Any]]] = {(FPGM, Unstructured)}
+REFUSED |= {(NofM, each) for each in (Channels, Heads, Experts)}
+REFUSED |= {(BatchNormScale, each) for each in (Unstructured, Blocks, Heads, Experts)}
+# nn.MultiheadAttention never calls the layer that reads its heads, and no layer reads one expert alone
+activations = (ActivationNorm, ActivationTaylor, APoZ, Wanda)
+REFUSED |= {(each, structure) for each in activations for structure in (Heads, Experts)}
+# the experts of a list are tensors of their own, which have no distance, and no layer reads them
+REFUSED |= {(each, Experts) for each in (FPGM, OptimalBrainSurgeon)}
 
 
 def train(model: nn.Module, pruner: Pruner) -> None:
@@ -628,7 +634,7 @@ def train(model: nn.Module, pruner: Pruner) -> None:
         optimizer.step()
         pruner.apply_()
         for group in pruner.groups:
-            units = group.slices[0].sum(pruner.masks[group.slices[0].name].double()) > 0
+            units = group.kept(pruner.masks)
             for part in group.masked:
                 gone = ~part.spread(units).expand(part.weight.shape)
                 assert not parameters[part.name][gone].count_nonzero()

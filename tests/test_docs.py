@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from lit import Lit, digits, seeded
 from networks_by_coupling import NETS
 from networks_by_op import CASES, ROWS_OF_NETS
 from torch import nn
 
 import lightning_prune
-from lightning_prune import Channels, Criterion, PerLayer, Pruner, compact
+from lightning_prune import Channels, Criterion, Cubic, PerLayer, Pruner, compact
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_prune"
@@ -78,6 +81,31 @@ def test_channels_go_through_the_ops_in_the_guide() -> None:
     torch.testing.assert_close(
         smaller.double()(rows.double()), model.double()(rows.double()), rtol=1e-12, atol=0
     )
+
+
+def test_the_guide_to_experts_gives_a_smaller_mixture() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks("docs/channels.md")[2], space)
+    mixture, smaller, tokens = (space[name] for name in ("mixture", "smaller", "tokens"))
+    torch.testing.assert_close(smaller(tokens), mixture(tokens))
+    assert sum(each.numel() for each in smaller.experts.parameters()) == 2 * (8 * 8 + 8)
+
+
+def test_the_guide_to_rounds_prunes_over_several_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Lit, "train_dataloader", lambda self: digits(examples=128), raising=False)
+    monkeypatch.setattr(Lit, "val_dataloader", lambda self: digits(examples=64), raising=False)
+    rounds, plan = blocks("docs/rounds.md")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    space: dict[str, Any] = {"model": seeded(Lit), "example": next(iter(digits()))[0]}
+    exec(rounds, space)
+    assert [each.good for each in space["result"].rounds] == [True] * 2
+    smaller, model = (sum(each.numel() for each in space[name].parameters()) for name in ("smaller", "model"))
+    assert smaller < model
+    space |= {"Cubic": Cubic, "Trainer": partial(space["Trainer"], **quiet)}
+    exec(plan.replace('"10ep"', '"10ep", measure_seconds=0'), space)
+    events = [each for each in space["pruning"].report.history if each.sparsity and each.metric is None]
+    assert [each.step for each in events] == [2 * epoch for epoch in range(2, 8)]
 
 
 def test_the_guide_has_a_row_for_each_kind_of_op() -> None:

@@ -81,14 +81,9 @@ class PruningFit:
             ValueError: If the arguments do not fit the Trainer, the module or the length of the fit.
         """
         state, trainer = self.state, self.trainer
-        if trainer.global_step == 0 or not state.network.bound_to(self.module):
-            # a run resumed from a checkpoint without pruning state has trained some steps
-            state.events.restart(trainer.global_step // max(1, len(trainer.optimizers)))
+        state.begin_at(trainer.global_step, len(trainer.optimizers), known=state.network.bound_to(self.module))
         trainer_queries.check_callbacks(trainer)
         trainer_queries.check_strategy(trainer.strategy, self.parts.needs_whole)
-        if state.pending is not None and state.pending["agenda"]["steps"] > trainer.global_step:
-            # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
-            state.pending = state.pending | state.events.state_dict()
         trainer_queries.check_launcher(trainer, self.parts.compact)
         state.events.begin_fit(trainer)
         self._global_step = trainer.global_step
@@ -159,6 +154,7 @@ class PruningFit:
         """Prune if an event is due at the start of this epoch."""
         # the module's own on_train_epoch_end, which may log the metric, runs after that of a callback
         self.end_epoch(self.trainer.current_epoch - 1)
+        self.state.events.queue.note_trained(self.trainer.current_epoch)
         self.state.history.begin_epoch(self.trainer.callback_metrics)
         if self._step_hooks is not None:
             self._step_hooks.attach(self.trainer.optimizers)
@@ -255,12 +251,12 @@ class PruningFit:
         if not self.running:
             return
         self.end_epoch(trainer.current_epoch - 1)
+        events.queue.note_trained(trainer.current_epoch)
         pruner = network.pruner
         if pruner is not None and events.finish(trainer, self.module, pruner, state.history):
             self._log_event()
-        if pruner is not None and not events.queue.finished:
-            why = trainer_queries.why_unfinished(trainer, self.module)
-            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + why)
+        if pruner is not None:
+            events.tell_of_those_left(trainer, self.module)
         self._folder = report_files.report_folder(trainer, self.parts.write_report)
 
     def end(self) -> None:
@@ -282,7 +278,8 @@ class PruningFit:
             return
         probe = state.example.probe
         work = state.example.workload(self.module, self.parts.measure_seconds, trainer.strategy.root_device)
-        if self.parts.compact and network.pruner is not None and probe is not None and network.sparsity > 0:
+        ready = network.pruner is not None and network.sparsity > 0 and not state.events.to_be_continued
+        if self.parts.compact and ready and probe is not None:
             network.compact_(
                 probe.to(self.module.device),
                 work,

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
+from lightning_prune.callbacks.lone_callback import only_callback, validated
+from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.callbacks.state import PruningState
 from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.files import read_file
@@ -30,8 +31,6 @@ from lightning_prune.training.lightning_packages import (
     LightningDataModule,
     LightningModule,
     Trainer,
-    is_lightning_module,
-    overrides,
     rank_zero_warn,
 )
 from lightning_prune.training.sandbox import find_probe, training_loss
@@ -102,7 +101,7 @@ def oneshot(
         if plans_in(checkpoint):
             raise ValueError(f"ckpt_path={str(ckpt_path)!r} is of a compacted network: give one that is not.")
         load_compact(checkpoint, model)
-    dense = _validated(trainer, model, datamodule)
+    dense = validated(trainer, model, datamodule)
     data = training_batches(trainer, model, datamodule, count)
     state = PruningState(parts)
     twin = copy_model(model).to(trainer.strategy.root_device)
@@ -120,7 +119,7 @@ def oneshot(
     state.history.record_event(0, 0, state.network.sparsity)
     report = state.report(work)
     _hand_over(callback, model, state.state_dict(0))
-    pruned = _validated(trainer, model, datamodule)
+    pruned = validated(trainer, model, datamodule)
     if path is not None:
         trainer.strategy.connect(model)
         trainer.save_checkpoint(path)
@@ -133,22 +132,13 @@ def _only_callback(trainer: Trainer, model: LightningModule) -> PruningCallback:
     Raises:
         ValueError: If there is not one, or the model, the Trainer or the callback's state does not fit.
     """
-    if not is_lightning_module(model):
-        raise ValueError(f"model={type(model).__name__} must be a LightningModule.")
-    found = pruning_callbacks(trainer)
-    if len(found) != 1:
-        raise ValueError(f"oneshot needs a Trainer with one PruningCallback, and this one has {len(found)}.")
-    if trainer.world_size > 1:
-        raise ValueError(f"oneshot works in one process, and the Trainer has {trainer.world_size}: devices=1.")
-    network = found[0]._state.network
-    if network.model is model and network.plan is not None:
-        raise ValueError("the callback has compacted this network already: oneshot takes one that is not.")
+    callback = only_callback(trainer, model, "oneshot")
     if averages := averaged_modules(model):
         raise ValueError(
             f"{' and '.join(averages)} averages weights, which would stay those of the dense network: leave it"
             " out of the module, or copy its weights into the network first."
         )
-    return found[0]
+    return callback
 
 
 def _hand_over(callback: PruningCallback, model: LightningModule, saved: dict[str, Any]) -> None:
@@ -206,14 +196,3 @@ def _observe(
                 forward(twin)
         pruner.observe()
         twin.zero_grad()
-
-
-def _validated(
-    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
-) -> dict[str, float]:
-    """Return the validation metrics; none without validation data."""
-    owners = [each for each in (datamodule, model) if each is not None]
-    if not overrides(model, "validation_step") or not any(overrides(each, "val_dataloader") for each in owners):
-        return {}
-    results = trainer.validate(model, datamodule, verbose=False)
-    return {name: float(value) for result in results for name, value in result.items()}

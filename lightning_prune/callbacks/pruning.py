@@ -1,4 +1,4 @@
-"""PruningCallback: Lightning's callback hooks, and masks, sparsity and report of the pruned network."""
+"""PruningCallback: its arguments, masks, sparsity and report of the pruned network, and its state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, cast
 from weakref import WeakSet
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_prune.callbacks.fit import PruningFit
+from lightning_prune.callbacks.fit_hooks import FitHooks
 from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
@@ -28,13 +28,7 @@ from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.weights import Unstructured
 from lightning_prune.training.guard import Guard
-from lightning_prune.training.lightning_packages import (
-    Callback,
-    LightningModule,
-    Trainer,
-    TrainerFn,
-    rank_zero_warn,
-)
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, TrainerFn, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
@@ -43,7 +37,7 @@ from lightning_prune.units.given_masks import GivenMasks
 _UNNAMED: WeakSet[PruningCallback] = WeakSet()  # given to a Trainer without a name, and not run yet
 
 
-class PruningCallback(Callback):
+class PruningCallback(FitHooks):
     """Prunes a LightningModule while it trains.
 
     Statistics come from ordinary training steps. Weights are removed at the start of an epoch, or before a
@@ -73,6 +67,9 @@ class PruningCallback(Callback):
             earlier callback has removed, besides ``masks``. A layer of nothing but zeros is left as it is.
         masks: What is removed from the start: parameter name to a tensor of bool or of 0 and 1, 1 = keep; a
             file of that; or what ``torch.nn.utils.prune`` has pruned. Without ``target`` no more is removed.
+        horizon: How long training is as a whole, as "10ep" or "2000st", if the fit is a part of it and others
+            follow: moments are placed in all of it. A later fit of the same module goes on where the last one
+            has ended, and the network is compacted after the last event. ``None``: the fit is all of it.
 
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
@@ -97,6 +94,7 @@ class PruningCallback(Callback):
         write_report: bool | str | Path = True,
         keep_zeros: bool = False,
         masks: Mapping[str, Tensor] | nn.Module | str | Path | None = None,
+        horizon: str | None = None,
     ) -> None:
         self.target = target
         self.criterion = criterion
@@ -112,8 +110,8 @@ class PruningCallback(Callback):
         self.write_report = write_report
         self.keep_zeros = keep_zeros
         self.given_masks = GivenMasks.of(masks)
+        self.horizon = horizon
         self._state = PruningState(self._parts)
-        self._fit: PruningFit | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the present run, whose Trainer holds what cannot be copied."""
@@ -234,7 +232,7 @@ class PruningCallback(Callback):
             return state
         return PruningState.of_saved(self._fit.module, state.pending, self._parts)
 
-    # --- a run begins and ends
+    # --- a run begins
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a run: take the arguments as they are now, and hook into the loading of checkpoints."""
@@ -246,83 +244,6 @@ class PruningCallback(Callback):
             self._state = self._state.begin(pl_module, parts)
         neighbours = partial(_networks, [each for each in pruning_callbacks(trainer) if each is not self])
         self._fit = PruningFit(parts, self._state, trainer, pl_module, neighbours)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute when events are due, and bind a loaded state to the module unless that needs a batch."""
-        self._run.start()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the last round."""
-        self._run.end_training()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compact the network if ``compact=True``, then write the report: checkpoints are saved by now."""
-        self._run.end()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Enforce the masks and remove all hooks after an error or Ctrl-C."""
-        if self._fit is not None:
-            self._fit.interrupt()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove all hooks, however the run ended."""
-        if self._fit is not None:
-            self._fit.release()
-
-    @property
-    def _run(self) -> PruningFit:
-        return cast(PruningFit, self._fit)
-
-    # --- epochs, steps and validations
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune after the last epoch's checkpoint: its metric was measured on the weights that it holds."""
-        self._run.begin_epoch()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Prune before a batch, if a moment is in steps, and observe the activations of its step."""
-        self._run.begin_batch(batch, batch_idx)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Observe gradients under manual optimization."""
-        self._run.after_backward()
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Observe gradients, which are unscaled and not clipped yet."""
-        self._run.before_step(optimizer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the step and log the sparsity."""
-        self._run.end_batch(batch_idx)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the monitored metric, to tell whether this validation logs it."""
-        self._run.begin_validation()
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the first batch of each loader in the sanity check, to follow ``validation_step`` on it."""
-        self._run.begin_validation_batch(batch, dataloader_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the monitored metric, if this validation logged it."""
-        self._run.end_validation()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the monitored metric, if training steps logged it."""
-        self._run.end_training_epoch()
 
     # --- state
 

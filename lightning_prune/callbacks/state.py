@@ -14,6 +14,8 @@ from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.report.cost import Workload
 from lightning_prune.report.history import HISTORY, History
 from lightning_prune.report.report import Report
+from lightning_prune.schedules.event_queue import EventQueue
+from lightning_prune.schedules.moments import TimeUnit
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
 from lightning_prune.training.lightning_packages import rank_zero_info, rank_zero_warn
@@ -97,6 +99,32 @@ class PruningState:
             self._check_masked()
             fresh.pending, fresh.given = self.state_dict(0), True
         return fresh
+
+    def begin_at(self, step: int, optimizers: int, *, known: bool) -> None:
+        """Set the position at which a fit begins, before a state that it resumes is taken over.
+
+        Args:
+            step: The Trainer's count of optimizer steps: 0, or that of the checkpoint.
+            optimizers: Number of optimizers.
+            known: Whether this network was pruned before.
+        """
+        further = self.parts.horizon is not None and step == 0
+        if further and known:
+            self.events.queue.go_on()
+        elif step == 0 or not known:
+            # a run resumed from a checkpoint without pruning state has trained some steps
+            self.events.restart(step // max(1, optimizers))
+        if self.pending is None:
+            return
+        saved = read_state(self.pending)
+        if further:
+            last = EventQueue(0.0)
+            last.load_state_dict(saved["agenda"])
+            last.go_on()
+            self.pending = self.pending | {"agenda": last.state_dict()}
+        elif saved["agenda"]["steps"] - saved["agenda"]["earlier"][TimeUnit.STEP.value] > step:
+            # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
+            self.pending = self.pending | self.events.state_dict()
 
     def note_trained(self, names: Set[str]) -> None:
         """Note which parameters the present fit trains; if others did before, units are found anew.

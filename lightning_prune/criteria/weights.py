@@ -124,8 +124,10 @@ class FPGM(Criterion):
     pointwise = False
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Return a reason for single weights: the distance is defined for filters, neurons or heads."""
-        return f"{self!r} needs units of several weights" if group.divisible else None
+        """Return a reason for single weights, and for units that lie in tensors of their own."""
+        if group.divisible:
+            return f"{self!r} needs units of several weights"
+        return None if group.slices[0].spans else f"{self!r} needs units that lie along one dimension"
 
     def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
         """Return the sum of the Euclidean distances of each unit to the others that are kept."""

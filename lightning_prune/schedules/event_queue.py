@@ -1,4 +1,4 @@
-"""The queue of pruning events of one fit: which are due, which have happened, and what they removed."""
+"""The queue of pruning events of a fit, or of several along one plan: which are due, which have happened."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ EVENT_QUEUE = schema.record(
         "handled": schema.record(dict.fromkeys(_UNITS, schema.integer(-1))),
         "asked": schema.fraction,
         "given": schema.fraction,
+        "trained": schema.integer(),
+        "earlier": schema.record(dict.fromkeys(_UNITS, schema.integer())),
     },
-    # states without these keys: nothing was cancelled, and all requests were granted
-    before={"stopped": False, "asked": 1.0, "given": 1.0},
+    # states without these keys: nothing was cancelled, all requests were granted, and there was one fit
+    before={
+        "stopped": False,
+        "asked": 1.0,
+        "given": 1.0,
+        "trained": 0,
+        "earlier": dict.fromkeys(_UNITS, 0),
+    },
 )
 
 
 class EventQueue:
-    """The events of one fit, and which of them have happened.
+    """The events of one fit, or of several that go on along one plan, and which of them have happened.
 
     An event counts as happened if the fit has handled an event at its position or later. The last event must
     also not request a higher share than any event so far: in a fit that is resumed with a higher target, or
@@ -35,8 +43,10 @@ class EventQueue:
 
     Attributes:
         timetable: The events of the current fit; not part of the state.
-        steps: Number of batches so far that ended in an optimizer step.
+        steps: Number of batches so far that ended in an optimizer step, those of earlier fits included.
         stopped: Whether the remaining events are cancelled.
+        trained: Number of epochs that were trained to their end, those of earlier fits included.
+        earlier: Epochs and steps of the earlier fits along the plan, by unit.
     """
 
     def __init__(self, target: float) -> None:
@@ -52,8 +62,18 @@ class EventQueue:
         """
         self.steps = steps
         self.stopped = False
+        self.trained = 0
+        self.earlier = dict.fromkeys(_UNITS, 0)
         self._handled = dict.fromkeys(_UNITS, -1)
         self._asked = self._given = 0.0
+
+    def go_on(self) -> None:
+        """Begin a further fit along the same plan, where the last one has ended."""
+        self.earlier = {TimeUnit.EPOCH.value: self.trained, TimeUnit.STEP.value: self.steps}
+
+    def note_trained(self, epochs: int) -> None:
+        """Record how many epochs of the present fit were trained to their end."""
+        self.trained = self.earlier[TimeUnit.EPOCH.value] + epochs
 
     def due(self, epoch: int) -> Event | None:
         """Return the latest event up to the current position, if it has not happened; otherwise ``None``."""
@@ -106,7 +126,8 @@ class EventQueue:
         return event.position <= self._handled[self.timetable.unit.value] and not lacking
 
     def _now(self, epoch: int) -> dict[str, int]:
-        return {TimeUnit.EPOCH.value: epoch, TimeUnit.STEP.value: self.steps}
+        unit = TimeUnit.EPOCH.value
+        return {unit: self.earlier[unit] + epoch, TimeUnit.STEP.value: self.steps}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -116,6 +137,8 @@ class EventQueue:
             "stopped": self.stopped,
             "asked": self._asked,
             "given": self._given,
+            "trained": self.trained,
+            "earlier": dict(self.earlier),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -125,3 +148,5 @@ class EventQueue:
         self._handled = state["handled"]
         self._asked = state["asked"]
         self._given = state["given"]
+        self.trained = state["trained"]
+        self.earlier = state["earlier"]

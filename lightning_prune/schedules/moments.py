@@ -73,6 +73,29 @@ class Moment:
         return cls(value, unit, text)
 
 
+def parse_horizon(horizon: str | None) -> Moment | None:
+    """Return the length of training as a whole, a whole number of epochs or optimizer steps.
+
+    >>> parse_horizon("10ep").value
+    Fraction(10, 1)
+    >>> parse_horizon("50%")
+    Traceback (most recent call last):
+    ValueError: horizon='50%' must be a whole number of epochs ("10ep") or optimizer steps ("2000st"), above 0.
+
+    Raises:
+        ValueError: If it is something else; ``None`` stays ``None``.
+    """
+    if horizon is None:
+        return None
+    match = _PATTERN.fullmatch(horizon) if isinstance(horizon, str) else None
+    if match is None or match[2] == "%" or not match[1].isdigit() or int(match[1]) == 0:
+        raise ValueError(
+            f'horizon={horizon!r} must be a whole number of epochs ("10ep") or optimizer steps ("2000st"),'
+            " above 0."
+        )
+    return Moment.parse(horizon, "horizon")
+
+
 @dataclass(frozen=True)
 class FitLength:
     """The length of a fit, as far as it is known before the fit starts.
@@ -86,6 +109,19 @@ class FitLength:
     epochs: int | None
     steps: int | None
     steps_per_epoch: int | None
+
+    def of_plan(self, whole: Moment | None) -> FitLength:
+        """Return the length of the training that a fit is a part of.
+
+        Args:
+            whole: Number of epochs or optimizer steps, as :func:`parse_horizon` returns it; ``None`` if the fit
+                is all of it.
+        """
+        if whole is None:
+            return self
+        count = int(whole.value)
+        epochs, steps = (count, None) if whole.unit is TimeUnit.EPOCH else (None, count)
+        return FitLength(epochs, steps, self.steps_per_epoch)
 
     @property
     def length(self) -> int | None:

@@ -54,8 +54,7 @@ class Scoring:
 
     def kept_of(self, group: UnitGroup) -> Tensor:
         """Return the kept units of a group, as :meth:`kept` does."""
-        part = group.slices[0]
-        return part.kept(self.store.masks[part.name])
+        return group.kept(self.store.masks)
 
     def left_dense(self) -> dict[str, str]:
         """Return the groups of which no unit is removed and that cannot be scored now: name to reason."""

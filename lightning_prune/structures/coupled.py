@@ -1,4 +1,4 @@
-"""The base class of structures whose units span several layers: channels and attention heads."""
+"""The base class of structures whose units span several layers: channels, attention heads and experts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.patterns import Patterns, check_patterns, matches, set_patterns, with_names
-from lightning_prune.core.probes import as_probe, example_for
+from lightning_prune.core.probes import Probe, as_probe, example_for
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.structures.base import Structure
 from lightning_prune.units.groups import UnitGroup, Units
@@ -22,7 +21,7 @@ _Self = TypeVar("_Self", bound="Coupled")
 
 @dataclass(frozen=True, repr=False)
 class Coupled(Structure):
-    """Units that span several layers, found by a trace of the forward pass on an example.
+    """Units that span several layers, found in forward passes on an example.
 
     Args:
         include: Glob pattern over parameter and module names, or class of modules, or several of these. With
@@ -56,6 +55,18 @@ class Coupled(Structure):
             raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
     @abstractmethod
+    def search(self, model: nn.Module, probe: Probe) -> Units:
+        """Return the units of a model that can be cut, whatever the arguments leave out.
+
+        Args:
+            model: Is not changed.
+            probe: Runs the model.
+
+        Raises:
+            ValueError: If the model cannot run, or ``max_seconds`` are over.
+        """
+
+    @abstractmethod
     def includes(self, group: UnitGroup) -> bool:
         """Return whether this structure prunes groups of this kind."""
 
@@ -86,8 +97,7 @@ class Coupled(Structure):
         names = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
-        named = [name for name, _ in model.named_parameters() if matches(name, self.include)]
-        found = analyse(model, as_probe(example), self.max_seconds, named).units
+        found = self.search(model, as_probe(example))
         left_out = {group.name: why for group in found.groups if (why := self._left_out(group)) is not None}
         limited = tuple(self._limited(group) for group in found.groups)
         whole = {
@@ -104,6 +114,10 @@ class Coupled(Structure):
         multiples = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
         minimum = max(math.ceil(least), group.minimum)
         return replace(group, minimum=minimum, multiple=math.lcm(*multiples), named=self._named(group))
+
+    def names_in(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters that ``include`` matches."""
+        return [name for name, _ in model.named_parameters() if matches(name, self.include)]
 
     def leaves_out(self, name: str) -> bool:
         """Return whether ``exclude`` matches the name."""

@@ -12,12 +12,12 @@ from lightning_prune.pruner import Pruner
 from lightning_prune.report.history import History
 from lightning_prune.schedules.base import Timetable
 from lightning_prune.schedules.event_queue import EVENT_QUEUE, EventQueue
-from lightning_prune.schedules.moments import FitLength, TimeUnit
+from lightning_prune.schedules.moments import FitLength, TimeUnit, parse_horizon
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.calibration_batches import CALIBRATION_BATCHES, CalibrationBatches
 from lightning_prune.training.guard_state import GUARD_STATE, GuardState
-from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info
+from lightning_prune.training.lightning_packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.plateaus import restart_plateaus_
 from lightning_prune.training.rewind_state import RewindState
@@ -54,6 +54,7 @@ class FitEvents:
         if selector.needs:
             self._observing[repr(selector)] = "a selector that goes by scores"
         self._schedule, self._rewind, self._guard = parts.schedule, parts.rewind, parts.guard
+        self._horizon = parse_horizon(parts.horizon)
         self._reconstruct = parts.reconstruct
         reconstructed = 0 if parts.reconstruct is None else parts.reconstruct.batches
         self._batch_count = max(criterion.held, selector.held, reconstructed)
@@ -111,7 +112,7 @@ class FitEvents:
 
     def _timetable(self, trainer: Trainer) -> Timetable:
         also = [] if self._rewind is None else [self._rewind.moment]
-        length = trainer_queries.fit_length(trainer)
+        length = trainer_queries.fit_length(trainer).of_plan(self._horizon)
         timetable = self._schedule.timetable(length, also)
         first = next(event for event in timetable.events if event.fraction > 0)
         if first.position == 0 and self._needs:
@@ -228,12 +229,19 @@ class FitEvents:
 
     # --- the fit ends
 
+    @property
+    def to_be_continued(self) -> bool:
+        """Whether events are left for a further fit along the same plan."""
+        return self._horizon is not None and not self.queue.finished
+
     def finish(self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History) -> bool:
-        """End the last round: compare its metric with the guard.
+        """End the last round, unless a further fit goes on with it: compare its metric with the guard.
 
         Returns:
             Whether the guard restored an earlier network.
         """
+        if self.to_be_continued:
+            return False
         self.undone = self.guard_state.finish(
             trainer, trainer_queries.training_objects(trainer, module), pruner, history
         )
@@ -242,6 +250,14 @@ class FitEvents:
         if self.queue.finished:
             self.guard_state.end()
         return self.undone
+
+    def tell_of_those_left(self, trainer: Trainer, module: LightningModule) -> None:
+        """Warn of events that have not happened, unless a further fit goes on with them."""
+        if self._horizon is not None and not self.queue.finished:
+            rank_zero_info(f"Pruning goes on in a further fit: {self._horizon.text} has events left.")
+        elif not self.queue.finished:
+            why = trainer_queries.why_unfinished(trainer, module)
+            rank_zero_warn("The fit ended before the last pruning event: the target is not reached." + why)
 
     # --- state
 

@@ -17,6 +17,7 @@ from lightning_prune.pruner import Pruner, check_parts
 from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.schedules.base import Schedule
+from lightning_prune.schedules.moments import parse_horizon
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.targets import Target, resolved
 from lightning_prune.statistics.observer import Needs
@@ -51,6 +52,7 @@ class PruningParts:
     write_report: bool | str | Path
     keep_zeros: bool
     given_masks: GivenMasks | None
+    horizon: str | None
 
     def __post_init__(self) -> None:
         if isinstance(self.target, Mapping):
@@ -58,6 +60,7 @@ class PruningParts:
         check_parts(self.criterion, self.structure, self.selector)
         self.shares()
         check_part(self.schedule, Schedule, "schedule")
+        parse_horizon(self.horizon)
         check_part(self.rewind, Rewind, "rewind", optional=True)
         check_part(self.guard, Guard, "guard", optional=True)
         check_part(self.reconstruct, Reconstruct, "reconstruct", optional=True)
@@ -141,7 +144,7 @@ class PruningParts:
 
     def describe(self) -> dict[str, str]:
         """Return the arguments that a checkpoint records: name to value, as written in a call."""
-        names = ("criterion", "structure", "selector", "schedule", "rewind", "guard", "reconstruct")
+        names = ("criterion", "structure", "selector", "schedule", "rewind", "guard", "reconstruct", "horizon")
         shares = self.shares()
         target = {"target": repr(shares.pop(None, None)), "target by pattern": repr(shares or None)}
         return target | {name: describe(getattr(self, name)) for name in names}

@@ -36,6 +36,9 @@ class UnitGroup:
             it are 0.
         split_in: Names of the modules that split the units from others along a dimension.
         named: Whether the user has asked for the units by name; if so, they need not train.
+        modules: Names of the modules that are the units, one a unit, if each unit is all of a module.
+        numbered: Names of the modules that are called with the numbers of units, as a stack of experts is, each
+            with whether it takes no number above the last (see ``Renumber``).
     """
 
     name: str
@@ -50,6 +53,8 @@ class UnitGroup:
     summed: bool = False
     split_in: tuple[str, ...] = ()
     named: bool = False
+    modules: tuple[str, ...] = ()
+    numbered: tuple[tuple[str, bool], ...] = ()
 
     @property
     def masked(self) -> tuple[Slice, ...]:
@@ -78,6 +83,17 @@ class UnitGroup:
         below = max(count // self.multiple * self.multiple, self.least)
         above = min(below + self.multiple, self.size)
         return below if count - below < above - count else above
+
+    def kept(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Return which units are kept; for single weights the mask itself, not a copy.
+
+        Args:
+            masks: Parameter name to bool mask, True where an element is kept.
+        """
+        # a unit is masked in all its slices, so that one that spans all units tells
+        parts = self.slices[:1] if self.slices[0].spans else self.slices
+        found = [part.kept(masks[part.name]) for part in parts]
+        return found[0] if len(found) == 1 else torch.stack(found).any(0)
 
     @property
     def dtype(self) -> torch.dtype:

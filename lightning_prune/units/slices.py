@@ -21,9 +21,11 @@ class Slice(ABC):
 
     Attributes:
         divisible: Whether a subset of the tensor's rows makes up units of a group of its own.
+        spans: Whether each unit of the group has elements in the tensor.
     """
 
     divisible: ClassVar[bool] = False
+    spans: ClassVar[bool] = True
 
     name: str
     weight: Tensor
@@ -184,6 +186,46 @@ class AxisSlice(Slice):
         """Return for each element the value at its index along ``dim``, as :meth:`places` gives it."""
         last = self.weight.ndim - 1 - self.dim
         return self.places(units).view(-1, *(1 for _ in range(last))).expand(self.weight.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class WholeSlice(AxisSlice):
+    """A tensor that is a part of one unit alone; the other units lie in other tensors.
+
+    Args:
+        name: The tensor's name in ``named_parameters()``.
+        weight: The tensor, of at least one dimension.
+        dim: 0: a tensor whose unit goes is cut to no rows.
+        unit: Number of the unit.
+        count: Number of units in the group.
+    """
+
+    spans = False
+
+    unit: int = 0
+    count: int = 1
+
+    @property
+    def shape(self) -> torch.Size:
+        """Number of units, as a shape of one dimension."""
+        return torch.Size([self.count])
+
+    def sum(self, elements: Tensor) -> Tensor:
+        """Return the sum of the elements at the place of their unit, and 0 for the others."""
+        total = elements.sum()
+        units = total.new_zeros(self.count)
+        units[self.unit] = total
+        return units
+
+    def vectors(self, elements: Tensor) -> Tensor:
+        """Return the elements as the row of their unit; the rows of the others are zeros."""
+        rows = elements.new_zeros(self.count, elements.numel())
+        rows[self.unit] = elements.flatten()
+        return rows
+
+    def places(self, units: Tensor) -> Tensor:
+        """Return for each row the value of the tensor's unit."""
+        return units[self.unit].expand(len(self.weight))
 
 
 @dataclass(frozen=True, eq=False)

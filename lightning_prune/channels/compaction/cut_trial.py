@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
 from lightning_prune.channels.compaction.failures import described
-from lightning_prune.channels.compaction.perturbation import FloatTypes, jitter_, perturb_, reorder_, scale_
+from lightning_prune.channels.compaction.perturbation import perturb_, scale_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.replay import replay_
+from lightning_prune.channels.compaction.tolerance import EXACT, LARGEST, largest_difference, measured_tolerance
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.averages import averaged_names
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe, relative_difference
 from lightning_prune.core.tensors import cast_model_
 
-_EXACT = {torch.float64: 1e-13, torch.float32: 1e-6}  # differences up to these are rounding errors
-_LARGEST = {torch.float64: 1e-9, torch.float32: 1e-3}  # and none is larger than these
 _SCALE = 3.0  # of the weights of trials in double precision
-_NOISE_FACTOR = 8  # how many times the measured rounding errors a difference may be
 
 
 class CutTrial:
@@ -99,7 +98,7 @@ class CutTrial:
             raise NotFollowedError(
                 f"the model gives nan for the example{changed}: nothing can be compared with nan."
             )
-        if relative_difference(first, again) > _LARGEST[torch.float32]:
+        if relative_difference(first, again) > LARGEST[torch.float32]:
             raise NotFollowedError(
                 "the model gives different outputs for one example: no cut can be tried on it."
             )
@@ -195,10 +194,10 @@ class CutTrial:
                 return self._failure(kept)
             return f"cannot be cut: {described(error)}"
         self._double_runs |= self._dtype is torch.float64
-        if self._scale != 1 and _worst(expected, expected):  # nan
+        if self._scale != 1 and largest_difference(expected, expected):  # nan
             self._scale = 1
             return self._failure(kept)
-        difference = _worst(expected, found)
+        difference = largest_difference(expected, found)
         precision = str(self._dtype).removeprefix("torch.") if self._cast else "the types of the model"
         self.proof = Proof(precision, difference, len(expected), sum(map(len, expected)))
         if difference > self._tolerance(kept, expected, difference):
@@ -219,28 +218,14 @@ class CutTrial:
         return False
 
     def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]], difference: float) -> float:
-        """Return the largest difference that rounding errors may make.
-
-        Rounding errors are measured: they are the difference between the outputs of the masked copy and those
-        of the same network with its units in another order. If code of the network casts to a narrower type,
-        that with weights that are rounded otherwise counts, too.
-        """
-        exact = _EXACT[self._dtype]
-        if difference <= exact or difference > _LARGEST[torch.float32]:
+        """Return the largest difference that rounding errors may make."""
+        exact = EXACT[self._dtype]
+        if difference <= exact or difference > LARGEST[torch.float32]:
             return exact  # measuring would change nothing
-        try:
-            reorder_(model := self._masked_copy(kept), [group for group, _ in kept])
-            with FloatTypes() as types:
-                noise = _worst(expected, self._outputs(model))
-            narrow = types.epsilon > torch.finfo(self._dtype).eps
-            if narrow:  # code that casts to a narrower type seldom rounds otherwise, and then by much
-                jitter_(model := self._masked_copy(kept), types.epsilon)
-                noise = max(noise, _worst(expected, self._outputs(model)))
-        except Exception:  # a user's forward may raise anything
-            return exact
-        largest = _LARGEST[torch.float32 if narrow else self._dtype]
-        # where order changes more than rounding does, the network depends on it, and nothing is measured
-        return max(exact, _NOISE_FACTOR * noise) if _NOISE_FACTOR * noise < largest else exact
+        groups = [group for group, _ in kept]
+        return measured_tolerance(
+            partial(self._masked_copy, kept), groups, self._outputs, expected, self._dtype
+        )
 
     def _twice(self, each: TrialPass) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of a pass on two copies.
@@ -258,7 +243,7 @@ class CutTrial:
     def _checked(self, each: TrialPass) -> TrialPass:
         """Return a pass, not to be compared if it has no outputs, or other ones each time."""
         first, again = self._twice(each)
-        same = bool(first) and relative_difference(first, again) <= _LARGEST[torch.float32]
+        same = bool(first) and relative_difference(first, again) <= LARGEST[torch.float32]
         return replace(each, compared=same)
 
     def _variant(self, each: TrialPass) -> Probe | None:
@@ -335,8 +320,3 @@ class CutTrial:
             for factor in each:
                 model.get_parameter(name).mul_(factor)
         return model
-
-
-def _worst(expected: Iterable[list[Tensor]], found: Iterable[list[Tensor]]) -> float:
-    """Return the largest relative difference between the outputs of several passes."""
-    return max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))

@@ -99,14 +99,15 @@ def reorder_(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
 
     Args:
         model: A model of the architecture that the groups were found in.
-        groups: Unit groups. Those whose units take up different numbers of places stay as they are.
+        groups: Unit groups. Those whose units take up different numbers of places stay as they are, and so do
+            experts, whose order the router knows.
     """
     generator = torch.Generator().manual_seed(0)
     tensors = tensors_by_name(model)
     for group in groups:
         order = torch.randperm(group.size, generator=generator)
         parts = axis_slices((*group.masked, *group.buffers))
-        places = [_places(part.index.cpu(), group.size) for part in parts if part.index is not None]
+        places = [None if part.index is None else _places(part.index.cpu(), group.size) for part in parts]
         if any(each is None for each in places):
             continue
         for part, before in zip(parts, places, strict=True):

@@ -47,10 +47,25 @@ class Plan:
         cuts: The cuts, in any order; a tensor may be cut along several dimensions.
         attributes: Module name to the attributes that change, or items of lists in them such as ``sizes[1]``,
             each with its value before and after.
+        removed: Names of the experts that lose all weights, and give zeros.
+        numbered: Names of the stacks of experts that are called with the numbers from before the cut, each with
+            whether it takes no number above the last.
     """
 
     cuts: tuple[Cut, ...] = ()
     attributes: Mapping[str, Mapping[str, tuple[Any, Any]]] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    numbered: tuple[tuple[str, bool], ...] = ()
+
+    @property
+    def removed_parts(self) -> tuple[str, ...]:
+        """What the names of the parameters begin with that are removed with an expert."""
+        return tuple(f"{name}." for name in self.removed)
+
+    def cut_of_stack(self, name: str) -> Cut | None:
+        """Return the cut of a stack of experts; ``None`` if its parameters are not cut alike."""
+        cuts = [each for each in self.cuts if each.name.rpartition(".")[0] == name and each.dim == 0]
+        return cuts[0] if len({(each.size, each.kept) for each in cuts}) == 1 else None
 
     def cuts_of(self, name: str) -> list[Cut]:
         """Return the cuts of one tensor."""
@@ -60,7 +75,9 @@ class Plan:
         """Return the changes to the modules and tensors in ``names``, under the names that they map to."""
         cuts = (replace(cut, name=names[cut.name]) for cut in self.cuts if cut.name in names)
         attributes = {names[name]: each for name, each in self.attributes.items() if name in names}
-        return Plan(tuple(cuts), attributes)
+        removed = (names[name] for name in self.removed if name in names)
+        numbered = ((names[name], shares) for name, shares in self.numbered if name in names)
+        return Plan(tuple(cuts), attributes, tuple(removed), tuple(numbered))
 
     def to_state(self) -> dict[str, Any]:
         """Return the plan as lists, mappings and plain values, for JSON and checkpoints."""
@@ -70,6 +87,8 @@ class Plan:
                 name: {key: list(change) for key, change in changes.items()}
                 for name, changes in self.attributes.items()
             },
+            "removed": list(self.removed),
+            "numbered": [list(each) for each in self.numbered],
         }
 
 
@@ -79,20 +98,26 @@ _CUT = schema.satisfying(
             schema.string, schema.integer(), schema.integer(1), schema.sequence(schema.integer())
         )(value)
     ),
-    lambda cut: all(one < other for one, other in pairwise((-1, *cut.kept, cut.size))) and len(cut.kept) > 0,
-    "at least one of the places below its size, in ascending order",
+    lambda cut: all(one < other for one, other in pairwise((-1, *cut.kept, cut.size))),
+    "places below its size, in ascending order",
     "[3]",
 )
 _ENTRIES = schema.record(
     {
         "cuts": schema.sequence(_CUT),
         "attributes": schema.mapping(schema.mapping(schema.fixed_list(schema.integer(), schema.integer()))),
-    }
+        "removed": schema.sequence(schema.string),
+        "numbered": schema.sequence(schema.fixed_list(schema.string, schema.boolean)),
+    },
+    before={"removed": [], "numbered": []},
 )
 PLAN = schema.satisfying(  # as Plan.to_state writes it
     lambda value: Plan(**_ENTRIES(value)),
-    lambda plan: len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts),
-    "each dimension of a tensor once",
+    lambda plan: (
+        len({(cut.name, cut.dim) for cut in plan.cuts}) == len(plan.cuts)
+        and all(cut.kept or cut.name.startswith(plan.removed_parts) for cut in plan.cuts)
+    ),
+    "each dimension of a tensor once, and some of its places unless an expert is removed",
     ".cuts",
 )
 
@@ -152,6 +177,25 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
                 raise ValueError(f"the plan leaves {name}.{key} at {after}, but its tensors at {size}.")
 
 
+def check_experts(model: nn.Module, plan: Plan) -> None:
+    """Check that the experts that a plan removes belong to this model, and lose all weights.
+
+    Raises:
+        ValueError: If they do not, or the plan does not cut the parameters of a stack of experts alike.
+    """
+    modules = dict(model.named_modules())
+    emptied = {cut.name for cut in plan.cuts if not cut.kept}
+    for name in plan.removed:
+        weights = (
+            {f"{name}.{leaf}" for leaf, _ in modules[name].named_parameters()} if name in modules else set()
+        )
+        if not weights or not weights <= emptied:
+            raise ValueError(f"the plan removes {name!r}, but not all weights of such a module of this model.")
+    for name, _ in plan.numbered:
+        if name not in modules or plan.cut_of_stack(name) is None:
+            raise ValueError(f"the plan numbers the experts of {name!r} anew, but does not cut them alike.")
+
+
 def make_plan(model: nn.Module, kept: Kept) -> Plan:
     """Return the plan that cuts units out of a model, and out of averages within it (``AveragedModel``).
 
@@ -177,23 +221,33 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
             after = before * int(units.count_nonzero()) // group.size
             if after != before:
                 counts.setdefault(name, {})[key] = (before, after)
-    plan = _with_averages(model, Plan(cuts, counts))
+    changed = [(group, units.tolist()) for group, units in kept if not units.all()]
+    removed = (
+        name
+        for group, units in changed
+        for name, keep in zip(group.modules, units, strict=bool(group.modules))
+        if not keep
+    )
+    numbered = (each for group, _ in changed for each in group.numbered)
+    plan = _with_averages(model, Plan(cuts, counts, tuple(removed), tuple(numbered)))
     attributes = _attributes(model, shapes_after(model, [plan]))
     for name, changes in plan.attributes.items():
         attributes.setdefault(name, {}).update(changes)
-    return Plan(plan.cuts, attributes)
+    return replace(plan, attributes=attributes)
 
 
 def _with_averages(model: nn.Module, plan: Plan) -> Plan:
     """Return a plan extended by the same changes to the averages (``AveragedModel``) within the model."""
     cuts = {(cut.name, cut.dim): cut for cut in plan.cuts}
     attributes = dict(plan.attributes)
+    removed, numbered = plan.removed, plan.numbered
     for place, average in averages_within(model).items():
         names = {name: f"{place}.{own}".rstrip(".") for name, own in average.names.items()}
         same = plan.renamed(names)
         cuts |= {(cut.name, cut.dim): cut for cut in same.cuts}
         attributes |= same.attributes
-    return Plan(tuple(cuts.values()), attributes)
+        removed, numbered = removed + same.removed, numbered + same.numbered
+    return Plan(tuple(cuts.values()), attributes, removed, numbered)
 
 
 def _attributes(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, tuple[Any, Any]]]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.attention import set_attention_class_
+from lightning_prune.channels.compaction.experts import renumber_, set_removed_, undo_renumbering_
 from lightning_prune.channels.compaction.norms import NarrowLayerNorm, set_norm_class_
 from lightning_prune.channels.compaction.own_norms import OwnNorm, own_norms
-from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes
+from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes, check_experts
 from lightning_prune.channels.compaction.whole_numbers import set_number_
 from lightning_prune.core.tensors import tensors_by_name
 
@@ -35,6 +36,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
     """
     tensors = tensors_by_name(model)
     check_attributes(model, plan)
+    check_experts(model, plan)
     names = {cut.name for cut in plan.cuts}
     norms = own_norms(model, names)
     for name in names:
@@ -44,6 +46,12 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         tensor.data = cut_tensor(tensor.data, cuts)
         tensor.grad = None
     _set_attributes(model, plan, norms, after=True)
+    for name in plan.removed:
+        set_removed_(model.get_submodule(name), removed=True)
+    for name, shares in plan.numbered:
+        cut = plan.cut_of_stack(name)
+        assert cut is not None
+        renumber_(model.get_submodule(name), cut.size, cut.kept, shares)
     _reassign_tensors(model)
 
 
@@ -61,6 +69,10 @@ def expand_(model: nn.Module, plan: Plan) -> None:
         tensor.data = _like_layout(whole, tensor)
         tensor.grad = None
     _set_attributes(model, plan, norms, after=False)
+    for name in plan.removed:
+        set_removed_(model.get_submodule(name), removed=False)
+    for name, _ in plan.numbered:
+        undo_renumbering_(model.get_submodule(name))
     _reassign_tensors(model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.channels.compaction.cut_trial import CutTrial
+from lightning_prune.channels.compaction.known_analyses import Analysis
+from lightning_prune.channels.compaction.mixtures import analyse_experts
 from lightning_prune.channels.compaction.parts import follow_parts
 from lightning_prune.channels.compaction.plan import Kept, Plan, make_plan
 from lightning_prune.channels.compaction.proof import Proof
@@ -23,7 +26,7 @@ from lightning_prune.channels.compaction.whole_numbers import get_number
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
 from lightning_prune.core.tensors import check_materialized
-from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.masks import Masks, joined_masks
 from lightning_prune.units.shards import check_unsharded
 from lightning_prune.units.slices import Slice
@@ -55,7 +58,8 @@ class CompactionError(RuntimeError):
 def compact(model: _Module, masks: Masks, example: Any) -> _Module:
     """Return a smaller copy of a masked model that gives the same outputs.
 
-    A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it.
+    A channel, filter or neuron is cut if all weights that produce it are 0, or all weights that read it; an
+    expert of a mixture, if all its weights are.
     Outputs are compared before and after, on the example and on other inputs, in double precision with a
     tolerance of 1e-9 of the largest output; where the model fixes another type, that of its rounding errors.
     Of a model that cannot be followed as a whole, the largest parts that can be, and that masks belong to, are
@@ -95,7 +99,7 @@ def compact(model: _Module, masks: Masks, example: Any) -> _Module:
             if name in joined:
                 parameter.masked_fill_(~joined[name].to(parameter.device), 0)
     probe = as_probe(example)
-    units, passes = analyse(model, probe, named=_masked_names(joined))
+    units, passes = _emptied(model, smaller, joined, probe)
     compact_(smaller, joined, units.groups, probe, parts=units.parts, passes=passes)
     return smaller
 
@@ -128,8 +132,8 @@ def compact_(
             cannot be cut.
     """
     if groups is None:
-        units, passes = analyse(model, probe, named=_masked_names(masks))
-        groups, parts = units.groups, units.parts
+        found = _emptied(model, model, masks, probe)
+        groups, parts, passes = found.units.groups, found.units.parts, found.passes
     kept = remaining_units(model, masks, groups)
     trial = _refined_trial(model, probe, parts, passes)
     failing = trial.failing(kept)
@@ -149,9 +153,31 @@ def compact_(
     return Compacted(plan, left, trial.proof, unchanged)
 
 
-def _masked_names(masks: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the parameters that masks remove something of."""
-    return [name for name, mask in masks.items() if not mask.all()]
+def _emptied(dense: nn.Module, model: nn.Module, masks: Mapping[str, Tensor], probe: Probe) -> Analysis:
+    """Return the unit groups that masks may have emptied: experts and, if more is masked, channels.
+
+    Args:
+        dense: The model to analyse.
+        model: The same, with masked weights at 0.
+        masks: Parameter name to bool mask.
+        probe: Runs the model.
+    """
+    experts = analyse_experts(dense, probe).groups if any(map(_may_hold_experts, masks.values())) else ()
+    whole = {
+        part.name: part.spread(units.to(part.weight.device))
+        for group, units in remaining_units(model, masks, experts)
+        for part in group.masked
+    }
+    if all(torch.equal(mask, whole.get(name, torch.ones_like(mask))) for name, mask in masks.items()):
+        return Analysis(Units(experts, {}), ())
+    named = [name for name, mask in masks.items() if not mask.all()]
+    units, passes = analyse(dense, probe, named=named)
+    return Analysis(replace(units, groups=(*units.groups, *experts)), passes)
+
+
+def _may_hold_experts(mask: Tensor) -> bool:
+    """Return whether a mask removes a whole tensor, or one of several stacked matrices, as of an expert."""
+    return not mask.any() or (mask.ndim == 3 and not mask.flatten(1).any(1).all())
 
 
 def _refined_trial(

@@ -101,13 +101,16 @@ class UnseenModules:
 def _unseen_shapes(module: nn.Module, seen: Container[int]) -> dict[str, torch.Size]:
     """Return the shapes, by name, of a module's own tensors whose ``id`` is not among those that ran.
 
-    A bias that is left out beside a weight that ran does not count, nor do the rows of an embedding.
+    A bias that is left out beside a weight that ran does not count, nor do the rows of an embedding, nor what
+    has no elements, as the weights of an expert that was cut.
     """
     own: dict[str, Tensor] = dict(
         (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     )
     unseen = {
-        name: tensor for name, tensor in own.items() if id(tensor) not in seen and tensor.is_floating_point()
+        name: tensor
+        for name, tensor in own.items()
+        if id(tensor) not in seen and tensor.is_floating_point() and tensor.numel()
     }
     if "weight" in own and "weight" not in unseen:
         unseen.pop("bias", None)
