@@ -1,17 +1,18 @@
 """Prunes half of the channels of each classifier that torchvision lists, and checks that outputs stay the same.
 
+    pip install torch-pruning
     python recipes/benchmarks/zoo.py --out FILE.json
 
 Weights are random. In each group the half of the units with the least magnitude is masked; then the outputs of
 the masked and of the compacted network are compared in double precision, in addition to the check that
-compaction itself makes. Each model runs in a new process with one thread. Memory (Linux only) is the peak that
-the analysis adds to the resident memory; beside it stands, for comparison, the memory of the model's parameters
-plus the peak that one forward pass adds.
+compaction itself makes. Each model runs in a new process with one thread. Beside analysis and compaction stands
+what Torch-Pruning takes to build its graph and to cut half of the channels, in turn in that process, both in
+processor time. Memory (Linux only) is the peak that the analysis adds to the resident memory; beside it
+stands, for comparison, the memory of the model's parameters plus the peak that one forward pass adds.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -21,9 +22,7 @@ from resident import apart, forget_peak, give_back_freed, peak, resident
 from shared import Table, arguments, save
 from torch import Tensor, nn
 
-from lightning_prune import Channels, PerLayer, Pruner
-from lightning_prune.channels.compaction.shrink import compact_
-from lightning_prune.core.probes import as_probe
+from lightning_prune import Channels, PerLayer, Pruner, compact
 from lightning_prune.report.cost import parameters
 
 
@@ -53,10 +52,11 @@ def measure(name: str) -> dict[str, Any]:
     """Analyse, mask and compact one model, and return its results.
 
     Returns:
-        Among others "seconds", the duration of the analysis; "frozen", the share of the parameters without a
-        mask; "kept", the share of the parameters that the compacted network has; "difference", the largest
-        difference between the outputs of the masked and the compacted network, relative to the largest output;
-        "reasons", why groups and parameters are not pruned.
+        Among others "analysis", "compaction" and "forward", a forward pass, in seconds of processor time;
+        "peer", the seconds of Torch-Pruning, if it can prune the model; "frozen", the share of the parameters
+        without a mask; "kept", the share of the parameters that the compacted network has; "difference", the
+        largest difference between the outputs of the masked and the compacted network, relative to the largest
+        output; "reasons", why groups and parameters are not pruned.
     """
     torch.set_num_threads(1)
     give_back_freed()
@@ -68,19 +68,26 @@ def measure(name: str) -> dict[str, Any]:
     forward = peak() - before + 4 * parameters(model)
     before = resident()
     forget_peak()
-    begun = time.perf_counter()
+    begun = time.process_time()
     pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=images)
-    seconds, memory = time.perf_counter() - begun, peak() - before
+    analysis, memory = time.process_time() - begun, peak() - before
     pruner.prune(1.0)
-    smaller = copy.deepcopy(model)
-    compact_(smaller, pruner.masks, pruner.groups, as_probe(images))
+    begun = time.process_time()
+    smaller = compact(model, pruner.masks, images)
+    compaction = time.process_time() - begun
+    begun = time.process_time()
+    outputs(model, images)
+    one_pass = time.process_time() - begun
     size, kept = parameters(model), parameters(smaller)
     covered = sum(model.get_parameter(each).numel() for each in pruner.masks)
     images = images.double()
     expected, found = outputs(model.double(), images), outputs(smaller.double(), images)
     return {
         "name": name,
-        "seconds": seconds,
+        "forward": one_pass,
+        "analysis": analysis,
+        "compaction": compaction,
+        "peer": peer_seconds(name, images.float()),
         "forward bytes": forward,
         "analysis bytes": memory,
         "parameters": size,
@@ -90,6 +97,35 @@ def measure(name: str) -> dict[str, Any]:
         "difference": float((found - expected).abs().max() / expected.abs().max()),
         "reasons": pruner.frozen,
     }
+
+
+def peer_seconds(name: str, images: Tensor) -> float | None:
+    """Return the seconds that Torch-Pruning takes for its graph and its cut; ``None`` if it fails.
+
+    Args:
+        name: Name of the classifier.
+        images: What it is traced on.
+    """
+    import torch_pruning
+
+    model = build(name)
+    kept = [each for each in model.modules() if isinstance(each, nn.Linear) and each.out_features == 1000]
+    heads = {each: each.num_heads for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
+    begun = time.process_time()
+    try:
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            images,
+            importance=torch_pruning.importance.MagnitudeImportance(p=1),
+            pruning_ratio=0.5,
+            ignored_layers=kept,
+            num_heads=heads,
+        )
+        pruner.step()
+        outputs(model, images)
+    except Exception:  # of another library
+        return None
+    return time.process_time() - begun
 
 
 @torch.no_grad()
@@ -104,7 +140,12 @@ def cells(row: dict[str, Any]) -> list[str]:
     memory = [f"{row[key] / 2**20:.0f} MiB" for key in ("analysis bytes", "forward bytes")]
     shares = [f"{100 * row[key]:.1f} %" for key in ("frozen", "kept")]
     size = f"{row['parameters'] / 1e6:.1f} M"
-    return [row["name"], f"{row['seconds']:.1f} s", *memory, size, *shares, f"{row['difference']:.0e}"]
+    times = row["analysis"], row["compaction"], row["forward"]
+    peer, factor = "fails", ""
+    if row["peer"] is not None:
+        peer, factor = f"{row['peer']:.2f} s", f"{sum(times[:2]) / row['peer']:.0f}"
+    seconds = [f"{each:.2f} s" for each in times]
+    return [row["name"], *seconds, peer, factor, *memory, size, *shares, f"{row['difference']:.0e}"]
 
 
 def main() -> None:
@@ -112,8 +153,8 @@ def main() -> None:
     parser = arguments(__doc__, "zoo.json")
     parser.add_argument("--names", nargs="*", default=names())
     options = parser.parse_args()
-    columns = ("model", "analysis", "its peak", "model and pass", "parameters", "frozen", "kept", "difference")
-    table = Table(*columns)
+    sizes = ("its peak", "model and pass", "parameters", "frozen", "kept", "difference")
+    table = Table("model", "analysis", "compaction", "a pass", "Torch-Pruning", "factor", *sizes)
     rows = []
     for name in options.names:
         try:
