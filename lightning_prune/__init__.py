@@ -14,8 +14,10 @@ from lightning_prune.criteria.layer_errors import OptimalBrainSurgeon
 from lightning_prune.criteria.losses import OptimalBrainDamage, Oracle
 from lightning_prune.criteria.weights import FPGM, LAMP, BatchNormScale, Magnitude, Random
 from lightning_prune.export.compacted import load_compact
+from lightning_prune.export.config import update_config
 from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import load_packed, save_packed
+from lightning_prune.export.sparse_kernels import SparseKernels, use_sparse_kernels
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
@@ -80,6 +82,7 @@ __all__ = [
     "Schedule",
     "Selector",
     "Sensitivity",
+    "SparseKernels",
     "Steps",
     "Structure",
     "Taylor",
@@ -96,4 +99,6 @@ __all__ = [
     "register_rule",
     "save_packed",
     "sensitivity",
+    "update_config",
+    "use_sparse_kernels",
 ]

@@ -119,7 +119,8 @@ class PruningCommands(_Trainer):
             ckpt_path: The checkpoint.
             path: The file to write. If its name ends in .onnx, it is an ONNX file, checked on the module's
                 example_input_array or, without one, on a batch of data; with --pruning.compact true, a masked
-                model is compacted first. Otherwise it is a packed file, which load_packed reads.
+                model is compacted first. Otherwise it is a packed file, which load_packed reads: one of
+                safetensors if its name ends in .safetensors.
             datamodule: Provides a batch if the module has no example_input_array.
             weights_only: Not used.
 

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import warnings
+from functools import partial
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from lightning_prune.core.files import atomic_write
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, evaluation_mode, first_example
+from lightning_prune.core.probes import ForwardProbe, evaluation_mode
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.report.cost import batch_size, dense_bytes, resize_batch
 from lightning_prune.units.shards import check_unsharded
@@ -33,18 +34,20 @@ _HALF = (torch.float16, torch.bfloat16)
 def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> int:
     """Export the evaluation-mode ``forward`` of a model to an ONNX file that accepts batches of any size.
 
-    The file is run in onnxruntime on the CPU, on the example and on a batch of another size, and its outputs
-    are compared with those of the model. Absolute differences may be up to 1e-3 of the largest absolute value
-    of each output (1e-2 in half precision); integers must be equal. Both exporters of torch are tried until a
-    file passes. If none passes with batches of any size, the batch size is fixed to that of the example, with
-    a warning.
+    So it does of other sizes in which several examples differ, such as the length of a sequence or the height
+    of an image. The file is run in onnxruntime on the CPU, on the examples and on a batch of another size, and
+    its outputs are compared with those of the model. Absolute differences may be up to 1e-3 of the largest
+    absolute value of each output (1e-2 in half precision); integers must be equal. Both exporters of torch are
+    tried until a file passes. If none passes with free sizes, all sizes are fixed to those of the first
+    example, with a warning.
 
     Args:
         model: A dense, masked or compacted model; it is not changed.
         path: The file to write; missing parent folders are created. Weights of more than 1.5 GB are written to
             a second file, whose name is that of the first followed by ``.data``.
         example: A tensor, a tuple of ``forward``'s arguments, or a mapping of keyword arguments. The first
-            dimension of tensors is the batch.
+            dimension of tensors is the batch. Or a list of several, of which those with the arguments of the
+            first one show which sizes are free; others are other ways through the model, and a file has one.
 
     Returns:
         Number of bytes written.
@@ -81,9 +84,9 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
                     left.unlink()
                 continue
             if not free:
+                sizes = f"batches of {call.batch}" if len(call.examples) == 1 else "the sizes of the first one"
                 warnings.warn(
-                    f"{os.fspath(path)!r} takes batches of {call.batch} only, as in the example."
-                    + _listed(failures),
+                    f"{os.fspath(path)!r} takes {sizes} only, as in the example." + _listed(failures),
                     stacklevel=2,
                 )
             return size
@@ -96,14 +99,15 @@ def export_onnx(model: nn.Module, path: str | PathLike[str], example: Any) -> in
 
 
 class _Call:
-    """A call of a model's ``forward`` with the example resized to any batch size.
+    """A call of a model's ``forward`` with one of the examples, resized to any batch size.
 
     Args:
         model: The model, in evaluation mode and on the CPU.
         example: As for :func:`export_onnx`.
 
     Attributes:
-        batch: Batch size of the example.
+        batch: Batch size of the first example.
+        examples: Positional and keyword arguments of the first example and of those like it.
 
     Raises:
         ValueError: If the model does not run on the example, returns no tensor, or returns different outputs in
@@ -112,38 +116,39 @@ class _Call:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
-        given = first_example(example)
-        probe = given if isinstance(given, ForwardProbe) else ForwardProbe(given)
-        probe = probe.map_tensors(torch.Tensor.cpu)
-        self._example = (probe.arguments, probe.keywords)
-        self.batch = batch_size(self._example)
+        given = example if isinstance(example, list) else [example]
+        probes = (each if isinstance(each, ForwardProbe) else ForwardProbe(each) for each in given)
+        moved = [probe.map_tensors(torch.Tensor.cpu) for probe in probes]
+        first, *others = [(probe.arguments, probe.keywords) for probe in moved]
+        self.examples = [first, *(other for other in others if _form(other) == _form(first))]
+        self.batch = batch_size(first)
         who = type(model).__name__
         try:
-            first, second = self.outputs(self.batch), self.outputs(self.batch)
+            found, again = self.outputs(self.batch), self.outputs(self.batch)
         except Exception as error:  # a user's forward may raise anything
             raise ValueError(f"{who} cannot run on the example: {error!r}") from error
-        if not first:
+        if not found:
             raise ValueError(f"{who} gives no tensor on the example, so there is nothing to compare.")
         try:
-            _compare(first, second)
+            _compare(found, again)
         except AssertionError as error:
             raise ValueError(f"{who} gives other outputs each time: {_one_line(error)}") from error
 
-    def arguments(self, size: int) -> inspect.BoundArguments:
-        """Return the arguments of ``forward`` for a batch of this size."""
-        positional, keywords = resize_batch(self._example, size)
+    def arguments(self, size: int, place: int = 0) -> inspect.BoundArguments:
+        """Return the arguments of ``forward`` for a batch of this size, of the example at this place."""
+        positional, keywords = resize_batch(self.examples[place], size)
         return inspect.signature(self.model.forward).bind(*positional, **keywords)
 
-    def inputs(self, size: int) -> dict[str, Tensor]:
+    def inputs(self, size: int, place: int = 0) -> dict[str, Tensor]:
         """Return the input tensors, by names made from the argument names and the places in containers."""
-        return _named(dict(self.arguments(size).arguments), "input")
+        return _named(dict(self.arguments(size, place).arguments), "input")
 
-    def outputs(self, size: int) -> dict[str, Tensor]:
+    def outputs(self, size: int, place: int = 0) -> dict[str, Tensor]:
         """Return the output tensors, by names that differ from those of the inputs."""
-        given = self.arguments(size)
+        given = self.arguments(size, place)
         # on a copy, because a forward pass may change buffers
         found = _named(copy.deepcopy(self.model)(*given.args, **given.kwargs), "output")
-        taken = self.inputs(size)
+        taken = self.inputs(size, place)
         return {f"output_{name}" if name in taken else name: tensor for name, tensor in found.items()}
 
 
@@ -153,7 +158,7 @@ def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
     Args:
         call: The call to export.
         path: The file to write, in an empty folder.
-        free: Whether the file is to accept batches of any size.
+        free: Whether the file is to accept batches of any size, and other sizes in which examples differ.
         dynamo: Whether to use the ``torch.export`` based exporter instead of the tracing one.
 
     Returns:
@@ -166,11 +171,21 @@ def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
     size = max(2, call.batch) if free else call.batch
     given, inputs, outputs = call.arguments(size), call.inputs(size), call.outputs(size)
     axes: dict[str, Any] = {}
+    others = range(1, len(call.examples))
     if free and dynamo:
-        axes["dynamic_shapes"] = tree_map(lambda leaf: _free_axis(leaf, size), dict(given.arguments))
+        trees = [dict(call.arguments(size, place).arguments) for place in others]
+        axes["dynamic_shapes"] = tree_map(partial(_free_axes, size), dict(given.arguments), *trees)
     elif free:
-        tensors = (inputs | outputs).items()
-        axes["dynamic_axes"] = {name: {0: "batch"} for name, tensor in tensors if _free_axis(tensor, size)}
+        tensors = [call.inputs(size, place) | call.outputs(size, place) for place in others]
+        found = {
+            name: _free_axes(size, tensor, *(each[name] for each in tensors))
+            for name, tensor in (inputs | outputs).items()
+        }
+        axes["dynamic_axes"] = {
+            name: {axis: f"{name}_{axis}" if axis else "batch" for axis in free_axes}
+            for name, free_axes in found.items()
+            if free_axes
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the comparison finds the errors that exporters warn of
         warnings.simplefilter("error", TracerWarning)  # data-dependent Python code, which a trace would freeze
@@ -186,8 +201,9 @@ def _write(call: _Call, path: Path, *, free: bool, dynamo: bool) -> int:
             external_data=dense_bytes(call.model) > _LARGEST,
             **axes,
         )
-    for tried in (call.batch, size + 1) if free else (call.batch,):
-        _compare(call.outputs(tried), _run(path, call.inputs(tried), list(outputs)))
+    runs = [(call.batch, 0), (size + 1, 0), *((call.batch, place) for place in others)]
+    for run in runs if free else runs[:1]:
+        _compare(call.outputs(*run), _run(path, call.inputs(*run), list(outputs)))
     return sum(written.stat().st_size for written in path.parent.iterdir())
 
 
@@ -218,10 +234,26 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         )
 
 
-def _free_axis(leaf: Any, size: int) -> dict[int, Any] | None:
-    """Return the ``dynamic_shapes`` of ``torch.export`` for a batch of free size; ``None`` if not a batch."""
-    batched = torch.is_tensor(leaf) and leaf.ndim and len(leaf) == size
-    return {0: torch.export.Dim.AUTO} if batched else None
+def _free_axes(size: int, leaf: Any, *others: Any) -> dict[int, Any] | None:
+    """Return the ``dynamic_shapes`` of ``torch.export`` for a leaf of the arguments; ``None`` if none is free.
+
+    Args:
+        size: The batch size, with which a tensor begins whose batch is free.
+        leaf: The leaf.
+        others: The same leaf in other examples; sizes that differ from that of the first one are free.
+    """
+    if not torch.is_tensor(leaf):
+        return None
+    batch = {0} if leaf.ndim and len(leaf) == size else set()
+    differing = {
+        axis for axis in range(leaf.ndim) if any(each.shape[axis] != leaf.shape[axis] for each in others)
+    }
+    return dict.fromkeys(sorted(batch | differing), torch.export.Dim.AUTO) or None
+
+
+def _form(example: Any) -> Any:
+    """Return what examples of the same call have in common: all but the sizes and values of tensors."""
+    return tree_map(lambda leaf: f"{leaf.ndim} dimensions" if torch.is_tensor(leaf) else leaf, example)
 
 
 def _named(tree: Any, otherwise: str) -> dict[str, Tensor]:

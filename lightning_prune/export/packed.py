@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from os import PathLike
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,14 @@ from lightning_prune.core import schema
 from lightning_prune.core.files import atomic_write, read_file
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.export.compacted import load_weights_
+from lightning_prune.export.safetensors_file import read_safetensors, write_safetensors
 from lightning_prune.report.cost import packing_savings
 from lightning_prune.units.masks import BITS, Masks, joined_masks, pack, unpack
 from lightning_prune.units.shards import LOAD_FIRST, check_unsharded
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_Write: TypeAlias = Callable[[Mapping[str, Any], Path, str], None]
+_Read: TypeAlias = Callable[[str | PathLike[str], str], Mapping[str, Any]]
 _FORMAT = "lightning_prune packed 1"
 _MASKED = schema.record(
     {"bits": BITS, "values": schema.dense_tensor(), "shape": schema.sequence(schema.integer())}
@@ -50,7 +55,8 @@ def save_packed(
     Args:
         model: The model; its masked weights must be 0.
         masks: Parameter name to bool mask, True where kept; or a list of several such mappings.
-        path: The file to write; missing parent folders are created.
+        path: The file to write; missing parent folders are created. If its name ends in ``.safetensors``, it is
+            in that format, in which other readers find what is not masked by the names in ``state_dict``.
         plans: The plans with which a compacted model was compacted, so that the file can be loaded into a dense
             model. ``lightning-prune export`` takes them from the checkpoint.
 
@@ -58,6 +64,7 @@ def save_packed(
         Number of bytes written.
 
     Raises:
+        ImportError: If safetensors is not installed, for a file of that format.
         ValueError: If a mask fits no parameter or removes weights that are not 0, or ``state_dict`` holds
             values that cannot be loaded with ``weights_only=True``; nothing is then written.
     """
@@ -88,17 +95,9 @@ def save_packed(
         "masked": {name: masked[id(value)] for name, value in values.items() if id(value) in masked},
         "dense": {name: dense[id(value)] for name, value in values.items() if id(value) in dense},
     }
+    write, _ = _format(path)
     with atomic_write(path) as place:
-        torch.save(content, place)
-        try:
-            torch.load(place, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load may raise anything
-            raise ValueError(
-                f"{type(model).__name__}.state_dict() holds what cannot be read back with weights_only=True:"
-                " return plain values from get_extra_state, or name the classes that are in it in"
-                " torch.serialization.add_safe_globals([...]), here and where the file is loaded. torch says:"
-                f" {error}"
-            ) from error
+        write(content, place, type(model).__name__)
         return place.stat().st_size
 
 
@@ -114,13 +113,15 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
         The same model, with the weights of the file.
 
     Raises:
+        ImportError: If safetensors is not installed, for a file of that format.
         ValueError: If the file is damaged or does not fit the model, or processes divide the model's
             parameters; the model is then unchanged.
     """
     check_unsharded(model, "load_packed", LOAD_FIRST)
     check_materialized(model)
     place = f"path={os.fspath(path)!r}"
-    found = read_file(path, "path", sums=True)
+    _, read = _format(path)
+    found = read(path, "path")
     if found.get("format") != _FORMAT:
         raise ValueError(
             f"{place} was written by something else than save_packed, or by a later version of it."
@@ -135,6 +136,28 @@ def load_packed(path: str | PathLike[str], model: _Module) -> _Module:
         raise ValueError(f"{place} does not belong to this {type(model).__name__}: {fault}.")
     load_weights_(model, weights, plans)
     return model
+
+
+def _write(content: Mapping[str, Any], path: Path, who: str) -> None:
+    """Write the content of a packed file with ``torch.save``, and check that it can be loaded."""
+    torch.save(content, path)
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load may raise anything
+        raise ValueError(
+            f"{who}.state_dict() holds what cannot be read back with weights_only=True: return plain values"
+            " from get_extra_state, or name the classes that are in it in"
+            " torch.serialization.add_safe_globals([...]), here and where the file is loaded. torch says:"
+            f" {error}"
+        ) from error
+
+
+_FORMATS: dict[str, tuple[_Write, _Read]] = {".safetensors": (write_safetensors, read_safetensors)}
+
+
+def _format(path: str | PathLike[str]) -> tuple[_Write, _Read]:
+    """Return how files of this name are written and read."""
+    return _FORMATS.get(Path(path).suffix.lower(), (_write, partial(read_file, sums=True)))
 
 
 def _entry(parameter: Tensor, mask: Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_prune.core import schema
-from lightning_prune.report.report import HISTORY_ENTRY, HistoryEntry, dense_metric, last_metric
+from lightning_prune.report.entries import HISTORY_ENTRY, HistoryEntry, dense_metric, last_metric
 
 HISTORY: dict[str, schema.Reader[Any]] = {
     "history": schema.sequence(HISTORY_ENTRY),

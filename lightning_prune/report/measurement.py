@@ -22,7 +22,8 @@ from lightning_prune.report.cost import (
     parameters,
     resize_batch,
 )
-from lightning_prune.report.report import Layer, Report
+from lightning_prune.report.entries import Layer
+from lightning_prune.report.report import Report
 from lightning_prune.units.masks import Masks, joined_masks
 from lightning_prune.units.shards import Shards, shards_of, to_local
 

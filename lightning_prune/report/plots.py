@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_ROW = 0.22  # inches of height that a name takes
+_TALLEST = 200  # inches of a figure: matplotlib draws at most 65,535 points in height
+
+
+def layer_figure(layers: int) -> tuple[Any, Any, Any, Any]:
+    """Return a figure that is high enough for the names of all layers, and its axes.
+
+    Args:
+        layers: Number of layers.
+
+    Returns:
+        The figure, wide axes at its top, and two axes under them that share the names of the layers.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    top, rows = 3.5, min(_TALLEST, max(2.0, _ROW * layers) + 1)
+    figure = Figure(figsize=(14, top + rows), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(top, rows))
+    left = figure.add_subplot(grid[1, 0])
+    right = figure.add_subplot(grid[1, 1], sharey=left)
+    right.tick_params(labelleft=False)
+    return figure, figure.add_subplot(grid[0, :]), left, right
+
+
+def _draw_bars(axes: Any, names: Sequence[str], values: Sequence[float], **options: Any) -> None:
+    """Draw a bar for each name from top to bottom, and as many of the names as find room."""
+    places = range(len(names))
+    axes.barh(places, values, **options)
+    step = max(1, math.ceil(len(names) * _ROW / _TALLEST))
+    axes.set_yticks(places[::step], names[::step])
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def draw_sparsity(axes: Any, names: Sequence[str], removed: Sequence[float], whole: float) -> None:
     """Draw the removed share of each layer as a bar, and that of all layers together as a line."""
-    axes.barh(names, removed)
-    axes.invert_yaxis()
+    _draw_bars(axes, names, removed)
     axes.set(title="Sparsity by layer", xlabel="share removed", xlim=(0, 1))
     axes.axvline(whole, color="black", linestyle="--", linewidth=1)
 
 
 def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
     """Draw the width of each layer before and after pruning as two overlaid bars."""
-    axes.barh(names, before, color="lightgrey", label="before")
-    axes.barh(names, after, color="tab:blue", label="after")
-    axes.invert_yaxis()
+    _draw_bars(axes, names, before, color="lightgrey", label="before")
+    _draw_bars(axes, names, after, color="tab:blue", label="after")
     axes.set(title="Widths by layer", xlabel="filters or neurons")
     axes.legend()
 

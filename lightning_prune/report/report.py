@@ -1,18 +1,21 @@
-"""The report of a pruned model: its numbers, its history, and its forms as table, plot and JSON."""
+"""The report of a pruned model: its numbers, its history, and its forms as table, plot, page and JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
 from os import PathLike
 from typing import Any
 
 from lightning_prune.channels.compaction.proof import PROOF, Proof
 from lightning_prune.core import schema
+from lightning_prune.report.comparison import Comparison
 from lightning_prune.report.cost import COST, LATENCY, Cost
-from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths
+from lightning_prune.report.entries import HISTORY_ENTRY, LAYER, HistoryEntry, Layer, dense_metric, last_metric
+from lightning_prune.report.html import Section, Share, page
+from lightning_prune.report.plots import draw_history, draw_sparsity, draw_widths, layer_figure
 from lightning_prune.report.tables import format_table
 
 _NO_SPEED = (
@@ -20,60 +23,6 @@ _NO_SPEED = (
     " sparse kernels."
 )
 _MOST_NAMES = 4  # that a line of the table gives
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One pruned parameter.
-
-    Args:
-        name: Name in ``named_parameters()``.
-        shape: Shape of the parameter before compaction.
-        size: Number of weights.
-        kept: Number of kept weights; ``None`` in a plan that depends on training steps.
-        compacted: Shape after compaction; ``None`` before it.
-        width: Number of indices along the first dimension (filters or neurons) with at least one kept weight;
-            ``None`` if not counted.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    size: int
-    kept: int | None
-    compacted: tuple[int, ...] | None = None
-    width: int | None = None
-
-    @property
-    def remaining(self) -> int:
-        """Number of kept weights; all of them if it is not known yet."""
-        return self.size if self.kept is None else self.kept
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """An entry of the history: a pruning event, or a measurement of the monitored metric.
-
-    Args:
-        epoch: The epoch in which it happened.
-        step: Number of optimizer steps before it.
-        sparsity: Removed share of the covered elements after it.
-        metric: Value of the monitored metric, ``None`` for a pruning event.
-    """
-
-    epoch: int
-    step: int
-    sparsity: float
-    metric: float | None = None
-
-
-def last_metric(history: Iterable[HistoryEntry]) -> float | None:
-    """Return the last value of the metric in a history, ``None`` if there is none."""
-    return next((entry.metric for entry in reversed(list(history)) if entry.metric is not None), None)
-
-
-def dense_metric(history: Iterable[HistoryEntry]) -> float | None:
-    """Return the last value of the metric before the first removal, ``None`` if there is none."""
-    return last_metric(takewhile(lambda entry: entry.sparsity == 0, history))
 
 
 @dataclass(frozen=True)
@@ -170,6 +119,15 @@ class Report:
         return format_table(("layer", "shape", "weights", "kept", "kept %"), rows, 2) + "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
+        lines = [*self._summary(), *self.decisions]
+        lines += _by_reason(self.frozen, "stays dense", "stay dense")
+        lines += _by_reason(self.unreconstructed, "was not reconstructed", "were not reconstructed")
+        return lines + [
+            f"{name} keeps as few as it may: more would have been removed" for name in self.protected
+        ]
+
+    def _summary(self) -> list[str]:
+        """Return what concerns the whole network."""
         params = self.params if self.dense is None else self.dense.params
         lines = [f"sparsity {self.sparsity:.2%}: {self.removed:,} of {self.size:,} weights removed"]
         if any(layer.kept is None for layer in self.layers):
@@ -184,16 +142,12 @@ class Report:
                 "multiply-adds not counted: no example that forward runs on was seen, or processes divide the"
                 " parameters"
             )
-        lines += self.decisions
         lines += self._masked() if self.dense is None else self._compacted(self.dense)
         if self.proof is not None:
             lines.append(str(self.proof))
         lines += [
             f"{number} was left alone, although a width of that size changed" for number in self.unchanged
         ]
-        lines += _by_reason(self.frozen, "stays dense", "stay dense")
-        lines += _by_reason(self.unreconstructed, "was not reconstructed", "were not reconstructed")
-        lines += [f"{name} keeps as few as it may: more would have been removed" for name in self.protected]
         if self.left_out:
             lines.append(f"{self.left_out} steps with inf or nan gradients were left out")
         return lines
@@ -225,22 +179,95 @@ class Report:
             for size, after in self.latency.items()
         ]
 
+    def to_html(self) -> str:
+        """Return the report as a page: one HTML file that opens offline, with a field that searches it."""
+        rows = [
+            (layer.name, _shapes(layer), layer.size, layer.kept, _gone(layer), layer.full_width, layer.width)
+            for layer in self.layers
+        ]
+        events = [(entry.epoch, entry.step, Share(entry.sparsity), entry.metric) for entry in self.history]
+        names = ("name", "reason")
+        metric = self.monitor or "metric"
+        return page(
+            "Pruning report",
+            [
+                Section("The network", lines=self._summary()),
+                Section(
+                    "Layers",
+                    head=("layer", "shape", "weights", "kept", "removed", "width before", "width after"),
+                    rows=rows,
+                ),
+                Section("Decisions", lines=self.decisions),
+                Section("Not pruned", head=names, rows=list(self.frozen.items())),
+                Section("Not reconstructed", head=names, rows=list(self.unreconstructed.items())),
+                Section("As few as they may: more would have been removed", lines=self.protected),
+                Section(
+                    "History",
+                    curves=self._curves(metric),
+                    head=("epoch", "step", "sparsity", metric),
+                    rows=events,
+                ),
+            ],
+        )
+
+    def _curves(self, metric: str) -> dict[str, list[tuple[float, float]]]:
+        """Return the finite points (step, value) of sparsity and metric, without curves that have none."""
+        values: dict[str, list[tuple[float, float | None]]] = {
+            "sparsity": [(entry.step, entry.sparsity) for entry in self.history],
+            metric: [(entry.step, entry.metric) for entry in self.history],
+        }
+        curves = {
+            name: [(step, value) for step, value in points if value is not None and math.isfinite(value)]
+            for name, points in values.items()
+        }
+        return {name: points for name, points in curves.items() if points}
+
+    def compare(self, other: Report) -> Comparison:
+        """Return the numbers of this report and of another one side by side; printed, they are a table.
+
+        Args:
+            other: The report of another network, or of the same at another time. Layers match by name.
+
+        >>> from lightning_prune import measure
+        >>> from torch import nn
+        >>> small, large = nn.Linear(2, 3), nn.Linear(2, 4)
+        >>> measure(small).compare(measure(large)).numbers["parameters"]
+        (9, 12)
+        """
+        ours, theirs = self._numbers(), other._numbers()
+        here, there = ({layer.name: layer.remaining_width for layer in each.layers} for each in (self, other))
+        return Comparison(
+            {name: (ours.get(name), theirs.get(name)) for name in ours | theirs},
+            {name: (here.get(name), there.get(name)) for name in here | there},
+        )
+
+    def _numbers(self) -> dict[str, float | None]:
+        """Return what two reports are compared by."""
+        return {
+            "sparsity": self.sparsity,
+            "weights covered": self.size,
+            "weights removed": self.removed,
+            "parameters": self.params,
+            "multiply-adds": self.macs,
+            "multiply-adds with kept weights": self.macs_kept,
+            "bytes": self.bytes,
+            "bytes packed": self.bytes_packed,
+            self.monitor or "metric": self.pruned_metric,
+            **{f"seconds of a batch of {size}": seconds for size, seconds in self.latency.items()},
+        }
+
     def plot(self, path: str | PathLike[str]) -> None:
-        """Plot sparsity and widths by layer, and sparsity and metric over time, to an image file.
+        """Plot sparsity and metric over time, and sparsity and widths by layer, to an image file.
 
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(18, max(4.0, 0.22 * len(self.layers))), layout="constrained")
-        by_layer, widths, over_time = figure.subplots(1, 3)
+        names = [layer.name for layer in self.layers]
+        figure, over_time, by_layer, widths = layer_figure(len(names))
         removed = [1 - layer.remaining / layer.size for layer in self.layers]
-        draw_sparsity(by_layer, [layer.name for layer in self.layers], removed, self.sparsity)
-        wide = [layer for layer in self.layers if len(layer.shape) > 1]
-        before = [layer.shape[0] for layer in wide]
-        after = [layer.shape[0] if layer.width is None else layer.width for layer in wide]
-        draw_widths(widths, [layer.name for layer in wide], before, after)
+        draw_sparsity(by_layer, names, removed, self.sparsity)
+        before = [layer.full_width for layer in self.layers]
+        draw_widths(widths, names, before, [layer.remaining_width for layer in self.layers])
         draw_history(
             over_time,
             [(entry.step, entry.sparsity) for entry in self.history],
@@ -253,6 +280,10 @@ class Report:
 def _shapes(layer: Layer) -> str:
     shapes = [layer.shape] if layer.compacted in (None, layer.shape) else [layer.shape, layer.compacted]
     return " > ".join("x".join(map(str, shape or ())) for shape in shapes)
+
+
+def _gone(layer: Layer) -> Share | None:
+    return None if layer.kept is None else Share(1 - layer.kept / max(1, layer.size))
 
 
 def _share(kept: int | None, size: int) -> tuple[str, str]:
@@ -287,29 +318,12 @@ def _speed(ratio: float) -> str:
     return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
 
 
-# --- schemas of saved reports
+# --- schema of saved reports
 
-HISTORY_ENTRY = schema.dataclass_of(
-    HistoryEntry,
-    epoch=schema.integer(-1),
-    step=schema.integer(),
-    sparsity=schema.fraction,
-    metric=schema.optional(schema.number()),
-)
-_SHAPE = schema.sequence(schema.integer())
-_LAYER = schema.dataclass_of(
-    Layer,
-    name=schema.string,
-    shape=_SHAPE,
-    size=schema.integer(1),
-    kept=schema.optional(schema.integer()),
-    compacted=schema.optional(_SHAPE),
-    width=schema.optional(schema.integer()),
-)
 REPORT = schema.satisfying(
     schema.dataclass_of(
         Report,
-        layers=schema.sequence(_LAYER),
+        layers=schema.sequence(LAYER),
         params=schema.integer(1),
         bytes=schema.integer(1),
         bytes_packed=schema.integer(),

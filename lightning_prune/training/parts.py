@@ -25,6 +25,7 @@ from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.training.guard import Guard
 from lightning_prune.training.rewind import Rewind
+from lightning_prune.training.slow_work import slow_work
 from lightning_prune.units.given_masks import GivenMasks
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
@@ -128,16 +129,17 @@ class PruningParts:
         Raises:
             ValueError: If there is nothing to prune in it.
         """
-        pruner = Pruner(
-            model,
-            self.target,
-            criterion=self.criterion,
-            structure=self.structure,
-            selector=self.selector,
-            schedule=None,
-            example=example,
-            masks=self.given_masks,
-        )
+        with slow_work(f"Finding what {type(self.structure).__name__} can remove, once before training,"):
+            pruner = Pruner(
+                model,
+                self.target,
+                criterion=self.criterion,
+                structure=self.structure,
+                selector=self.selector,
+                schedule=None,
+                example=example,
+                masks=self.given_masks,
+            )
         if self.keep_zeros:
             pruner.keep_zeros()
         return pruner

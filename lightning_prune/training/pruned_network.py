@@ -21,11 +21,13 @@ from lightning_prune.core.probes import Probe
 from lightning_prune.export import compacted
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.cost import Workload
+from lightning_prune.report.entries import Layer
 from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
-from lightning_prune.report.report import REPORT, Layer, Report
+from lightning_prune.report.report import REPORT, Report
 from lightning_prune.selectors.pruned_state import PRUNED
 from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module
 from lightning_prune.training.measuring import measured
+from lightning_prune.training.slow_work import slow_work
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import shards_of
 
@@ -217,7 +219,8 @@ class PrunedNetwork:
             # a copy has no Trainer, and forward may read from it
             cast(LightningModule, dense).trainer = model.trainer
         pruner = self.pruner
-        done = compact_(model, pruner.masks, pruner.channel_groups, probe, optimizers, pruner.parts)
+        with slow_work("Compaction, with the proof that outputs stay the same,"):
+            done = compact_(model, pruner.masks, pruner.channel_groups, probe, optimizers, pruner.parts)
         self.plan, masks = done.plan, done.masks
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))

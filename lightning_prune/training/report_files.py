@@ -46,8 +46,9 @@ def write_report(trainer: Trainer, report: Report, parts: PruningParts, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     stem = "report" if parts.name is None else f"report-{parts.name}"
     (folder / f"{stem}.json").write_text(report.to_json())
+    (folder / f"{stem}.html").write_text(report.to_html(), encoding="utf-8")
     try:
         report.plot(folder / f"{stem}.png")
     except ImportError:
         rank_zero_info("matplotlib is not installed, so there is no plot of the report.")
-    rank_zero_info(f"Pruning report written to {folder / stem}.json.")
+    rank_zero_info(f"Pruning report written to {folder / stem}.json and .html.")

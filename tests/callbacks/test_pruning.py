@@ -40,7 +40,7 @@ from lightning_prune import (
     Threshold,
     Unstructured,
 )
-from lightning_prune.report.report import HistoryEntry
+from lightning_prune.report.entries import HistoryEntry
 
 SIZE = 72 + 4608 + 160
 at_once = pytest.mark.filterwarnings("ignore:Cubic.* prunes all at once:UserWarning")
@@ -747,7 +747,8 @@ def test_a_name_is_in_the_files_of_the_report(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     fit(folder, Lit(), one, two, max_epochs=2)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"report.json", "report.png", "report-first.json", "report-first.png"}
+    stems, suffixes = ("report", "report-first"), ("html", "json", "png")
+    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in suffixes}
     assert json.loads((folder / "report-first.json").read_text())["removed"] == 36
 
 

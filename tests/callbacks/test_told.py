@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from lightnings import CSVLogger, ModelPruning
+from lightnings import CSVLogger, ModelPruning, TensorBoardLogger
 from lit import Lit, digits, fit, trainer
 from torch import nn
 from torch.nn.utils import prune
@@ -31,6 +32,7 @@ from lightning_prune import (
     measure,
 )
 from lightning_prune.callbacks import pruning
+from lightning_prune.training import slow_work
 
 SIZE = 4840
 
@@ -77,6 +79,54 @@ def test_each_named_callback_logs_a_metric_of_its_own(tmp_path: Path) -> None:
     assert {float(row["prune/one/sparsity/net.4.weight"]) for row in rows if row["prune/one/sparsity"]} == {
         0.25
     }
+
+
+def test_all_loggers_get_the_same_names_and_values(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    table, board = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")
+    fit(tmp_path, Lit(), PruningCallback(0.5, schedule=OneShot("1ep")), max_epochs=2, logger=[table, board])
+    events = EventAccumulator(board.log_dir).Reload()
+    shown = {
+        (name, event.step): event.value
+        for name in events.Tags()["scalars"]
+        if name.startswith("prune/")
+        for event in events.Scalars(name)
+    }
+    with (Path(table.log_dir) / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    written = {
+        (name, int(row["step"])): float(value)
+        for row in rows
+        for name, value in row.items()
+        if name.startswith("prune/") and value
+    }
+    layers = [f"/net.{place}.weight" for place in (0, 4, 6)]
+    assert {name for name, _ in written} == {f"prune/sparsity{layer}" for layer in ("", *layers)}
+    assert shown == pytest.approx(written)
+    assert shown["prune/sparsity", 5] == 0.5
+
+
+def test_work_that_takes_long_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            fit(
+                tmp_path,
+                Lit(),
+                PruningCallback(0.5, structure=Channels(), schedule=OneShot("1ep"), compact=True),
+                max_epochs=2,
+            )
+        return [each.getMessage() for each in caplog.records if "takes more than" in each.getMessage()]
+
+    assert not told()
+    monkeypatch.setattr(slow_work, "SECONDS", 1e-3)
+    finding, compacting = told()
+    assert finding.startswith("Finding what Channels can remove, once before training, takes more than")
+    assert compacting.startswith("Compaction, with the proof that outputs stay the same, takes more than")
 
 
 def test_the_advice_for_several_callbacks_works(tmp_path: Path) -> None:

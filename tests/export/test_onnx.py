@@ -143,6 +143,36 @@ def test_inputs_and_outputs_are_named_after_their_places(tmp_path: Path) -> None
     assert list(run(tmp_path / "net.onnx", x_a=y)) == ["output_x_a"]
 
 
+class Pooled(nn.Module):
+    """Any height, width and length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images, self.tokens = nn.Conv2d(1, 4, 3), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor, tokens: Tensor, scale: int = 1) -> tuple[Tensor, Tensor]:
+        lines = self.tokens(tokens) * scale
+        return self.images(images).relu().mean((2, 3)) + lines.mean(1), lines
+
+
+@needs_onnx
+def test_sizes_in_which_examples_differ_are_free(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Pooled().eval(), tmp_path / "net.onnx"
+    examples = [
+        (torch.randn(2, 1, 8, 8), torch.randn(2, 5, 8)),
+        (torch.randn(1, 1, 8, 11), torch.randn(1, 3, 8)),
+        (torch.randn(1, 1, 9, 11), torch.randn(1, 3, 8), 2),  # another way, of which the file says nothing
+    ]
+    export_onnx(model, path, examples)
+    images, tokens = torch.randn(3, 1, 8, 5), torch.randn(3, 9, 8)
+    found = run(path, images=images, tokens=tokens)
+    for one, other in zip(found.values(), model(images, tokens), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(Exception, match=r"index: 2 Got: 9 Expected: 8"):
+        run(path, images=torch.randn(3, 1, 9, 8), tokens=tokens)
+
+
 @needs_onnx
 def test_what_is_no_tensor_is_part_of_the_network(tmp_path: Path) -> None:
     model = Given(lambda linear, x, y: linear(x) * y)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+import sys
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,15 @@ from lightning_prune import (
 from lightning_prune.export.compacted import masks_in, plans_in
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.int8]
+
+
+NAMES = [
+    "net.packed",
+    pytest.param(
+        "net.safetensors",
+        marks=pytest.mark.skipif(find_spec("safetensors") is None, reason="safetensors not installed"),
+    ),
+]
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -157,8 +170,12 @@ def test_a_compacted_network_comes_back_from_a_dense_one(tmp_path: Path, structu
         name: bits(mask) for name, mask in callback.masks.items()
     }
     size = save_packed(model, masks, tmp_path / "net.packed", plans=plans)
-    for other in (Lit(), load_compact(checkpoint, Lit())):
-        load_packed(tmp_path / "net.packed", other)
+    paths = [tmp_path / "net.packed"]
+    if find_spec("safetensors") is not None:
+        paths.append(tmp_path / "net.safetensors")
+        save_packed(model, masks, paths[1], plans=plans)
+    for path, make in product(paths, (Lit, lambda: load_compact(checkpoint, Lit()))):
+        other = load_packed(path, make())
         assert state_bits(other) == state_bits(model)
         assert other.net[4].out_features == model.net[4].out_features == len(model.net[4].weight)
     assert 0 < size - callback.report.bytes_packed < 8000
@@ -186,36 +203,69 @@ def test_the_masks_of_several_callbacks_are_packed_together(tmp_path: Path) -> N
     assert state_bits(load_packed(tmp_path / "net.packed", Lit())) == state_bits(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_readers_find_the_tensors_of_a_safetensors_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    model = Tied()
+    model.leave = nn.Linear(40, 30, dtype=dtype)
+    masks = {"leave.weight": torch.arange(1200).view(30, 40) % 10 == 0}
+    model.leave.weight.data.masked_fill_(~masks["leave.weight"], 0)
+    path = tmp_path / "net.safetensors"
+    size = save_packed(model, masks, path)
+    found = safetensors.load_file(path)
+    state = model.state_dict()
+    assert found.keys() == {"enter.weight", "again.bias", "enter.bias", "leave.bias", "seen"} | {
+        f"leave.weight.{part}" for part in ("bits", "values")
+    }
+    assert all(torch.equal(found[name], state[name]) for name in found.keys() & state.keys())
+    assert len(found["leave.weight.values"]) == 120
+    assert size == path.stat().st_size
+    other = Tied()
+    other.leave = nn.Linear(40, 30, dtype=dtype)
+    assert state_bits(load_packed(path, other)) == state_bits(model)
+    assert other.steps == 7
+    assert other.again.weight is other.enter.weight
+
+
+def test_without_safetensors_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"pip install 'lightning_prune\[safetensors\]'"):
+        save_packed(nn.Linear(2, 2), {}, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 # --- what is refused
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cut", [0, 10, 1000, -1])
-def test_a_file_cut_short_changes_nothing(tmp_path: Path, cut: int) -> None:
+def test_a_file_cut_short_changes_nothing(tmp_path: Path, cut: int, name: str) -> None:
     model = Tied()
-    save_packed(model, pruned(model), tmp_path / "net.packed")
-    whole = (tmp_path / "net.packed").read_bytes()
-    (tmp_path / "net.packed").write_bytes(whole[:cut])
+    save_packed(model, pruned(model), tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:cut])
     other = Tied()
     before = state_bits(other)
-    with pytest.raises(ValueError, match=r"path='.*net\.packed' cannot be read"):
-        load_packed(tmp_path / "net.packed", other)
+    with pytest.raises(ValueError, match=rf"path='.*{re.escape(name)}' cannot be read"):
+        load_packed(tmp_path / name, other)
     assert state_bits(other) == before
 
 
-def test_every_flipped_bit_in_the_values_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flipped_bit_in_the_values_is_noticed(tmp_path: Path, name: str) -> None:
     model = Tied()
-    save_packed(model, pruned(model), tmp_path / "net.packed")
-    whole, saved = bytearray((tmp_path / "net.packed").read_bytes()), state_bits(model)
+    save_packed(model, pruned(model), tmp_path / name)
+    whole, saved = bytearray((tmp_path / name).read_bytes()), state_bits(model)
     place = bytes(whole).index(bits(model.leave.bias))
     noticed = 0
     for byte in (*range(0, len(whole), 37), *range(place, place + 120, 7)):
         damaged = whole.copy()
         damaged[byte] ^= 4
-        (tmp_path / "net.packed").write_bytes(damaged)
+        (tmp_path / name).write_bytes(damaged)
         other = Tied()
         before = state_bits(other)
         try:
-            load_packed(tmp_path / "net.packed", other)
+            load_packed(tmp_path / name, other)
         except ValueError:
             noticed += 1
             assert state_bits(other) == before

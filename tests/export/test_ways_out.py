@@ -1,0 +1,81 @@
+"""Other ways out: torch.export and TorchScript give the same outputs, and 8 bits keep zeros."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_onnx import IMAGES, TOKENS, cnn, embedded, masked
+from torch import Tensor, nn
+
+from lightning_prune import Channels, Unstructured, compact, export_onnx
+
+
+@pytest.mark.parametrize(
+    ("make", "example"), [(lambda: cnn().net, IMAGES), (embedded, TOKENS)], ids=["cnn", "transformer"]
+)
+def test_compacted_networks_are_exported_and_traced_for_any_batch(make: Any, example: Tensor) -> None:
+    model, masks = masked(make, Channels(), example)
+    smaller = compact(model, masks, example).eval()
+    assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in model.parameters())
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(copy.deepcopy(smaller), (example,), dynamic_shapes=(batch,)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated, and that attention compares sizes in Python
+        script = torch.jit.trace(copy.deepcopy(smaller), example, check_trace=False)
+    for size in (2, 7):
+        data = torch.randn(size, *example.shape[1:])
+        expected = model.eval()(data)
+        for run in (program, script):
+            torch.testing.assert_close(run(data), expected, rtol=1e-4, atol=1e-5)
+
+
+def sparse_layers() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Two linear layers of which three quarters of the weights are 0."""
+    example = torch.ones(1, 64)
+    model, masks = masked(
+        lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32)), Unstructured(), example
+    )
+    return model.eval(), dict(masks)
+
+
+def test_zeros_stay_zeros_in_8_bits_of_onnxruntime(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model, masks = sparse_layers()
+    export_onnx(model, tmp_path / "net.onnx", torch.ones(2, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_dynamic(
+            tmp_path / "net.onnx", tmp_path / "small.onnx", per_channel=True, weight_type=QuantType.QInt8
+        )
+    saved = onnx.load(tmp_path / "small.onnx").graph.initializer
+    found = [torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in saved if each.data_type == 3]
+    weights = [each for each in found if each.ndim == 2]
+    assert len(weights) == 2
+    for weight, mask in zip(weights, masks.values(), strict=True):
+        kept = mask if weight.shape == mask.shape and not weight[~mask].any() else mask.T
+        assert not weight[~kept].any()
+        assert weight[kept].count_nonzero() > 0.9 * kept.sum()
+
+
+def test_zeros_stay_zeros_in_8_bits_of_torchao() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
+        model, masks = sparse_layers()
+        before = copy.deepcopy(model)
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        data = torch.randn(3, 64)
+        for name, mask in masks.items():
+            weight = model.get_parameter(name).dequantize()
+            assert not weight[~mask].any()
+            assert weight[mask].count_nonzero() > 0.9 * mask.sum()
+        torch.testing.assert_close(model(data), before(data), rtol=0.1, atol=0.02)
