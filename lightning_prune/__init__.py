@@ -7,6 +7,7 @@ from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.callbacks.rounds import GoalResult, Round, prune_to_goal
 from lightning_prune.channels.compaction.shrink import CompactionError, compact
 from lightning_prune.channels.graph.rules import register_rule
+from lightning_prune.channels.latency.table import LatencyTable
 from lightning_prune.criteria.activations import ActivationNorm, ActivationTaylor, APoZ, Wanda
 from lightning_prune.criteria.base import Criterion, LocalCriterion
 from lightning_prune.criteria.gradients import Fisher, Gradient, Movement, Taylor
@@ -19,6 +20,7 @@ from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import load_packed, save_packed
 from lightning_prune.export.sparse_kernels import SparseKernels, use_sparse_kernels
 from lightning_prune.pruner import Pruner
+from lightning_prune.report.latency import measure_latency
 from lightning_prune.report.measurement import measure
 from lightning_prune.report.report import Report
 from lightning_prune.report.sensitivity import Sensitivity, sensitivity
@@ -57,6 +59,7 @@ __all__ = [
     "Gradient",
     "Guard",
     "Heads",
+    "LatencyTable",
     "Linear",
     "LocalCriterion",
     "Losses",
@@ -94,6 +97,7 @@ __all__ = [
     "load_compact",
     "load_packed",
     "measure",
+    "measure_latency",
     "oneshot",
     "prune_to_goal",
     "register_rule",

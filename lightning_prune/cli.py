@@ -27,6 +27,7 @@ from lightning_prune.export.compacted import callback_state_in, load_compact, ma
 from lightning_prune.export.onnx import export_onnx
 from lightning_prune.export.packed import save_packed
 from lightning_prune.report.cost import dense_bytes
+from lightning_prune.report.latency import measure_latency
 from lightning_prune.report.sensitivity import RATIOS, sensitivity
 from lightning_prune.training.lightning_packages import (
     PACKAGES,
@@ -236,6 +237,42 @@ class PruningCommands(_Trainer):
             print("The statistics of batch norms were taken anew.")
         print(f"{path}: written")
 
+    def latency(
+        self,
+        model: LightningModule,
+        out: str,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        batch: int = 1,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Measure the times of the network's layers by width on this device, and write them to a file.
+
+        It is what --pruning.selector.table takes, on any machine, with Global and budget latency. Structure and
+        device are those of the fit.
+
+        Args:
+            model: A module of the class that will be trained.
+            out: The JSON file to write.
+            datamodule: Provides a batch if the module has no example_input_array.
+            ckpt_path: A checkpoint to take the weights from, which do not matter as a rule.
+            batch: The batch size to measure.
+            weights_only: Not used.
+
+        Raises:
+            ValueError: If the checkpoint does not fit the model, or the model does not run on such a batch.
+        """
+        if ckpt_path is not None:
+            load_compact(read_file(ckpt_path, "ckpt_path"), model)
+        for pruning in pruning_callbacks(self):
+            example = self._example(model, datamodule)
+            table = measure_latency(model.to(self.strategy.root_device), example, pruning.structure, batch)
+            path = (
+                Path(out) if pruning.name is None else Path(out).with_stem(f"{Path(out).stem}-{pruning.name}")
+            )
+            table.save(path)
+            print(f"{path}: {table!r}, {1000 * table.dense:.4g} ms; {table.noise or 'written'}")
+
     def _example(
         self, model: LightningModule, datamodule: LightningDataModule | None, needed: bool = True
     ) -> Any:
@@ -261,8 +298,8 @@ class SuggestingParser(_Parser):
 class PruningArguments(_CLI):
     """What a LightningCLI gets to have a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity`` and
-    ``oneshot``.
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity``,
+    ``oneshot`` and ``latency``.
     """
 
     # the classes that are used unless others are given
@@ -283,11 +320,12 @@ class PruningArguments(_CLI):
         """Return the arguments that LightningCLI sets itself for each subcommand, by subcommand."""
         ours = {"model", "datamodule"}
         theirs: dict[str, set[str]] = super().subcommands()
-        return theirs | dict.fromkeys(("plan", "report", "export", "sensitivity", "oneshot"), ours)
+        names = ("plan", "report", "export", "sensitivity", "oneshot", "latency")
+        return theirs | dict.fromkeys(names, ours)
 
 
 class PruningTrainer(PruningCommands, Trainer):
-    """A Trainer that can also plan, report and export pruning, measure sensitivity, and prune at once."""
+    """A Trainer that can also plan, report and export pruning, measure sensitivity and time, prune at once."""
 
 
 class PruningParser(SuggestingParser, LightningArgumentParser):
@@ -297,8 +335,9 @@ class PruningParser(SuggestingParser, LightningArgumentParser):
 class PruningCLI(PruningArguments, LightningCLI):
     """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
-    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity`` and
-    ``oneshot``. Modules are those of ``lightning.pytorch``, if that is installed: see :func:`cli_of`.
+    Its subcommands are those of LightningCLI, and ``plan``, ``report``, ``export``, ``sensitivity``,
+    ``oneshot`` and ``latency``. Modules are those of ``lightning.pytorch``, if that is installed: see
+    :func:`cli_of`.
     """
 
     pruning_trainer = PruningTrainer

@@ -119,21 +119,20 @@ class Pruner(PrunedState):
         if schedule is not None:
             check_part(schedule, Schedule, "schedule")
             schedule(0.0)
-        self._model = model
-        self._criterion = criterion
-        self._selector = selector
-        self._schedule = schedule
+        self._model, self._criterion, self._selector, self._schedule = model, criterion, selector, schedule
         shards = shards_of(model)
         needs_example = structure.needs_example or selector.needs_example
         if needs_example and shards.sharded:
             raise ValueError(_EXAMPLE_OF_SHARDS.format(structure, selector))
         structure.keep_copies_apart(model)
-        found = structure.units(model, example_for(model, example) if needs_example else None)
-        found = touchable_units(found, model, repr(structure))
+        example = example_for(model, example) if needs_example else None
+        found = touchable_units(structure.units(model, example), model, repr(structure))
         watches = Needs.ACTIVATION in criterion.needs
         layers = {group.name: layer_inputs(model, group) if watches else [] for group in found.groups}
         matrices = {name: matrix for name, (_, matrix) in named_matrices(model).items()}
         units = accepted_units(found, criterion, selector, shards, layers, matrices)
+        if shares:
+            units, self.latency_table = selector.measured(units, model, example)
         units, self._quotas = divided(units, model, target, shares)
         self.groups, self.frozen, self.parts = units.groups, units.reasons(model), units.parts
         self.protected: set[str] = set()
@@ -146,8 +145,9 @@ class Pruner(PrunedState):
         self.store = MaskStore(model, masked, shards)
         self._given = {} if given is None else given.read(model)
         self.needs = criterion.needs | selector.needs
-        groups = [(group, layers[group.name]) for group in self.groups]
-        self._scoring = Scoring(model, criterion, selector, groups, self.store)
+        self._scoring = Scoring(
+            model, criterion, selector, [(each, layers[each.name]) for each in self.groups], self.store
+        )
         self._restrict_to_given()
 
     @contextmanager

@@ -170,6 +170,7 @@ FITTING = [
 # what fits at least sometimes, and what is wrong
 ARGUMENTS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "at": (MOMENTS, ["9ep", "soon", -1]),
+    "batch": ([None], [0, 1]),  # only a budget in time, which takes long to measure, has one
     "batches": ([1, 2], [0]),
     "budget": (["units", "units", "params", "macs"], ["bytes"]),
     "cost_weight": ([0.0, 0.5], [-1.0]),
@@ -206,6 +207,7 @@ ARGUMENTS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "rows": ([1, 2, 3, 4], [0]),
     "seed": ([0, 1], ["x"]),
     "selector": ([Global(), PerLayer()], [None]),
+    "table": ([None], [3, "none.json"]),
     "shares": (
         [{"1ep": 1.0}, {"1st": 0.5, "1ep": 1.0}, {"50%": 1.0}],
         [{"1ep": 1.0, "1st": 0.5}, {"9ep": 1.0}, {}],

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.channels.latency.table import TABLE, LatencyTable
 from lightning_prune.core import schema
+from lightning_prune.core.parts import describe
 from lightning_prune.export.compacted import PRUNING_STATE
 from lightning_prune.report.cost import Workload
 from lightning_prune.report.history import HISTORY, History
@@ -190,7 +192,7 @@ class PruningState:
         if saved is not None and saved["pruner"]["plan"] is not None:
             self.network.bind_saved(model, saved["pruner"])
         else:
-            make = partial(self.parts.new_pruner, model, example)
+            make = partial(self.parts.new_pruner, model, example, self._measured_before(saved))
             notes = self.network.bind(model, make, None if saved is None else saved["pruner"])
         if not known:
             self.history = History()
@@ -200,6 +202,13 @@ class PruningState:
         elif known:
             self._check_masked()
         self.network.count()
+
+    def _measured_before(self, saved: Mapping[str, Any] | None) -> LatencyTable | None:
+        """Return the measured times of a saved state; ``None`` if there are none, or for another selector."""
+        if saved is None or saved["settings"].get("selector") != describe(self.parts.selector):
+            return None
+        table = saved["pruner"]["latency_table"]
+        return None if table is None else TABLE(table)
 
     def _take_over(self, saved: Mapping[str, Any], notes: list[str]) -> None:
         self.events.load_state_dict(saved)

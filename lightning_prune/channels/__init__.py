@@ -1,1 +1,1 @@
-"""Channel pruning: trace which slices of which tensors are coupled, and remove them from a model."""
+"""Channels: trace which slices of which tensors are coupled, cut them out of a model, time it by its widths."""

@@ -169,6 +169,23 @@ def tensors_in(example: Any) -> list[Tensor]:
     return found
 
 
+def batch_size(example: Any) -> int:
+    """Return the batch size of an example: the length of its first tensor that is not a scalar, otherwise 1."""
+    return next((len(tensor) for tensor in tensors_in(example) if tensor.ndim), 1)
+
+
+def resize_batch(example: Any, size: int) -> Any:
+    """Return an example with its batch repeated or cut to a size; tensors with another first dimension stay."""
+    before = batch_size(example)
+
+    def resized(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != before:
+            return tensor
+        return tensor.repeat(-(-size // before), *(1 for _ in tensor.shape[1:]))[:size]
+
+    return map_example(example, resized)
+
+
 def own_example(model: nn.Module) -> Any:
     """Return the ``example_input_array`` of a LightningModule, as an example; ``None`` if there is none.
 

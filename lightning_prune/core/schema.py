@@ -151,6 +151,16 @@ def optional(reader: Reader[_Result]) -> Reader[_Result | None]:
     return lambda value: None if value is None else reader(value)
 
 
+def unchanged(reader: Reader[Any]) -> Reader[Any]:
+    """Return a reader that gives a value as it is, once another reader has checked it."""
+
+    def checked(value: object) -> object:
+        reader(value)
+        return value
+
+    return checked
+
+
 def sequence(reader: Reader[_Result]) -> Reader[tuple[_Result, ...]]:
     """Return a reader for lists and tuples of any length, which gives a tuple."""
     items = instance_of((list, tuple), "a list")

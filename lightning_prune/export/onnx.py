@@ -21,9 +21,9 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from lightning_prune.core.files import atomic_write
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import ForwardProbe, evaluation_mode
+from lightning_prune.core.probes import ForwardProbe, batch_size, evaluation_mode, resize_batch
 from lightning_prune.core.tensors import check_materialized
-from lightning_prune.report.cost import batch_size, dense_bytes, resize_batch
+from lightning_prune.report.cost import dense_bytes
 from lightning_prune.units.shards import check_unsharded
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")

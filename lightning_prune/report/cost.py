@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core import schema
-from lightning_prune.core.probes import Probe, as_probe, evaluation_mode, map_example, tensors_in
+from lightning_prune.core.clock import timed, wall_time
+from lightning_prune.core.probes import Probe, as_probe, batch_size, evaluation_mode, resize_batch
 
 SECONDS = 0.2  # default duration of a latency measurement, for one batch size
 
@@ -75,7 +76,11 @@ COST = schema.dataclass_of(
 
 
 def latency(
-    models: Sequence[nn.Module], example: Any, seconds: float | None = None, limit: float = math.inf
+    models: Sequence[nn.Module],
+    example: Any,
+    seconds: float | None = None,
+    limit: float = math.inf,
+    clock: Callable[[], float] = wall_time,
 ) -> list[float]:
     """Return the median seconds of a forward pass of each model, over rounds in which each model runs once.
 
@@ -88,6 +93,7 @@ def latency(
         seconds: Duration of the measurement, by default ``SECONDS``; it has at least four rounds.
         limit: Seconds in which all rounds have to fit. After each round another one as long has to fit, or it
             is the last one.
+        clock: Returns the time in seconds.
     """
     duration = SECONDS if seconds is None else seconds
     probe = as_probe(example)
@@ -95,7 +101,7 @@ def latency(
     start = time.perf_counter()
     elapsed = last = 0.0
     while not rounds or (elapsed + last <= limit and (len(rounds) < 4 or elapsed < duration)):
-        rounds.append([_seconds(model, probe) for model in models])
+        rounds.append([_seconds(model, probe, clock) for model in models])
         before, elapsed = elapsed, time.perf_counter() - start
         last = elapsed - before
     return [median(times) for times in zip(*(rounds[1:] or rounds), strict=True)]
@@ -123,36 +129,10 @@ def latencies(models: Sequence[nn.Module], work: Workload) -> dict[int, list[flo
     return found
 
 
-def _seconds(model: nn.Module, probe: Probe) -> float:
+def _seconds(model: nn.Module, probe: Probe, clock: Callable[[], float]) -> float:
     """Return the seconds of one forward pass."""
     with evaluation_mode(model):
-        _wait()
-        before = time.perf_counter()
-        probe(model)
-        _wait()
-        return time.perf_counter() - before
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def batch_size(example: Any) -> int:
-    """Return the batch size of an example: the length of its first tensor that is not a scalar, otherwise 1."""
-    return next((len(tensor) for tensor in tensors_in(example) if tensor.ndim), 1)
-
-
-def resize_batch(example: Any, size: int) -> Any:
-    """Return an example with its batch repeated or cut to a size; tensors with another first dimension stay."""
-    before = batch_size(example)
-
-    def resized(tensor: Tensor) -> Tensor:
-        if not tensor.ndim or len(tensor) != before:
-            return tensor
-        return tensor.repeat(-(-size // before), *(1 for _ in tensor.shape[1:]))[:size]
-
-    return map_example(example, resized)
+        return timed(lambda: probe(model), clock)
 
 
 def parameters(model: nn.Module) -> int:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
+from lightning_prune.channels.latency.machine import machine_of
+from lightning_prune.core.clock import compute_time
 from lightning_prune.core.parts import check_seconds
-from lightning_prune.core.probes import first_example
+from lightning_prune.core.probes import batch_size, first_example, resize_batch
 from lightning_prune.report.cost import (
     Cost,
     Workload,
-    batch_size,
     dense_bytes,
     latencies,
+    latency,
     packed_bytes,
     parameters,
-    resize_batch,
 )
 from lightning_prune.report.entries import Layer
 from lightning_prune.report.report import Report
@@ -115,9 +116,16 @@ def measure_compacted(
         work: What to run both models on.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in compacted.named_parameters()}
+    target = report.latency_target
+    if target is not None and work.example is not None and work.seconds > 0:
+        work = replace(work, seconds=work.seconds / 2)
+        example = resize_batch(work.example, target.batch)
+        first, second = latency([dense, compacted], example, work.seconds, work.seconds, compute_time)
+        target = target.met_by(second / first, machine_of(compacted))
     before, after = _costs([dense, compacted], work)
     return replace(
         report,
+        latency_target=target,
         layers=tuple(replace(layer, compacted=shapes[layer.name]) for layer in report.layers),
         dense=before,
         bytes_packed=packed_bytes(compacted, {name: int(mask.sum()) for name, mask in masks.items()}),

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from lightning_prune.channels.compaction.proof import PROOF, Proof
+from lightning_prune.channels.latency.target import LATENCY_TARGET, LatencyTarget
 from lightning_prune.core import schema
 from lightning_prune.report.comparison import Comparison
 from lightning_prune.report.cost import COST, LATENCY, Cost
@@ -41,6 +42,7 @@ class Report:
             Products of several parameters, and of none, count as kept.
         latency: Batch size, 1 and the whole batch, to seconds of a forward pass; without those on which
             ``forward`` fails or for which the time limit left no time.
+        latency_target: The target in measured time, and how near the network is to it; ``None`` without one.
         dense: Costs of the model before compaction; ``None`` if it is not compacted.
         frozen: Name of each parameter or group that is not pruned to the reason.
         protected: Names of groups of which more would have been removed, and that keep as few as they may.
@@ -62,6 +64,7 @@ class Report:
     macs: int | None = None
     macs_kept: int | None = None
     latency: Mapping[int, float] = field(default_factory=dict)
+    latency_target: LatencyTarget | None = None
     dense: Cost | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
@@ -143,8 +146,7 @@ class Report:
                 " parameters"
             )
         lines += self._masked() if self.dense is None else self._compacted(self.dense)
-        if self.proof is not None:
-            lines.append(str(self.proof))
+        lines += [str(each) for each in (self.latency_target, self.proof) if each is not None]
         lines += [
             f"{number} was left alone, although a width of that size changed" for number in self.unchanged
         ]
@@ -330,6 +332,7 @@ REPORT = schema.satisfying(
         macs=schema.optional(schema.integer()),
         macs_kept=schema.optional(schema.integer()),
         latency=LATENCY,
+        latency_target=schema.optional(LATENCY_TARGET),
         dense=schema.optional(COST),
         frozen=schema.mapping(schema.string),
         protected=schema.sequence(schema.string),

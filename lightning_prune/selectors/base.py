@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+from torch import nn
+
+from lightning_prune.channels.latency.table import LatencyTable
 from lightning_prune.core.parts import Part, is_number
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.units.groups import UnitGroup, Units
 
+_Self = TypeVar("_Self", bound="Selector")
 Costs: TypeAlias = Callable[[str], float]  # see the argument of ``Selector.select``
 
 
@@ -54,6 +58,22 @@ class Selector(Part, ABC):
         """Return how many passes of a batch through the network one event takes to evaluate losses."""
         return 0
 
+    def measured(self, units: Units, model: nn.Module, example: Any) -> tuple[Units, LatencyTable | None]:
+        """Return the units with the budget that the selector measures on the model, and its table.
+
+        By default there is none. If there are several processes, all must call this.
+
+        Args:
+            units: The unit groups that may be pruned.
+            model: Their model; it is not changed.
+            example: What ``forward`` is called with, or a probe; ``None`` if the selector needs none.
+        """
+        return units, None
+
+    def with_table(self: _Self, table: LatencyTable) -> _Self:
+        """Return the selector with a table to take, if it would measure one; by default the selector itself."""
+        return self
+
     @abstractmethod
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Remove units: set entries of ``kept`` of the candidates to False.
@@ -62,7 +82,7 @@ class Selector(Part, ABC):
             candidates: All groups that can be scored now.
             fraction: The value of ``resolve`` times the schedule's present value, above 0.
             costs: Returns, for the units that the candidates keep at present, the share of the dense network's
-                "params" or "macs" that is left, or the "loss" of the network.
+                "params", "macs" or "latency" that is left, or the "loss" of the network.
         """
 
     def check(self, share: float, units: Units) -> None:

@@ -8,18 +8,21 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_prune.channels.latency.table import LatencyTable
 from lightning_prune.core.parts import LATER, is_integer, is_number
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.candidates import Candidates
-from lightning_prune.selectors.selection import remove_lowest, remove_to_cost, remove_up_to
+from lightning_prune.selectors.selection import give_back, remove_lowest, remove_to_cost, remove_up_to
+from lightning_prune.selectors.timing import check_timing, timed_units
 from lightning_prune.units.groups import UNKNOWN_INPUTS, UnitGroup, Units, listed_by_reason
+from lightning_prune.units.slices import axis_slices
 
-_BUDGETS = ("units", "params", "macs")
+_BUDGETS = ("units", "params", "macs", "latency")
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda scores: scores.norm(),
     "mean": lambda scores: scores.abs().mean(),
@@ -37,11 +40,12 @@ class Global(Selector):
     over all scores, without a sort.
 
     Args:
-        budget: The quantity that the target is a share of: the "units" that may be removed, or the "params" or
-            "macs" of the whole network, frozen layers included. A target in "params" or "macs" is met as nearly
-            as whole units allow. Coupling is counted: a channel costs in the layers that produce it and in the
-            layers that read it. Where targets are given by pattern, it is the cost of the weights and products
-            that the units of one pattern shorten, as if all other units stayed.
+        budget: The quantity that the target is a share of: the "units" that may be removed, or the "params",
+            the "macs" or the "latency", the measured time, of the whole network, frozen layers included. Such a
+            target is met as nearly as whole units allow. Coupling is counted: a channel costs in the layers
+            that produce it and in the layers that read it. Where targets are given by pattern, it is the cost
+            of the weights, products or layers that the units of one pattern shorten, as if all other units
+            stayed.
         normalize: The number that the scores of a group are divided by before groups are compared: ``None`` for
             no division, the "l2" norm of the scores (Molchanov et al. 2016, arXiv 1611.06440), their "mean" or
             "max" absolute value, or the "cost" of one unit in the budget at the present widths (negative scores
@@ -52,16 +56,23 @@ class Global(Selector):
             who count in billions of multiply-adds and choose 1e-3).
         most: The largest share of a layer's units that may be removed, in (0, 1]: ``floor(most * units)`` of
             them, and never all. What a layer does not lose, others do, so that the target is met.
+        batch: For "latency": the batch size whose time is measured; by default that of ``table``, or 1.
+        table: For "latency": the times of the layers by width, as a ``LatencyTable`` or the path of its file,
+            such as ``lightning-prune latency`` writes on another machine; by default they are measured once on
+            the device of the model, in a minute or two, and kept in checkpoints.
 
     Raises:
         ValueError: If an argument has none of these values, or a cost is needed and ``budget`` is "units"; when
             it meets the network, if the target is out of reach.
     """
 
-    budget: Literal["units", "params", "macs"] = "units"
+    budget: Literal["units", "params", "macs", "latency"] = "units"
     normalize: Literal["l2", "mean", "max", "cost"] | None = None
     cost_weight: float = 0.0
     most: float = field(default=1.0, metadata=LATER)
+    batch: int | None = field(default=None, metadata=LATER)
+    # not LatencyTable: the command line would read the file in its place
+    table: Any = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for argument, known in (("budget", _BUDGETS), ("normalize", (None, *_NORMS, "cost"))):
@@ -74,20 +85,38 @@ class Global(Selector):
             raise ValueError(f"most={self.most!r} must be a number above 0, at most 1.")
         if self.budget == "units" and (self.normalize == "cost" or self.cost_weight > 0):
             given = "normalize='cost'" if self.normalize == "cost" else f"cost_weight={self.cost_weight!r}"
-            raise ValueError(f"{given} needs budget='params' or budget='macs': all units cost 1.")
+            raise ValueError(f"{given} needs budget='params' or budget='macs' or 'latency': all units cost 1.")
+        check_timing(self.budget, self.batch, self.table)
 
     @property
     def needs_example(self) -> bool:
-        """Whether the budget counts multiply-adds, which depend on the size of the input."""
-        return self.budget == "macs"
+        """Whether the budget counts multiply-adds or time, which depend on the size of the input."""
+        return self.budget in ("macs", "latency")
+
+    def refuses(self, group: UnitGroup) -> str | None:
+        """Return a reason if the budget is time and the units are single weights or blocks, which save none."""
+        if self.budget == "latency" and not axis_slices(group.slices):
+            return f"zeros alone save no time, which {self!r} is to save: take Channels() or Heads()"
+        return None
+
+    def measured(self, units: Units, model: nn.Module, example: Any) -> tuple[Units, LatencyTable | None]:
+        """Return the units with the budget "latency", and its table, if that is the budget."""
+        if self.budget != "latency":
+            return units, None
+        return timed_units(units, model, example, self.batch, self.table)
+
+    def with_table(self, table: LatencyTable) -> Global:
+        """Return the selector with a table to take in place of its own, if the budget is time."""
+        return replace(self, table=table) if self.budget == "latency" else self
 
     def check(self, share: float, units: Units) -> None:
         """Raise ValueError if the target is out of reach with the least number of units in every group."""
         reachable = self._reachable(share, units)
         if share > reachable:
             bound = Decimal(reachable).quantize(Decimal("0.0001"), ROUND_FLOOR)  # as a target it is in reach
+            what = "the measured time" if self.budget == "latency" else f"all {self.budget}"
             raise ValueError(
-                f"target={share!r} of all {self.budget} is out of reach: {bound} are, if each layer"
+                f"target={share!r} of {what} is out of reach: {bound} are, if each layer"
                 f" keeps its least. {listed_by_reason(units.frozen)}".rstrip()
             )
 
@@ -120,19 +149,24 @@ class Global(Selector):
     def select(self, candidates: Sequence[Candidates], fraction: float, costs: Costs) -> None:
         """Remove the lowest-scoring units over all groups."""
         cost = partial(costs, self.budget)
+        # hardware has steps: one unit may save nothing, and the next one much
+        price = _price_of_all if self.budget == "latency" else _price
         if self.normalize == "cost":
             for each in candidates:
-                each.weigh(_price(each, cost))
+                each.weigh(price(each, cost))
         elif self.normalize is not None:
             for each in candidates:
                 each.divide(float(_NORMS[self.normalize](each.scores()[each.kept])) or 1.0)
         if self.cost_weight > 0:
             for each in candidates:
-                each.charge(self.cost_weight * _price(each, cost))
+                each.charge(self.cost_weight * price(each, cost))
         if self.budget == "units":
             remove_lowest(candidates, round(fraction * sum(each.size for each in candidates)))
-        else:
-            remove_to_cost(candidates, cost, 1 - fraction)
+            return
+        before = [each.kept.clone() for each in candidates]
+        remove_to_cost(candidates, cost, 1 - fraction)
+        if self.budget == "latency":
+            give_back(candidates, before, cost)
 
 
 def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
@@ -143,6 +177,18 @@ def _price(candidates: Candidates, cost: Callable[[], float]) -> float:
     kept[one] = False
     price = before - cost()
     kept[one] = True
+    return max(price, _LEAST_PRICE)
+
+
+def _price_of_all(candidates: Candidates, cost: Callable[[], float]) -> float:
+    """Return the mean cost of the kept units that may go; at least ``_LEAST_PRICE``."""
+    units, flat = candidates.left - candidates.group.least, candidates.kept.flatten()
+    if units <= 0:
+        return _LEAST_PRICE
+    before, removed = cost(), flat.nonzero()[:units]
+    candidates.kept.view(-1)[removed] = False
+    price = (before - cost()) / units
+    candidates.kept.view(-1)[removed] = True
     return max(price, _LEAST_PRICE)
 
 

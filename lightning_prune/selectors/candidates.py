@@ -197,7 +197,10 @@ class Candidates:
         Args:
             before: The units that were kept before the selection; the best of them stay.
         """
-        width = self.group.width(self.left)
+        self.resize(before, self.group.width(self.left))
+
+    def resize(self, before: Tensor, width: int) -> None:
+        """Keep the best units of those that were kept before, as many as ``width``."""
         self.kept.copy_(before)
         self.kept.logical_and_(self._best(self.scores(), width))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_prune.channels.latency.table import LatencyTable
 from lightning_prune.core.parts import check_counts, check_flag, check_part, check_seed, is_number
 from lightning_prune.selectors.base import Costs, Selector
 from lightning_prune.selectors.by_score import Global
@@ -80,6 +82,14 @@ class ParticleFilter(Selector):
     def resolve(self, target: float | None) -> float:
         """Return the share that ``selector`` derives from the target."""
         return self.selector.resolve(target)
+
+    def measured(self, units: Units, model: nn.Module, example: Any) -> tuple[Units, LatencyTable | None]:
+        """Return the units with the budget that ``selector`` measures, and its table."""
+        return self.selector.measured(units, model, example)
+
+    def with_table(self, table: LatencyTable) -> ParticleFilter:
+        """Return the same with a table that ``selector`` takes."""
+        return replace(self, selector=self.selector.with_table(table))
 
     def check(self, share: float, units: Units) -> None:
         """Raise ValueError if ``selector`` cannot reach the target."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_prune.channels.latency.table import TABLE, LatencyTable
+from lightning_prune.channels.latency.target import LATENCY_TARGET, LatencyTarget
 from lightning_prune.core import schema
 from lightning_prune.selectors.scoring import Scoring
+from lightning_prune.selectors.targets import Quota
 from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import ActivationObserver
 from lightning_prune.statistics.sums import STATISTICS
@@ -28,19 +32,33 @@ PRUNED = schema.record(
         "unreconstructed": schema.mapping(schema.string),
         "criterion": schema.string,
         "statistics": schema.mapping(STATISTICS),
+        "latency_table": schema.optional(schema.unchanged(TABLE)),
+        "latency_target": schema.optional(schema.unchanged(LATENCY_TARGET)),
     },
-    before={"frozen": {}, "criterion": "", "unreconstructed": {}},  # early states lack them; "" is unknown
+    before={  # early states lack them; "" is unknown
+        "frozen": {},
+        "criterion": "",
+        "unreconstructed": {},
+        "latency_table": None,
+        "latency_target": None,
+    },
 )
 
 
 class PrunedState:
-    """Masks, sparsity, statistics and remarks: what a pruner takes over, tells of its model, and saves."""
+    """Masks, sparsity, statistics and remarks: what a pruner takes over, tells of its model, and saves.
+
+    Attributes:
+        latency_table: The measured times of the network, for a budget in time; otherwise ``None``.
+    """
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
     protected: set[str]
     unreconstructed: dict[str, str]
     store: MaskStore
+    latency_table: LatencyTable | None = None
+    _quotas: Sequence[Quota]
     _scoring: Scoring
     _given: dict[str, Tensor]
     _left_dense: dict[str, str]
@@ -91,6 +109,15 @@ class PrunedState:
             "unreconstructed": dict(self.unreconstructed),
         }
 
+    @property
+    def latency_target(self) -> LatencyTarget | None:
+        """The target in measured time of the whole network, with what is left by the table, if there is one."""
+        if self.latency_table is None or self._quotas[0].pattern is not None:
+            return None
+        budget = self._quotas[0].units.budgets["latency"]
+        left = budget.cost(self._scoring.kept()) / budget.total
+        return LatencyTarget.of(self.latency_table, self._quotas[0].share, left)
+
     @torch.no_grad()
     def keep_zeros(self) -> None:
         """Remove the units that are 0 now, unless a layer would keep too few, such as one of zeros alone."""
@@ -123,6 +150,8 @@ class PrunedState:
             "plan": None,
             **self.remarks,
             **self.observations.state_dict(),
+            "latency_table": None if self.latency_table is None else self.latency_table.to_state(),
+            "latency_target": None if self.latency_target is None else asdict(self.latency_target),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.radix import Boundary, bracket, find_boundary
 
 # A cost is met to within _NEAR of the dense cost, if the removal of up to _TRIES single units achieves that.
 _NEAR, _TRIES = 0.0025, 500
+_FREE = 1e-9  # a cost, as a share of the dense one, that is none
 
 
 def remove_lowest(candidates: Sequence[Candidates], count: int) -> None:
@@ -146,20 +149,52 @@ def remove_to_cost(candidates: Sequence[Candidates], cost: Callable[[], float], 
         cost_without(many)
 
 
+def give_back(candidates: Sequence[Candidates], before: Sequence[Tensor], cost: Callable[[], float]) -> None:
+    """Keep more of the units that were to go, the best ones, in groups where that costs nothing.
+
+    Args:
+        candidates: All groups.
+        before: The units that each kept before the selection.
+        cost: Returns the cost of the units that the candidates keep at present; it falls as units are removed.
+    """
+    most = cost() + _FREE
+    for each, kept in zip(candidates, before, strict=True):
+        least = each.left
+        widths = [width for width in range(least, int(kept.count_nonzero()) + 1) if each.group.allows(width)]
+
+        def costs_more(width: int, each: Candidates = each, kept: Tensor = kept) -> bool:
+            each.resize(kept, width)
+            return cost() > most
+
+        found = bisect_left(widths, True, key=costs_more)
+        each.resize(kept, widths[found - 1] if found else least)
+
+
 def _remove_singly(candidates: Sequence[Candidates], cost: Callable[[], float], goal: float) -> None:
-    """Remove single units, the lowest first, but skip those whose removal would lower the cost too far."""
-    free = [each for each in candidates if each.group.multiple == 1]
-    lowest = sorted(
-        (score, group, unit)
-        for group, each in enumerate(free)
-        for unit, score in enumerate(each.scores().flatten().tolist())
-        if score > -math.inf
+    """Remove single units, or as many of a group as its widths are multiples of, the lowest first.
+
+    Those whose removal would lower the cost too far are skipped.
+    """
+    steps = sorted(
+        (score, group, units) for group, each in enumerate(candidates) for score, units in _steps(each)
     )
-    for _, group, unit in lowest[:_TRIES]:
-        each = free[group]
-        if int(each.kept.count_nonzero()) > each.group.least:
-            place = torch.unravel_index(torch.tensor(unit, device=each.kept.device), each.group.shape)
-            each.kept[place] = False
-            each.kept[place] = cost() < goal - _NEAR
+    for _, group, units in steps[:_TRIES]:
+        each = candidates[group]
+        if each.left - len(units) >= each.group.least:
+            places = torch.unravel_index(torch.tensor(units, device=each.kept.device), each.group.shape)
+            each.kept[places] = False
+            each.kept[places] = cost() < goal - _NEAR
         if cost() <= goal + _NEAR:
             return
+
+
+def _steps(candidates: Candidates) -> list[tuple[float, list[int]]]:
+    """Return the lowest of the kept units in the numbers in which they may go: their mean score and places."""
+    width = candidates.group.multiple
+    if candidates.left % width:  # all are kept, and are no multiple
+        return []
+    kept = candidates.kept.flatten().nonzero().flatten()
+    scores, order = candidates.scores().flatten()[kept].sort(stable=True)
+    most = _TRIES * width
+    pairs = zip(scores[:most].split(width), kept[order[:most]].split(width), strict=True)
+    return [(float(part.mean()), units.tolist()) for part, units in pairs]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.channels.latency.table import LatencyTable
 from lightning_prune.core.parts import check_flag, check_part, check_seconds, describe
 from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.base import Criterion
@@ -123,8 +124,13 @@ class PruningParts:
         }
         return [argument for argument, needed in arguments.items() if needed]
 
-    def new_pruner(self, model: nn.Module, example: Any = None) -> Pruner:
+    def new_pruner(self, model: nn.Module, example: Any = None, table: LatencyTable | None = None) -> Pruner:
         """Return a pruner of a model.
+
+        Args:
+            model: The model.
+            example: An input of ``forward``, or a probe, if structure or selector needs one.
+            table: Measured times that the selector is to take; ``None`` if there are none yet.
 
         Raises:
             ValueError: If there is nothing to prune in it.
@@ -135,7 +141,7 @@ class PruningParts:
                 self.target,
                 criterion=self.criterion,
                 structure=self.structure,
-                selector=self.selector,
+                selector=self.selector if table is None else self.selector.with_table(table),
                 schedule=None,
                 example=example,
                 masks=self.given_masks,
@@ -170,4 +176,9 @@ class PruningParts:
         if unknown:
             layers = tuple(replace(layer, kept=None) for layer in report.layers)
             report = replace(report, layers=layers, macs_kept=None)
-        return replace(report, frozen=pruner.frozen, protected=tuple(sorted(pruner.protected)))
+        return replace(
+            report,
+            frozen=pruner.frozen,
+            protected=tuple(sorted(pruner.protected)),
+            latency_target=None if unknown else pruner.latency_target,
+        )

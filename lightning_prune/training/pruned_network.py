@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_prune.channels.compaction.plan import PLAN, Plan
 from lightning_prune.channels.compaction.replay import expand_, replay_
 from lightning_prune.channels.compaction.shrink import compact_
+from lightning_prune.channels.latency.target import LATENCY_TARGET, LatencyTarget
 from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model
@@ -178,11 +179,19 @@ class PrunedNetwork:
         return replace(
             report,
             latency=self.latency,
+            latency_target=self._latency_target,
             frozen={name: why for name, why in remarks["frozen"].items() if name not in self._masked_before},
             protected=tuple(remarks["protected"]),
             left_out=remarks["left_out"],
             unreconstructed=remarks["unreconstructed"],
         )
+
+    @property
+    def _latency_target(self) -> LatencyTarget | None:
+        if self.pruner is not None:
+            return self.pruner.latency_target
+        saved = self._saved["latency_target"]
+        return None if saved is None else LATENCY_TARGET(saved)
 
     @property
     def _masked_before(self) -> set[str]:

@@ -1,12 +1,34 @@
-"""The cost of a network, in parameters or multiply-adds, as a function of the units that are kept."""
+"""The cost of a network as a function of the units that are kept; parameters and multiply-adds as sums."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class CostFunction(Protocol):
+    """The cost of a network as a function of the units that are kept. Fewer units never cost more."""
+
+    @property
+    def total(self) -> float:
+        """The cost of the whole network, with all units kept."""
+
+    def cost(self, kept: Mapping[str, Tensor]) -> float:
+        """Return the cost of the network without the removed units.
+
+        Args:
+            kept: Group name to a bool mask of its units, True where a unit is kept.
+        """
+
+    def within(self, names: Collection[str]) -> CostFunction:
+        """Return the cost of the same network, if only units of the groups ``names`` can be removed."""
+
+    def own(self, names: Collection[str]) -> CostFunction:
+        """Return the cost of what the groups ``names`` shorten, all other units kept."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.units.budgets import Budget
+from lightning_prune.units.budgets import CostFunction
 from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import AxisSlice, Slice, axis_slices
 
@@ -75,6 +75,10 @@ class UnitGroup:
     def least(self) -> int:
         """The smallest number of units that may be kept: ``minimum``, rounded up to ``multiple``."""
         return min(self.size, -(-max(1, self.minimum) // self.multiple) * self.multiple)
+
+    def allows(self, width: int) -> bool:
+        """Return whether so many units may be kept."""
+        return self.width(width) == width
 
     def width(self, count: int) -> int:
         """Return the allowed number of kept units that is nearest to ``count``; of two, the larger."""
@@ -181,7 +185,7 @@ class Units:
     Args:
         groups: Groups that may be pruned, in the order of the model.
         frozen: Name of a parameter or group that is not pruned, to the reason.
-        budgets: The cost of the whole network, under "params" and "macs", where it is known.
+        budgets: The cost of the whole network, under "params", "macs" and "latency", where it is known.
         written: Names of the parameters that a pass of the network updates by itself, as a step does with a
             momentum encoder.
         parts: Names of the modules that were followed alone; empty if the whole network was.
@@ -189,7 +193,7 @@ class Units:
 
     groups: tuple[UnitGroup, ...]
     frozen: dict[str, str]
-    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    budgets: Mapping[str, CostFunction] = field(default_factory=dict)
     written: frozenset[str] = frozenset()
     parts: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
 from lightning_prune.core.tensors import no_number
+from lightning_prune.units.budgets import Budget
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
@@ -87,7 +89,7 @@ def analyse(
 def _with_rest(found: Units, model: nn.Module, probe: Probe) -> Units:
     """Return the units of parts of a model, with the multiply-adds of the rest in their budget, if known."""
     budgets = dict(found.budgets)
-    macs = budgets.pop("macs")
+    macs = cast(Budget, budgets.pop("macs"))
     with suppress(Exception):  # ops of the rest may fail where they are watched
         whole = sum(macs_by_parameter(copy_model(model), probe).values())
         budgets["macs"] = macs.plus(max(0, whole - macs.total))
