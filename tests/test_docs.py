@@ -3,33 +3,86 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lit import Lit, digits, seeded
 from networks_by_coupling import NETS
 from networks_by_op import CASES, ROWS_OF_NETS
 from torch import nn
 
 import lightning_prune
-from lightning_prune import Channels, Criterion, Cubic, PerLayer, Pruner, compact
+from lightning_prune import Channels, Criterion, PerLayer, Pruner, compact
+from lightning_prune.cli import PruningCLI
+from lightning_prune.training.lightning_packages import LightningCLI
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_prune"
+
+
+START = "docs/index.md"  # whose first block is digits.py
+SITE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+Run = Callable[[str], dict[str, Any]]
+
+_spaces: dict[str, dict[str, Any]] = {}  # page to the names that its blocks leave
 
 
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
-def test_the_criteria_in_the_guide_work_and_are_short() -> None:
-    space: dict[str, object] = {}
+PAGES = [name for path in SITE if blocks(name := path.relative_to(ROOT).as_posix())]
+
+
+def digits() -> dict[str, Any]:
+    """Returns what pages begin with: the names of digits.py, with few images, a model and data."""
+    space: dict[str, Any] = {}
+    exec(blocks(START)[0], space)
+
+    class Few(space["Digits"]):  # type: ignore[misc]
+        def __init__(self, batch_size: int = 64) -> None:
+            super().__init__(batch_size)
+            self.train, self.val = ([each[:64] for each in part] for part in (self.train, self.val))
+
+    return space | {"Digits": Few, "model": space["Net"](), "data": Few()}
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs all blocks of a page, once, in an empty folder, and gives the names that they leave."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ENABLE_PROGRESS_BAR", "ENABLE_MODEL_SUMMARY", "LOGGER"):
+        monkeypatch.setenv(f"PL_TRAINER_{name}", "False")
+
+    def run(page: str) -> dict[str, Any]:
+        if page not in _spaces:
+            space = digits()
+            for block in blocks(page)[page == START :]:
+                exec(compile(block, page, "exec"), space)
+            _spaces[page] = space
+        return _spaces[page]
+
+    return run
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory", "ignore:.*more than max_drop", "ignore:.*rows of calibration data"
+)
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_runs(page: str, ran: Run) -> None:
+    if "import optuna" in "".join(blocks(page)):
+        pytest.importorskip("optuna")
+    torch.manual_seed(0)
+    ran(page)
+
+
+def test_the_criteria_in_the_guide_work_and_are_short(ran: Run) -> None:
+    space = ran("docs/criterion.md")
     for block in blocks("docs/criterion.md"):
-        exec(block, space)
         for body in re.findall(r"^class .*?(?=\n\n\n|\Z)", block, re.DOTALL | re.MULTILINE):
             assert len([line for line in body.splitlines() if line.strip()]) < 15
     for name in ("Persistence", "Smallest"):
@@ -46,18 +99,16 @@ def test_the_criteria_in_the_guide_work_and_are_short() -> None:
     assert int((model.weight == 0).sum()) == 8
 
 
-def test_the_guide_to_channels_gives_a_smaller_network() -> None:
-    space: dict[str, object] = {}
-    exec(blocks("docs/channels.md")[0], space)
+def test_the_guide_to_channels_gives_a_smaller_network(ran: Run) -> None:
+    space = ran("docs/channels.md")
     model, smaller = space["model"], space["smaller"]
     assert isinstance(model, nn.Module)
     assert isinstance(smaller, nn.Module)
     assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in model.parameters())
 
 
-def test_channels_go_through_the_ops_in_the_guide() -> None:
-    space: dict[str, Any] = {"torch": torch}
-    exec(blocks("docs/channels.md")[1], space)
+def test_channels_go_through_the_ops_in_the_guide(ran: Run) -> None:
+    space = ran("docs/channels.md")
 
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -83,29 +134,18 @@ def test_channels_go_through_the_ops_in_the_guide() -> None:
     )
 
 
-def test_the_guide_to_experts_gives_a_smaller_mixture() -> None:
-    space: dict[str, Any] = {}
-    exec(blocks("docs/channels.md")[2], space)
+def test_the_guide_to_experts_gives_a_smaller_mixture(ran: Run) -> None:
+    space = ran("docs/channels.md")
     mixture, smaller, tokens = (space[name] for name in ("mixture", "smaller", "tokens"))
     torch.testing.assert_close(smaller(tokens), mixture(tokens))
     assert sum(each.numel() for each in smaller.experts.parameters()) == 2 * (8 * 8 + 8)
 
 
-def test_the_guide_to_rounds_prunes_over_several_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Lit, "train_dataloader", lambda self: digits(examples=128), raising=False)
-    monkeypatch.setattr(Lit, "val_dataloader", lambda self: digits(examples=64), raising=False)
-    rounds, plan = blocks("docs/rounds.md")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    space: dict[str, Any] = {"model": seeded(Lit), "example": next(iter(digits()))[0]}
-    exec(rounds, space)
-    assert [each.good for each in space["result"].rounds] == [True] * 2
-    smaller, model = (sum(each.numel() for each in space[name].parameters()) for name in ("smaller", "model"))
-    assert smaller < model
-    space |= {"Cubic": Cubic, "Trainer": partial(space["Trainer"], **quiet)}
-    exec(plan.replace('"10ep"', '"10ep", measure_seconds=0'), space)
+def test_the_guide_to_rounds_prunes_over_several_fits(ran: Run) -> None:
+    space = ran("docs/rounds.md")
+    assert [each.target for each in space["result"].rounds][:1] == [0.3]
     events = [each for each in space["pruning"].report.history if each.sparsity and each.metric is None]
-    assert [each.step for each in events] == [2 * epoch for epoch in range(2, 8)]
+    assert [each.step for each in events] == list(range(2, 8))  # an epoch is one step
 
 
 def test_the_guide_has_a_row_for_each_kind_of_op() -> None:
@@ -115,10 +155,66 @@ def test_the_guide_has_a_row_for_each_kind_of_op() -> None:
     assert sorted(named) == sorted(make.__name__ for make, *_ in NETS)
 
 
-def test_the_readme_names_every_part() -> None:
-    text = (ROOT / "README.md").read_text()
-    bases = {"Criterion", "LocalCriterion", "Report", "Schedule", "Selector", "Structure", "measure"}
-    assert [name for name in lightning_prune.__all__ if name not in text and name not in bases] == []
+def test_every_public_name_is_on_one_page_of_the_reference() -> None:
+    shown = [
+        name
+        for path in SITE
+        for name in re.findall(r"^::: lightning_prune\.(\w+)$", path.read_text(), re.MULTILINE)
+    ]
+    assert sorted(shown) == sorted(lightning_prune.__all__)
+
+
+def test_the_methods_page_has_every_part() -> None:
+    text = (ROOT / "docs/methods/index.md").read_text()
+    cards = [path.read_text() for path in (ROOT / "docs/methods").glob("*.md")]
+    parts = re.findall(r"^::: lightning_prune\.(\w+)$", "".join(cards), re.MULTILINE)
+    assert len(parts) == 31
+    assert [name for name in parts if f"`{name}" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_have_the_outputs_of_one_run(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output.get("name", output["output_type"]) for cell in cells for output in cell["outputs"]}
+    assert kinds <= {"stdout", "display_data"}  # no error, and nothing of a log
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_of_the_repository(name: str) -> None:
+    targets = re.findall(r"""(?:\]\(|src=")([^)"#:]+)(?:#[^)]*)?[)"]""", (ROOT / name).read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).is_file()] == []
+
+
+def test_versions_agree() -> None:
+    found = {
+        re.search(rf"^{key} (.+)$", (ROOT / name).read_text(), re.MULTILINE)[1].strip('"')  # type: ignore[index]
+        for name, key in {"pyproject.toml": "version =", "CITATION.cff": "version:"}.items()
+    }
+    assert len(found) == 1
+    changes = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert found <= set(changes)
+
+
+def test_every_command_has_its_page() -> None:
+    own = PruningCLI.subcommands().keys() - LightningCLI.subcommands().keys()
+    assert {path.stem for path in (ROOT / "docs/commands").glob("*.md")} == {"index", "fit", *own}
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
+def test_the_settings_of_the_commands_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits.py").write_text(blocks(START)[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/commands/index.md").read_text(), re.DOTALL)
+    for number, text in enumerate(settings):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        PruningCLI(args=["plan", "--config", str(path)])
+    assert "76,406 of 84,896 weights removed" in capsys.readouterr().out
 
 
 def architecture() -> str:
@@ -140,12 +236,6 @@ def test_the_architecture_page_names_every_folder_in_the_order_of_imports() -> N
     places = [level[row.removesuffix(".py")] for row in rows]
     assert places == sorted(places)
     assert len(layers) <= 12
-
-
-def test_the_readme_says_what_each_folder_is_for() -> None:
-    inside = (ROOT / "README.md").read_text().partition("## Inside")[2]
-    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert set(re.findall(r"`(\w+)`", inside)) == folders
 
 
 def test_every_path_on_the_architecture_page_exists() -> None:
