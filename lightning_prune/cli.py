@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
@@ -46,9 +47,8 @@ from lightning_prune.training.trainer_queries import monitored_metric
 if TYPE_CHECKING:  # the classes that those below are mixed into
     _Trainer = Trainer
     _CLI = LightningCLI
-    _Parser = LightningArgumentParser
 else:
-    _Trainer = _CLI = _Parser = object
+    _Trainer = _CLI = object
 
 
 class PruningCommands(_Trainer):
@@ -282,17 +282,14 @@ class PruningCommands(_Trainer):
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 
-class SuggestingParser(_Parser):
-    """What an argument parser gets to say which classes there are where the name of one is mistyped."""
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        """End the command with a message, and the nearest names of classes."""
-        unknown = re.search(r"dot import path string: (\w+)$", message)
-        if unknown is not None:
-            nearest = get_close_matches(unknown[1], lightning_prune.__all__, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
-            message += f"\nlightning_prune has no class {unknown[1]!r}.{hint}"
-        super().error(message, *args, **kwargs)
+def _suggesting(error: Callable[..., NoReturn], message: str, *args: Any, **kwargs: Any) -> NoReturn:
+    """End the command with a message and, where a class is mistyped, the nearest names of classes."""
+    unknown = re.search(r"dot import path string: (\w+)$", message)
+    if unknown is not None:
+        nearest = get_close_matches(unknown[1], lightning_prune.__all__, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+        message += f"\nlightning_prune has no class {unknown[1]!r}.{hint}"
+    error(message, *args, **kwargs)
 
 
 class PruningArguments(_CLI):
@@ -302,14 +299,17 @@ class PruningArguments(_CLI):
     ``oneshot`` and ``latency``.
     """
 
-    # the classes that are used unless others are given
-    pruning_trainer: type[Trainer]
-    pruning_parser: type[LightningArgumentParser]
+    pruning_trainer: type[Trainer]  # that is used unless another is given
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("trainer_class", self.pruning_trainer)
-        kwargs.setdefault("parser_class", self.pruning_parser)
         super().__init__(*args, **kwargs)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that says which classes there are where the name of one is mistyped."""
+        parser = super().init_parser(**kwargs)
+        parser.error = partial(_suggesting, parser.error)  # type: ignore[method-assign]
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of PruningCallback as ``--pruning``."""
@@ -328,10 +328,6 @@ class PruningTrainer(PruningCommands, Trainer):
     """A Trainer that can also plan, report and export pruning, measure sensitivity and time, prune at once."""
 
 
-class PruningParser(SuggestingParser, LightningArgumentParser):
-    """An argument parser that says which classes there are where the name of one is mistyped."""
-
-
 class PruningCLI(PruningArguments, LightningCLI):
     """A LightningCLI whose Trainer has a PruningCallback, configured under ``--pruning``.
 
@@ -341,7 +337,6 @@ class PruningCLI(PruningArguments, LightningCLI):
     """
 
     pruning_trainer = PruningTrainer
-    pruning_parser = PruningParser
 
 
 def cli_of(package: str) -> type[LightningCLI]:
@@ -355,7 +350,6 @@ def cli_of(package: str) -> type[LightningCLI]:
 
     found: Any = mixed(PruningArguments, "cli", "LightningCLI")
     found.pruning_trainer = mixed(PruningCommands, "trainer", "Trainer")
-    found.pruning_parser = mixed(SuggestingParser, "cli", "LightningArgumentParser")
     return cast(type[LightningCLI], found)
 
 
