@@ -490,11 +490,13 @@ def test_layers_without_gradients_wait() -> None:
     assert int(pruner.masks["1.weight"].sum()) == 2
 
 
-def test_a_unit_is_observed_with_all_of_its_gradients_or_not_at_all() -> None:
+def test_a_unit_is_observed_if_any_of_its_weights_has_a_gradient() -> None:
     model = linears(WEIGHT, WEIGHT)
     pruner = watched(Gradient(), model, Hidden())
-    pruner.observe({"0.weight": torch.tensor(FIRST)})
+    pruner.observe({})
     assert counts(pruner) == [0]
+    pruner.observe({"0.weight": torch.tensor(FIRST)})
+    assert counts(pruner) == [1]
 
 
 @pytest.mark.parametrize("criterion", WATCHING)

@@ -477,6 +477,29 @@ def test_a_layer_without_rows_is_named_and_left_alone() -> None:
     assert all(bool(each.isfinite().all()) for each in model.parameters())
 
 
+class Routed(nn.Module):
+    """The first layer decides which rows the second one gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.expert, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        chosen = self.router(rows).sum(1) > 0
+        return self.head(rows.clone().index_put((chosen,), self.expert(rows[chosen])))
+
+
+def test_a_layer_that_gets_other_rows_than_before_is_named_and_left_alone() -> None:
+    torch.manual_seed(0)
+    model, rows = Routed(), torch.randn(200, 8)
+    pruner = Pruner(model, 0.6, schedule=None)
+    before = model.expert.weight.detach().clone()
+    pruner.prune(1.0, reconstruct=Reconstruct(), batches=[rows])
+    assert pruner.unreconstructed["expert.weight"].startswith("values decide which rows it gets")
+    assert torch.equal(model.expert.weight, before * pruner.masks["expert.weight"])
+    assert "head.weight" not in pruner.unreconstructed
+
+
 def test_inf_or_nan_in_the_data_is_named() -> None:
     rows = numbers(40, 6)
     rows[3, 2] = torch.inf

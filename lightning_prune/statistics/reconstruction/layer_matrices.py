@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.module_kinds import CONV1D, is_a
 from lightning_prune.statistics.reconstruction.patches import patches, sides, split_dim
@@ -34,6 +35,11 @@ class LayerCall(NamedTuple):
     def first(self) -> Any:
         """The first argument: by position or, if there is none, by name."""
         return self.args[0] if self.args else self.kwargs.get("input", next(iter(self.kwargs.values())))
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """The shapes of the tensors among the arguments."""
+        return [each.shape for each in tree_leaves((self.args, dict(self.kwargs))) if isinstance(each, Tensor)]
 
 
 @dataclass(frozen=True)

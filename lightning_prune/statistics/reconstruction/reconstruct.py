@@ -215,7 +215,10 @@ class _Work:
         self._reached.add(place)
         for name, before, after in self.layers[place]:
             needed = gigabytes(after)
-            if needed > self.settings.max_gigabytes:
+            moved = torch.tensor(float(any(one.shapes != other.shapes for one, other in calls)))
+            if self.calibration.add_up(moved.to(after.parameter.device)):
+                self.reasons[name] = "values decide which rows it gets, and it gets others than before"
+            elif needed > self.settings.max_gigabytes:
                 self.reasons[name] = (
                     f"its solution takes {needed:.3g} GB, above max_gigabytes={self.settings.max_gigabytes!r}"
                 )
