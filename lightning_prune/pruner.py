@@ -179,7 +179,7 @@ class Pruner(PrunedState):
 
         Args:
             grads: Parameter name to gradient. By default the ``.grad`` of each parameter is observed, and the
-                criterion's penalty is then added to it, if there is one. A weight without a gradient counts with
+                criterion's penalty is then added to it, if there is one. A weight without a gradient counts as
                 zeros if others of its group have one; a group without any is not observed.
         """
         if Needs.GRADIENT in self._criterion.needs:
