@@ -76,9 +76,9 @@ class _Copies:
         # first all of them, empty, for attributes may refer to modules that come later
         self._memo |= {id(module): type(module).__new__(type(module)) for module in simple}
         others = [module for module in fresh if id(module) not in self._memo]
-        for module in others:
+        for module in fresh:
             self._keep_uncopied(vars(module))
-        for module in simple:
+        for module in reversed(simple):  # those within a module come after it, and it may copy itself by them
             compiled = _compiled(module)
             kept = {key: value for key, value in vars(module).items() if key not in compiled}
             self._fill(vars(self._memo[id(module)]), kept)
@@ -96,7 +96,7 @@ class _Copies:
                 twin[key] = value
             elif id(value) in self._memo:
                 twin[key] = self._memo[id(value)]
-            elif kind in _DICTS:  # of parameters, buffers, modules or hooks
+            elif kind in _DICTS and _PLAIN.issuperset(map(type, value)):  # of parameters, modules or hooks
                 twin[key] = self._memo[id(value)] = kind()
                 self._fill(twin[key], value)
             elif kind in _ROWS and _PLAIN.issuperset(map(type, value)):
@@ -104,16 +104,16 @@ class _Copies:
             elif isinstance(value, Tensor) and value.is_leaf:
                 twin[key] = copy.deepcopy(value, self._memo)
             else:
-                self._keep_uncopied(value)
                 twin[key] = copy.deepcopy(value, self._memo)
                 self._open.append((twin, key))
 
-    def _keep_uncopied(self, value: Any) -> None:
+    def _keep_uncopied(self, values: Mapping[str, Any]) -> None:
         """Note what takes the place of values that ``deepcopy`` rejects.
 
         Non-leaf tensors are detached. Scripted functions have no state, and are shared.
         """
-        for leaf in tree_leaves(value):
+        filled = [value for value in values.values() if type(value) not in _PLAIN and not _is_empty(value)]
+        for leaf in tree_leaves(filled):
             if torch.is_tensor(leaf) and not leaf.is_leaf:
                 self._memo[id(leaf)] = leaf.detach()
             elif isinstance(leaf, torch.jit.ScriptFunction):
@@ -190,6 +190,10 @@ def _compiled(module: nn.Module) -> list[str]:
     own = vars(module)
     methods = [name for name, value in own.items() if isfunction(value) and _is_compiled_method(name, value)]
     return [name for name in ("_compiled_call_impl",) if name in own] + methods
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in _DICTS and not value
 
 
 def _is_compiled_method(name: str, function: FunctionType) -> bool:

@@ -94,7 +94,11 @@ class Global(Selector):
         return self.budget in ("macs", "latency")
 
     def refuses(self, group: UnitGroup) -> str | None:
-        """Return a reason if the budget is time and the units are single weights or blocks, which save none."""
+        """Return a reason if the budget is time and the units are no channels: only their time is measured."""
+        if self.budget == "latency" and (group.modules or group.numbered):
+            return (
+                f"{self!r} does not measure experts, whose time depends on where tokens go: take another budget"
+            )
         if self.budget == "latency" and not axis_slices(group.slices):
             return f"zeros alone save no time, which {self!r} is to save: take Channels() or Heads()"
         return None

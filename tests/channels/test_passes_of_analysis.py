@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune import Channels, CompactionError, PerLayer, Pruner, compact
 from lightning_prune.channels.compaction.perturbation import perturb_
 from lightning_prune.core.model_copies import copy_model
 
@@ -58,9 +58,9 @@ def test_trials_run_on_inputs_as_small_as_the_model_runs_alike_on() -> None:
     Counting.calls.clear()
     large = torch.randn(8, 3, 384, 384)
     assert units(Counting(), large) == {"one": 32, "two": 24}
-    assert len(Counting.calls) <= plain + 4
-    # one pass to record what it does, and one to follow the channels
-    assert [shape for shape, *_ in Counting.calls].count(large.shape) == 2
+    assert len(Counting.calls) <= plain + 5
+    # a pass to record what it does, another one in training mode, and one to follow the channels
+    assert [shape for shape, *_ in Counting.calls].count(large.shape) == 3
     assert all(shape.numel() <= large.numel() / 16 for shape, *_ in Counting.calls if shape != large.shape)
 
 
@@ -106,9 +106,8 @@ def test_an_analysis_serves_again_until_the_module_changes() -> None:
     Counting.calls.clear()
     small = compact(model, pruner.masks, IMAGES)
     assert small.one.out_channels == 16
-    # the masked and the cut network, on the example and on other inputs
-    assert len(Counting.calls) == 4
-    assert {dtype for _, dtype, _ in Counting.calls} == {torch.float64}
+    # whether other inputs give numbers now; the masked and the cut network, on the example and on those
+    assert [dtype for _, dtype, _ in Counting.calls] == [torch.float32, *[torch.float64] * 4]
     Counting.calls.clear()
     first = Channels().units(model, IMAGES)
     assert not Counting.calls
@@ -119,6 +118,12 @@ def test_an_analysis_serves_again_until_the_module_changes() -> None:
     assert not Counting.calls
 
 
+class Config:
+    """Settings that a forward reads, as those of Hugging Face's models."""
+
+    mixes = False
+
+
 CHANGES: dict[str, Callable[[Counting], object]] = {
     "layer": lambda model: setattr(model, "two", nn.Conv2d(32, 24, 1)),
     "number": lambda model: setattr(model, "share", 0.5),
@@ -126,6 +131,10 @@ CHANGES: dict[str, Callable[[Counting], object]] = {
     "hook": lambda model: model.one.register_forward_hook(lambda *_: None),
     "frozen": lambda model: model.one.requires_grad_(False),
     "type": lambda model: setattr(model, "between", nn.GELU()),
+    "object": lambda model: setattr(model.config, "mixes", True),
+    "set": lambda model: model.flags.add("mixes"),
+    "type of a number": lambda model: setattr(model, "sizes", [True]),
+    "another object of the same place": lambda model: (delattr(model, "act"), setattr(model, "act", nn.Tanh())),
     "attribute of a layer": lambda model: setattr(model.one, "stride", (1, 1)),
 }
 
@@ -133,7 +142,7 @@ CHANGES: dict[str, Callable[[Counting], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 def test_it_is_made_anew_when_the_module_has_changed(change: Callable[[Counting], object]) -> None:
     model = Counting()
-    model.sizes = [1]
+    model.sizes, model.config, model.flags, model.act = [1], Config(), {"plain"}, nn.ReLU()
     units(model)
     change(model)
     Counting.calls.clear()
@@ -144,18 +153,45 @@ def test_it_is_made_anew_when_the_module_has_changed(change: Callable[[Counting]
 def test_it_is_made_anew_for_another_example() -> None:
     model, example = Counting(), IMAGES.clone()
     units(model, example)
-    for other in (IMAGES.clone(), example.add_(1)):
+    written, replaced = example.clone(), example.clone()
+    units(model, replaced)
+    replaced.data = torch.randn(2, 3, 96, 96)
+    for other in (IMAGES.clone(), written.add_(1), replaced):
         Counting.calls.clear()
         units(model, other)
         assert Counting.calls
 
 
 def test_no_example_is_kept_alive() -> None:
-    model, example = Counting(), IMAGES.clone()
-    units(model, example)
-    seen = ref(example)
-    del example
-    assert seen() is None
+    for size in (8, 96, 384):
+        model, examples = Counting(), [torch.randn(2, 3, size, size) for _ in range(2)]
+        Channels().units(model, examples)
+        seen = [*map(ref, examples)]
+        del examples
+        assert [each() for each in seen] == [None] * 2
+
+
+class Sized(nn.Module):
+    """Does something else in training mode, on large images only."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.training and hidden.shape[-1] >= 64:
+            return hidden * torch.linspace(0.5, 1.5, 24).view(1, 24, 1, 1)
+        return hidden
+
+
+def test_what_differs_on_the_inputs_of_the_example_is_found() -> None:
+    model, example = Counting(Sized()), torch.randn(4, 3, 384, 384)
+    assert units(model, example) == {"one": 32}
+
+
+def test_weights_that_give_nan_now_are_told() -> None:
+    model = Counting()
+    pruner = pruned(model, IMAGES)
+    with torch.no_grad():
+        model.head.bias.fill_(torch.nan)
+    with pytest.raises(CompactionError, match="gives nan"):
+        compact(model, pruner.masks, IMAGES)
 
 
 def test_noise_differs_from_row_to_row() -> None:
@@ -180,6 +216,41 @@ class Shared(nn.Module):
         self.later.append(self.one)
         self.table = self.again = {"sizes": [1, 2], "layer": self.one}
         self.hidden = self.one.weight * 2
+
+
+class OwnProtocol(nn.Module):
+    """Makes its copy anew, out of what its modules are."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(width, width))
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self.width = self.inner[0].in_features
+
+
+def test_modules_that_copy_themselves_find_those_within_complete() -> None:
+    twin = copy_model(nn.Sequential(nn.Sequential(OwnProtocol())))
+    assert twin[0][0].width == 3
+    assert twin[0][0].inner[0].weight.shape == (3, 3)
+
+
+def test_keys_of_dicts_and_results_that_modules_share_are_copied() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model.scales = {model[0]: 2.0}
+    model[0].held = [(model[1].weight * 2, None)]
+    model[1].result = model[0].held[0][0]
+    twin = copy_model(model)
+    assert list(twin.scales) == [twin[0]]
+    assert twin[1].result is twin[0].held[0][0]
+
+
+def test_noise_in_half_precision_is_finite() -> None:
+    model = nn.Linear(2048, 2048).half()
+    nn.init.normal_(model.weight, std=0.1)
+    perturb_(model)
+    assert model.weight.isfinite().all()
 
 
 def test_copies_are_those_of_deepcopy() -> None:

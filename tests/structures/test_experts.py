@@ -281,6 +281,10 @@ class Kept(nn.Module):
             for part in self.parts:
                 rows = part(rows)
             return rows * shares[:, :1]
+        if self.kind == "with something between":
+            for part in self.parts:
+                rows = part(rows).relu()
+            return rows * shares[:, :1]
         if self.kind == "not called":
             return sum(shares[:, :1] * F.linear(rows, part.weight) for part in self.parts)
         return sum(shares[:, :1] * part(rows) for part in self.parts)
@@ -300,6 +304,7 @@ class Residual(nn.Module):
     {
         "no router": "no module that runs before it gives one number for each",
         "one after the other": "one of its modules reads what another one gives",
+        "with something between": "one of its modules reads what another one gives",
         "tied": "shares a weight with the model itself",
         "residual": "parts.0 gives something else than zeros of the shape of its input",
         "narrow": "parts.0 gives something else than zeros of the shape of its input",

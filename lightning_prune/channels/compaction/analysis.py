@@ -102,7 +102,7 @@ def _first_trial(model: nn.Module, probe: Probe, deadline: Deadline) -> tuple[li
     Raises:
         NotFollowedError: If the model cannot be followed.
     """
-    passes = record_passes(model, probe)
+    passes = record_passes(model, probe, deadline)
     perturb_(perturbed := copy_model(model))
     check_same_ops(model, perturbed, passes[0])
     given = [TrialPass.of(each) for each in passes]

@@ -136,11 +136,11 @@ class CutTrial:
         """
         if not self._known:
             self.passes = [self._first, *map(self._checked, self._others)]
-            self.passes = [replace(each, variant=self._variant(each)) for each in self.passes]
+        self.passes = [replace(each, variant=self._variant(each)) for each in self.passes]
         variants = [each.on(each.variant) for each in self.passes if each.variant is not None]
         if self._masked:
             passes = [*(each.on(each.example) for each in self.passes), *variants]
-        else:  # the example itself was run in the first trials, and is again when the model is cut
+        else:  # first trials ran on the example, or a smaller one, and the model is cut by passes on it
             passes = [each.on(each.variant or each.probe) for each in self.passes]
         self._narrow = passes, self._cast
         self._passes = [each.to(torch.float64) for each in self._narrow[0]]
@@ -194,7 +194,9 @@ class CutTrial:
                 return self._failure(kept)
             return f"cannot be cut: {described(error)}"
         self._double_runs |= self._dtype is torch.float64
-        if self._scale != 1 and largest_difference(expected, expected):  # nan
+        if largest_difference(expected, expected):  # nan
+            if self._scale == 1:
+                return "cannot be compared: the network gives nan"
             self._scale = 1
             return self._failure(kept)
         difference = largest_difference(expected, found)
@@ -247,7 +249,10 @@ class CutTrial:
         return replace(each, compared=same)
 
     def _variant(self, each: TrialPass) -> Probe | None:
-        """Return a pass on other inputs, in training mode if it does the same there; ``None`` if none runs."""
+        """Return a pass on other inputs, in training mode if it does the same there; ``None`` if none runs.
+
+        One that is known already is taken if it gives numbers with the weights that the model has now.
+        """
         if each.probe.training:
             return None
 
@@ -258,6 +263,8 @@ class CutTrial:
                 return False
             return relative_difference(outputs, outputs) == 0  # not nan
 
+        if each.variant is not None and runs(each.variant):
+            return each.variant
         if not each.runs_in_training:
             return variant_that_runs(each.probe, runs)
         training = each.probe.in_training_mode()

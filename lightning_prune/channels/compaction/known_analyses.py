@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
+from io import BytesIO
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
-from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.graph.rules import RULES
 from lightning_prune.core.averages import averaged_names, is_apart
-from lightning_prune.core.probes import ForwardProbe, Probe
+from lightning_prune.core.probes import ForwardProbe, Probe, tensors_in
 from lightning_prune.core.tensors import named_tensors
 from lightning_prune.core.trained import trains
 from lightning_prune.units.groups import Units
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_Key: TypeAlias = list[object]
+_MOST_BYTES = 2**24  # of a key; a Trainer that a module refers to takes more
+_MOST_ELEMENTS = 2**20  # of the other inputs of the passes that are kept
 
 
 class Analysis(NamedTuple):
@@ -35,20 +37,84 @@ class Analysis(NamedTuple):
     passes: tuple[TrialPass, ...]
 
 
+class _Key(pickle.Pickler):
+    """What a module and an example are made of, as pickle sees it, to find out later whether they have changed.
+
+    Args:
+        model: The module.
+        probe: Runs it on the example.
+
+    Raises:
+        Exception: If they refer to something that cannot be pickled, or to more than a Trainer does.
+    """
+
+    def __init__(self, model: nn.Module, probe: Probe) -> None:
+        self._written = _Bounded()
+        super().__init__(self._written)
+        # by ``id``, which no other object has as long as these exist
+        self._objects: dict[int, Callable[[], object]] = {}
+        self._own = {id(tensor) for _, tensor in named_tensors(model)} | set(map(id, model.modules()))
+        self.dump([(op, id(rule)) for op, rule in RULES.items()])
+        self.dump(averaged_names(model))
+        for each in probe.passes:
+            if type(each) is not ForwardProbe:
+                raise TypeError(f"a {type(each).__name__} may refer to anything")
+            self.dump((each.training, each.arguments, each.keywords))
+        for name, module in model.named_modules(remove_duplicate=False):
+            self.dump((name, module, id(type(module)), is_apart(module), vars(module)))
+        for name, tensor in named_tensors(model):
+            self.dump((name, _kind(tensor), tensor.requires_grad, trains(tensor)))
+        self.clear_memo()  # which keeps all of them alive
+
+    def persistent_id(self, value: Any) -> object:
+        """Return what stands for a tensor, function or module; ``None`` for what is pickled as it is."""
+        if isinstance(value, ReferenceType):
+            return id(value())
+        outside = isinstance(value, Tensor) and id(value) not in self._own
+        if not (outside or id(value) in self._own or isinstance(value, FunctionType)):
+            return None
+        self._objects[id(value)] = ref(value)
+        return (id(value), value._version, _kind(value)) if outside else id(value)
+
+    def alive(self) -> bool:
+        """Return whether all objects still exist."""
+        return all(each() is not None for each in self._objects.values())
+
+    def same(self, other: _Key) -> bool:
+        """Return whether two keys are of the same objects, which have not changed."""
+        return self._written.getvalue() == other._written.getvalue()
+
+
+class _Bounded(BytesIO):
+    """A file in memory of limited size."""
+
+    def write(self, data: Any) -> int:
+        """Append some bytes.
+
+        Raises:
+            OverflowError: If these are too many.
+        """
+        if self.tell() > _MOST_BYTES:
+            raise OverflowError
+        return super().write(data)
+
+
+def _kind(tensor: Tensor) -> object:
+    """Return what changes when a tensor gets other data: shape, place in memory, type and device."""
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    return (tuple(tensor.shape), tensor.data_ptr()) if dense else None, str(tensor.dtype), str(tensor.device)
+
+
 class _Known(NamedTuple):
     """An analysis without its example, which may be large.
 
     Attributes:
         analysis: The analysis.
-        model: What the module was made of.
-        example: What the example was.
-        tensors: Weak references to the tensors of the example.
+        key: What module and example were.
     """
 
     analysis: Analysis
-    model: _Key
-    example: _Key
-    tensors: list[TensorWeakRef]
+    key: _Key
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()  # the last one of each module
@@ -57,72 +123,50 @@ _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()  # the last o
 def find_analysis(model: nn.Module, probe: Probe) -> Analysis | None:
     """Return the last analysis of a module, if neither it nor the example has changed since.
 
-    Values of weights may change, as in training: analyses do not depend on them.
+    Values of parameters and buffers may change, as in training: analyses do not depend on them. The example is
+    the same if it consists of the same tensors, which nothing has written to.
 
     Args:
         model: The module.
         probe: Runs the module on the example.
 
     Returns:
-        The analysis; ``None`` if there is none, or the example holds more than tensors and plain values.
+        The analysis; ``None`` if there is none, or module or example hold objects whose changes cannot be seen.
     """
-    known, example = _KNOWN.get(model), _example_key(probe)
-    if known is None or example is None or any(each() is None for each in known.tensors):
+    known = _KNOWN.get(model)
+    if known is None:
         return None
-    if (known.model, known.example) != (_model_key(model), example[0]):
+    key = _key(model, probe)
+    if key is None or not known.key.alive() or not known.key.same(key):
+        del _KNOWN[model]  # it may hold weights that the module has no more
         return None
     units, passes = known.analysis
     return Analysis(units, tuple(each.of_example(probe) for each in passes))
 
 
 def keep_analysis(model: nn.Module, probe: Probe, analysis: Analysis) -> None:
-    """Keep an analysis as long as the module exists, or until another one of it is kept."""
-    example = _example_key(probe)
-    if example is not None:
-        without = Analysis(analysis.units, tuple(each.without_example() for each in analysis.passes))
-        _KNOWN[model] = _Known(
-            without, _model_key(model), example[0], [TensorWeakRef(each) for each in example[1]]
-        )
+    """Keep an analysis as long as the module exists, or until another one of it is kept.
+
+    It is not kept if it would hold large inputs.
+
+    Args:
+        model: The module.
+        probe: Ran it on the example.
+        analysis: The analysis.
+    """
+    passes = tuple(each.without_example() for each in analysis.passes)
+    key = _key(model, probe)
+    if key is not None and _elements(passes) <= _MOST_ELEMENTS:
+        _KNOWN[model] = _Known(Analysis(analysis.units, passes), key)
 
 
-def _example_key(probe: Probe) -> tuple[_Key, list[Tensor]] | None:
-    """Return what tells an example from others, and its tensors; ``None`` if nothing does."""
-    key: _Key = []
-    tensors: list[Tensor] = []
-    for each in probe.passes:
-        if type(each) is not ForwardProbe:
-            return None
-        leaves, structure = tree_flatten((each.arguments, each.keywords))
-        key += [each.training, str(structure)]
-        for leaf in leaves:
-            if isinstance(leaf, Tensor) and not leaf.is_inference():
-                key.append((id(leaf), leaf._version))
-                tensors.append(leaf)
-            elif isinstance(leaf, _PLAIN):
-                key.append((type(leaf), leaf))
-            else:
-                return None
-    return key, tensors
+def _key(model: nn.Module, probe: Probe) -> _Key | None:
+    with suppress(Exception):  # objects of users may refuse to be pickled in any way
+        return _Key(model, probe)
+    return None
 
 
-def _model_key(model: nn.Module) -> _Key:
-    """Return what an analysis depends on: what the module is made of, its weight averages, rules for ops."""
-    key: _Key = [frozenset(RULES.items()), *averaged_names(model).items()]
-    for name, module in model.named_modules(remove_duplicate=False):
-        key += [name, id(module), type(module), is_apart(module)]
-        key += [(attribute, _value_key(value)) for attribute, value in vars(module).items()]
-    for name, tensor in named_tensors(model):
-        kind = tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
-        key.append((name, id(tensor), *kind, trains(tensor)))
-    return key
-
-
-def _value_key(value: Any) -> object:
-    """Return what tells the value of an attribute from another one."""
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, dict | list | tuple | set):
-        with suppress(Exception):  # a user's key may raise anything
-            leaves, structure = tree_flatten(value)
-            return (str(structure), *(leaf if isinstance(leaf, _PLAIN) else id(leaf) for leaf in leaves))
-    return id(value)
+def _elements(passes: Iterable[TrialPass]) -> int:
+    """Return how many numbers the inputs of passes have."""
+    probes = [probe for each in passes for probe in (each.probe, each.variant) if probe is not None]
+    return sum(tensor.numel() for probe in probes for tensor in tensors_in(probe))

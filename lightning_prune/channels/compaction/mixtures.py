@@ -25,12 +25,13 @@ from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.model_copies import copy_model
-from lightning_prune.core.probes import Deadline, Probe, pass_mode
+from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_difference
 from lightning_prune.core.tensors import reachable_tensors
 from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice, WholeSlice
 
+_CHAINED = "one of its modules reads what another one gives"
 _NO_ROUTER = "no module that runs before it gives one number for each of its modules, as a router does"
 
 
@@ -82,9 +83,12 @@ def analyse_experts(model: nn.Module, probe: Probe, max_seconds: float = math.in
     stacks = {name: each for name, each in named.items() if _is_stack(each)}
     if not lists and not stacks:
         return Units((), {})
-    records = record_passes(model, probe)
-    passes = _watch(model, [each.probe for each in records], {*stacks, *chain(*lists.values())})
+    records = record_passes(model, probe, deadline)
+    probes = [each.probe for each in records]
+    passes = _watch(model, probes, {*stacks, *chain(*lists.values())})
     reasons = {name: _no_mixture(model, name, lists[name], passes) for name in lists}
+    found = [name for name in lists if reasons[name] is None]
+    reasons |= {name: _CHAINED for name in found if _is_chain(model, probes, lists[name], passes)}
     reasons |= {name: _no_stack(name, passes) for name in stacks}
     reasons |= {name: why for name in reasons if (why := _tied(model, lists.get(name, [name]))) is not None}
     groups = [_group_of_list(model, name, lists[name]) for name in lists if reasons[name] is None]
@@ -118,6 +122,26 @@ def _is_stack(module: nn.Module) -> bool:
     sizes = {len(each) if each.ndim else 0 for each in module.parameters()}
     deep = any(each.ndim > 2 for each in module.parameters(recurse=False))
     return deep and len(sizes) == 1 and min(sizes) > 1 and not has_widths(module)
+
+
+@torch.no_grad()
+def _is_chain(
+    model: nn.Module, probes: Sequence[Probe], experts: Sequence[str], passes: Sequence[Sequence[_Call]]
+) -> bool:
+    """Return whether a module in a list is given something else when the weights of all of them are 0."""
+    silent = copy_model(model)
+    for expert in experts:
+        for each in silent.get_submodule(expert).parameters():
+            each.zero_()
+    for calls, others in zip(passes, _watch(silent, probes, set(experts)), strict=True):
+        one, other = ([call for call in each if call.name in experts] for each in (calls, others))
+        if [call.name for call in one] != [call.name for call in other]:
+            return True
+        if any(
+            relative_difference(before.given, after.given) for before, after in zip(one, other, strict=True)
+        ):
+            return True
+    return False
 
 
 def _watch(model: nn.Module, probes: Sequence[Probe], experts: set[str]) -> list[list[_Call]]:
@@ -159,7 +183,6 @@ def _no_mixture(model: nn.Module, name: str, experts: Sequence[str], passes: lis
     scopes = [name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]]
     called: dict[str, list[_Call]] = defaultdict(list)
     for calls in passes:
-        results: set[int] = set()
         routed = False
         for call in calls:
             if call.name not in experts:
@@ -168,9 +191,6 @@ def _no_mixture(model: nn.Module, name: str, experts: Sequence[str], passes: lis
                 continue
             if not routed and not _gates(model, scopes[0], count):
                 return _NO_ROUTER
-            if any(id(each) in results for each in call.given):
-                return "one of its modules reads what another one gives"
-            results |= {id(each) for each in reachable_tensors(call.result)}
             called[call.name].append(call)
     if not any(called.values()):
         return "the example calls none of its modules"

@@ -211,10 +211,8 @@ def _observed(model: nn.Module, probe: Probe, parts: Sequence[str]) -> _Observed
 def _first_in_training(model: nn.Module, probe: Probe, parts: Sequence[str]) -> list[_Observed]:
     """Return what the first pass of a probe does that runs in training mode; empty if none does."""
     for each in probe.passes:
-        training = copy.copy(each)
-        training.training = True
         with suppress(NotFollowedError):
-            return [_observed(model, training, parts)]
+            return [_observed(model, each.in_training_mode(), parts)]
     return []
 
 

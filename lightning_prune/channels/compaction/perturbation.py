@@ -70,7 +70,8 @@ def _add_noise_(tensor: Tensor, noise: _Noise, *, positive: bool) -> None:
     if not tensor.numel():
         return
     filled = int(tensor.count_nonzero())
-    mean = float(torch.linalg.vector_norm(tensor, 1)) / max(1, filled)
+    wide = torch.promote_types(tensor.dtype, torch.float32)  # the sum of many numbers in half precision is inf
+    mean = float(torch.linalg.vector_norm(tensor, 1, dtype=wide)) / max(1, filled)
     spread = (0.5 if tensor.ndim > 1 else 0.1) * mean + 0.01
     for piece in _pieces(tensor):
         drawn = noise.next(piece)

@@ -162,7 +162,10 @@ def _emptied(dense: nn.Module, model: nn.Module, masks: Mapping[str, Tensor], pr
         masks: Parameter name to bool mask.
         probe: Runs the model.
     """
-    experts = analyse_experts(dense, probe).groups if any(map(_may_hold_experts, masks.values())) else ()
+    experts: tuple[UnitGroup, ...] = ()
+    if any(map(_may_hold_experts, masks.values())):
+        with suppress(NotFollowedError):  # parts may be followed alone
+            experts = analyse_experts(dense, probe).groups
     whole = {
         part.name: part.spread(units.to(part.weight.device))
         for group, units in remaining_units(model, masks, experts)

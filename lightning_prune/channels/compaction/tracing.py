@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from torch import nn
 
@@ -16,7 +15,7 @@ from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
 
-_FEW_ELEMENTS = 2**22  # of all tensors of a pass: what takes time then is not their size
+_FEW_ELEMENTS = 2**22  # of all tensors of a pass: with fewer, their size is not what takes time
 _WHAT_IS_LEFT = (
     "nothing can be cut out of it as a whole. Channels(include=...) follows a part alone that does not do so;"
     " Unstructured and Blocks set single weights or blocks to 0."
@@ -54,20 +53,23 @@ def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) ->
         )
 
 
-def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
+def record_passes(model: nn.Module, probe: Probe, deadline: Deadline | None = None) -> list[PassRecord]:
     """Return the records of all passes of a probe.
 
-    If none of them is in training mode, the first one that runs in that mode, too, is added in it: the model
-    may need other arguments then. Of passes that run the same ops on the same weights the first one is kept.
+    If none of them is in training mode, the first one that also runs in that mode is recorded there as well:
+    the model may need other arguments then. Of passes that run the same ops on the same weights the first one
+    is kept.
 
     Args:
         model: Is not changed; each pass runs on a copy.
         probe: Runs the model; its further passes are recorded as well.
+        deadline: When to stop; ``None`` for no limit.
 
     Raises:
         NotFollowedError: If the model cannot run on the example.
-        ValueError: If it cannot be copied.
+        ValueError: If it cannot be copied, or the deadline has passed.
     """
+    recorder = _Recorder(model, deadline)
     found: list[PassRecord] = []
     for number, each in enumerate(probe.passes):
         twin = copy_model(model)
@@ -76,9 +78,9 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
         except Exception as error:  # a user's forward may raise anything
             raise NotFollowedError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
         known = any(map(record.same_ops, found))
-        found.append(record if known else record._replace(small=_reduced(model, record)))
+        found.append(record if known else recorder.with_reduced(record))
     if not any(each.training for each in probe.passes):
-        found = _with_training_mode(model, found)
+        found = recorder.with_training_mode(found)
     return [
         record
         for number, record in enumerate(found)
@@ -86,41 +88,61 @@ def record_passes(model: nn.Module, probe: Probe) -> list[PassRecord]:
     ]
 
 
-def _record(model: nn.Module, probe: Probe) -> PassRecord:
-    return record_pass(open_norms_(copy_model(model)), probe)
+class _Recorder:
+    """Records passes on copies of a model.
 
+    Args:
+        model: Is not changed.
+        deadline: When to stop; ``None`` for no limit.
+    """
 
-def _with_training_mode(model: nn.Module, records: list[PassRecord]) -> list[PassRecord]:
-    """Return records with what the first pass that runs in training mode does there."""
-    for number, each in enumerate(records):
-        small = each.small or each
-        with suppress(Exception):  # a user's forward may raise anything
-            if _record(model, small.probe.in_training_mode()).same_ops(small):
-                return [*records[:number], each._replace(runs_in_training=True), *records[number + 1 :]]
-            found = _record(model, each.probe.in_training_mode())
-            return [*records, found._replace(number=each.number, small=_reduced(model, found))]
-    return records
+    def __init__(self, model: nn.Module, deadline: Deadline | None) -> None:
+        self._model, self._deadline = model, deadline
 
+    def record(self, probe: Probe) -> PassRecord | None:
+        """Return the record of a pass; ``None`` if it fails.
 
-def _reduced(model: nn.Module, record: PassRecord) -> PassRecord | None:
-    """Return the record of a pass that does the same on smaller inputs, if there is one that saves time."""
-    if any(record.decided):  # values have to be those of the example
-        return None
-    found: list[PassRecord] = []
-
-    def runs_alike(probe: Probe) -> bool:
-        if [record, *found][-1].elements < _FEW_ELEMENTS:
-            return False
+        Raises:
+            ValueError: If the deadline has passed.
+        """
+        if self._deadline is not None:
+            self._deadline.check()
         try:
-            small = _record(model, probe)
-        except Exception:  # a user's forward may raise anything on inputs of another size
-            return False
-        if alike := small.same_way(record):
-            found.append(small)
-        return alike
+            return record_pass(open_norms_(copy_model(self._model)), probe)
+        except Exception:  # a user's forward may raise anything on inputs of another size, or in another mode
+            return None
 
-    reduce_sizes(record.probe, runs_alike)
-    return found[-1] if found else None
+    def with_training_mode(self, records: list[PassRecord]) -> list[PassRecord]:
+        """Return records with what the first pass that runs in training mode does there."""
+        for number, each in enumerate(records):
+            found = self.record(each.probe.in_training_mode())
+            if found is None:
+                continue
+            small = None if each.small is None else self.record(each.small.probe.in_training_mode())
+            if found.same_ops(each) and (
+                each.small is None or (small is not None and small.same_ops(each.small))
+            ):
+                return [*records[:number], each._replace(runs_in_training=True), *records[number + 1 :]]
+            return [*records, self.with_reduced(found._replace(number=each.number))]
+        return records
+
+    def with_reduced(self, record: PassRecord) -> PassRecord:
+        """Return a record with that of a pass that does the same on smaller inputs, if one saves time."""
+        if any(record.decided):  # values have to be those of the example
+            return record
+        found: list[PassRecord] = []
+
+        def runs_alike(probe: Probe) -> bool:
+            if [record, *found][-1].elements < _FEW_ELEMENTS:
+                return False
+            small = self.record(probe)
+            if small is None or not small.same_way(record):
+                return False
+            found.append(small)
+            return True
+
+        reduce_sizes(record.probe, runs_alike)
+        return record._replace(small=found[-1]) if found else record
 
 
 def trace_model(

@@ -46,14 +46,14 @@ class TrialPass:
     def of(cls, record: PassRecord) -> TrialPass:
         """Return a recorded pass."""
         return cls(
-            (record.small or record).probe,
-            record.small is not None,
-            record.probe,
-            record.number,
-            record.kept_elsewhere,
-            any(record.decided),
-            record.written,
-            record.runs_in_training,
+            probe=(record.small or record).probe.with_further_passes(()),
+            reduced=record.small is not None,
+            example=record.probe.with_further_passes(()),
+            number=record.number,
+            recorded=record.kept_elsewhere,
+            decided=any(record.decided),
+            written=record.written,
+            runs_in_training=record.runs_in_training,
         )
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
@@ -82,7 +82,7 @@ class TrialPass:
         Args:
             probe: The probe of that example, with its further passes.
         """
-        example = probe.passes[self.number]
+        example = probe.passes[self.number].with_further_passes(())
         if self.probe.training:
             example = example.in_training_mode()
         return replace(self, example=example, probe=self.probe if self.reduced else example)

@@ -37,7 +37,7 @@ class PassRecord(NamedTuple):
         kept_elsewhere: Whether a tensor outlives the pass to which the result does not refer.
         gives_nan: Whether an output has a value that is no number.
         number: Which of the passes of the example's probe it is.
-        small: The record of a pass that does the same on smaller inputs; ``None`` for this one itself.
+        small: The record of a pass that does the same on smaller inputs, if there is one.
         runs_in_training: Whether the model runs the same ops in training mode.
     """
 
@@ -71,8 +71,7 @@ class PassRecord(NamedTuple):
     def same_way(self, other: PassRecord) -> bool:
         """Return whether two passes run the same ops on the same weights, on inputs of any size.
 
-        A dimension of one element counts as another way: which strides it has, and whether it is repeated,
-        are other questions than in larger ones.
+        A dimension of one element counts as another way: its strides and broadcasting differ.
         """
 
         def way(record: PassRecord) -> list[object]:
