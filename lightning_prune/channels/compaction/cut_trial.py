@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,18 +11,13 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
 from lightning_prune.channels.compaction.failures import described
-from lightning_prune.channels.compaction.perturbation import perturb_, scale_
-from lightning_prune.channels.compaction.plan import Kept, make_plan
+from lightning_prune.channels.compaction.plan import Kept
 from lightning_prune.channels.compaction.proof import Proof
-from lightning_prune.channels.compaction.replay import replay_
 from lightning_prune.channels.compaction.tolerance import EXACT, LARGEST, largest_difference, measured_tolerance
+from lightning_prune.channels.compaction.trial_copies import TrialCopies
 from lightning_prune.channels.compaction.trial_pass import TrialPass
-from lightning_prune.core.averages import averaged_names
-from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
+from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe, relative_difference
-from lightning_prune.core.tensors import cast_model_
-
-_SCALE = 3.0  # of the weights of trials in double precision
 
 
 class CutTrial:
@@ -58,70 +53,68 @@ class CutTrial:
         known: bool = False,
         deadline: Deadline | None = None,
     ) -> None:
-        self._model, self._perturbed, self._known, self._deadline = model, perturbed, known, deadline
-        self._masked = perturbed is None
-        self._scale = 1.0
-        self._averages = averaged_names(model)
+        self._model, self._known, self._deadline = model, known, deadline
         self._written = frozenset[str]().union(*(each.written for each in passes))
-        self._shared: nn.Module | None = None
-        self.proof: Proof | None = None
+        self._copies = TrialCopies(model, perturbed, self._written)
         self._decided = any(each.decided for each in passes)
-        self._dtype, self._cast = torch.float64 if self._decided else torch.float32, passes[0].cast
-        self.passes = [each.to(self._dtype) for each in passes] if known and self._cast else list(passes)
-        self._first, *self._others = self.passes
-        if not known:
+        self.proof: Proof | None = None
+        self.passes = list(passes)
+        if known:
+            self._copies.dtype = torch.float64 if self._decided else torch.float32
+            self._copies.cast = passes[0].cast
+            self._take(passes)
+        else:
             self._begin()
-        self._double_runs = self._dtype is torch.float64
+        self._double_runs = self._copies.dtype is torch.float64
 
     def _begin(self) -> None:
         """Choose the precision of the first trials, and check that the model can be tried in it.
 
         Raises:
-            ValueError: As for the constructor.
+            NotFollowedError: As for the constructor.
         """
         given = self.passes
         types = [(torch.float64, True)] * self._decided + [(torch.float32, True), (torch.float32, False)]
-        for self._dtype, self._cast in types:  # without a cast they are those that the model's code fixes
+        for dtype, cast in types:  # without a cast they are those that the model's code fixes
+            self._copies.begin(dtype, cast=cast)
             try:
-                cast = [each.to(self._dtype) for each in given] if self._cast else given
-                first, again = self._first_outputs(cast)
+                self._take(given)
+                first, again = self._first_outputs()
                 break
             except NotFollowedError:
-                if not self._cast:
+                if not cast:
                     raise
         if not first:
             raise NotFollowedError(
                 f"{type(self._model).__name__} gives no tensor to compare: let forward return its outputs."
             )
         if relative_difference(first, first):
-            changed = "" if self._masked else ", or does when its weights change a little, as in trials of cuts"
+            changes = ", or does when its weights change a little, as in trials of cuts"
             raise NotFollowedError(
-                f"the model gives nan for the example{changed}: nothing can be compared with nan."
+                f"the model gives nan for the example{'' if self._copies.masked else changes}: nothing can be"
+                " compared with nan."
             )
         if relative_difference(first, again) > LARGEST[torch.float32]:
             raise NotFollowedError(
                 "the model gives different outputs for one example: no cut can be tried on it."
             )
 
-    def _first_outputs(self, passes: Sequence[TrialPass]) -> tuple[list[Tensor], list[Tensor]]:
-        """Take the passes in the precision of the first trials; return the outputs of the first one, twice.
+    def _take(self, passes: Sequence[TrialPass]) -> None:
+        """Take the passes in the precision of the copies, of which the first one is run until they are refined."""
+        cast = self._copies.cast
+        self.passes = [replace(each.to(self._copies.dtype) if cast else each, cast=cast) for each in passes]
+        self._passes = self.passes[:1]
 
-        First trials are many: their copies share the memory of one, except changed weights.
+    def _first_outputs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs of the first pass, twice.
 
         Raises:
-            NotFollowedError: If the first pass fails or, in double precision, any.
+            NotFollowedError: If it fails or, in double precision, any pass does.
         """
-        self._shared, self._shared_type = None, self._dtype
-        self._shared = self._whole_copy() if self._perturbed is None else copy_sharing_weights(self._perturbed)
-        if self._cast:
-            cast_model_(self._shared, self._dtype)
-        self.passes = [replace(each, cast=self._cast) for each in passes]
-        self._first, *self._others = self.passes
-        self._passes = [self._first]
-        if self._dtype is torch.float64:  # other precisions are tried later, where a pass does not run in it
-            for each in self._others:
+        if self._copies.dtype is torch.float64:  # others are tried later, where a pass does not run in it
+            for each in self.passes[1:]:
                 self._twice(each)
-        return self._twice(self._first)
+        return self._twice(self.passes[0])
 
     def refine(self) -> None:
         """Go on in double precision, if the model runs in it, with all passes and with other inputs.
@@ -135,22 +128,16 @@ class CutTrial:
             NotFollowedError: If a pass fails.
         """
         if not self._known:
-            self.passes = [self._first, *map(self._checked, self._others)]
+            self.passes = [*self.passes[:1], *map(self._checked, self.passes[1:])]
         self.passes = [replace(each, variant=self._variant(each)) for each in self.passes]
         variants = [each.on(each.variant) for each in self.passes if each.variant is not None]
-        if self._masked:
+        if self._copies.masked:
             passes = [*(each.on(each.example) for each in self.passes), *variants]
         else:  # first trials ran on the example, or a smaller one, and the model is cut by passes on it
             passes = [each.on(each.variant or each.probe) for each in self.passes]
-        self._narrow = passes, self._cast
-        self._passes = [each.to(torch.float64) for each in self._narrow[0]]
-        self._dtype, self._cast = torch.float64, True
-        if self._masked:
-            self._shared = None  # copies are of the model's own weights
-        else:  # other weights, where it happens that those of the first trials hide something
-            assert self._shared is not None
-            perturb_(self._shared, seed=1)
-            self._scale = _SCALE
+        self._narrow = passes, self._copies.cast
+        self._passes = [each.to(torch.float64) for each in passes]
+        self._copies.refine()
 
     def can_cut(self, kept: Kept) -> bool:
         """Return whether these groups can be cut together."""
@@ -187,20 +174,22 @@ class CutTrial:
         if self._deadline is not None:
             self._deadline.check()
         try:  # the cut copy runs first, since most failing cuts raise an error
-            found = self._outputs(self._cut_copy(kept))
-            expected = self._outputs(self._masked_copy(kept))
+            found = self._outputs(self._copies.cut(kept))
+            expected = self._outputs(self._copies.with_zeros(kept))
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
             if self._uses_single_precision(kept):
                 return self._failure(kept)
             return f"cannot be cut: {described(error)}"
-        self._double_runs |= self._dtype is torch.float64
+        self._double_runs |= self._copies.dtype is torch.float64
         if largest_difference(expected, expected):  # nan
-            if self._scale == 1:
+            if self._copies.scale == 1:
                 return "cannot be compared: the network gives nan"
-            self._scale = 1
+            self._copies.scale = 1
             return self._failure(kept)
         difference = largest_difference(expected, found)
-        precision = str(self._dtype).removeprefix("torch.") if self._cast else "the types of the model"
+        precision = (
+            str(self._copies.dtype).removeprefix("torch.") if self._copies.cast else "the types of the model"
+        )
         self.proof = Proof(precision, difference, len(expected), sum(map(len, expected)))
         if difference > self._tolerance(kept, expected, difference):
             return f"cannot be cut: outputs change by {difference:.1e}"
@@ -208,25 +197,25 @@ class CutTrial:
 
     def _uses_single_precision(self, kept: Kept) -> bool:
         """Change to single precision if the masked copy does not run in double precision; return whether so."""
-        if self._dtype is not torch.float64 or self._double_runs:
+        if self._copies.dtype is not torch.float64 or self._double_runs:
             return False
         try:
-            self._outputs(self._masked_copy(kept))
+            self._outputs(self._copies.with_zeros(kept))
             self._double_runs = True
         except Exception:  # a user's forward may raise anything where its code fixes a type
-            self._dtype = torch.float32
-            self._passes, self._cast = self._narrow
+            self._copies.dtype = torch.float32
+            self._passes, self._copies.cast = self._narrow
             return True
         return False
 
     def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]], difference: float) -> float:
         """Return the largest difference that rounding errors may make."""
-        exact = EXACT[self._dtype]
+        exact = EXACT[self._copies.dtype]
         if difference <= exact or difference > LARGEST[torch.float32]:
             return exact  # measuring would change nothing
         groups = [group for group, _ in kept]
         return measured_tolerance(
-            partial(self._masked_copy, kept), groups, self._outputs, expected, self._dtype
+            partial(self._copies.with_zeros, kept), groups, self._outputs, expected, self._copies.dtype
         )
 
     def _twice(self, each: TrialPass) -> tuple[list[Tensor], list[Tensor]]:
@@ -236,7 +225,7 @@ class CutTrial:
             NotFollowedError: If the pass fails.
         """
         try:
-            return each.outputs(self._copy()), each.outputs(self._copy())
+            return each.outputs(self._copies.whole()), each.outputs(self._copies.whole())
         except Exception as error:  # a user's forward may raise anything
             raise NotFollowedError(
                 f"{type(self._model).__name__} cannot run on the example: {error!r}"
@@ -258,7 +247,7 @@ class CutTrial:
 
         def runs(probe: Probe) -> bool:
             try:
-                outputs = each.on(probe).outputs(self._copy())
+                outputs = each.on(probe).outputs(self._copies.whole())
             except Exception:  # a user's forward may raise anything on inputs of another size
                 return False
             return relative_difference(outputs, outputs) == 0  # not nan
@@ -279,51 +268,3 @@ class CutTrial:
         outputs = [each.outputs(copy_sharing_weights(model, self._written)) for each in others]
         outputs.append(last.outputs(model))
         return [found for found, each in zip(outputs, self._passes, strict=True) if each.compared]
-
-    def _whole_copy(self) -> nn.Module:
-        model = copy_model(self._model)
-        if self._cast:
-            cast_model_(model, self._dtype)
-        return model
-
-    def _copy(self, own: Iterable[str] = ()) -> nn.Module:
-        """Return a copy of the model in the precision of the trials.
-
-        Args:
-            own: Names of parameters that the caller changes in place. Others may share their memory with the
-                copies of other trials: only their ``data`` attribute may be set.
-        """
-        if self._shared is None:
-            return self._whole_copy()
-        if self._dtype is self._shared_type and self._scale == 1:
-            return copy_sharing_weights(self._shared, {*own, *self._written})
-        # those that are cast get memory of their own then
-        parameters = self._shared.named_parameters()
-        kept = {name for name, each in parameters if each.dtype is self._dtype or not each.is_floating_point()}
-        model = copy_sharing_weights(self._shared, kept) if self._cast else copy_model(self._shared)
-        if self._cast:
-            cast_model_(model, self._dtype)
-        scale_(model, self._scale)
-        return model
-
-    def _cut_copy(self, kept: Kept) -> nn.Module:
-        model = self._copy()
-        # the plan of the model itself: averages are known by their values, which trials perturb
-        replay_(model, make_plan(self._model, kept))
-        return model
-
-    @torch.no_grad()
-    def _masked_copy(self, kept: Kept) -> nn.Module:
-        factors: dict[str, list[Tensor]] = {}
-        for group, units in () if self._masked else kept:
-            for part in group.masked:
-                # in the weight's dtype, since any other would be converted after it is expanded to full size
-                weight = self._model.get_parameter(part.name)
-                factor = part.spread(units.to(weight.device, self._dtype))
-                factors.setdefault(part.name, []).append(factor)
-        factors |= {own: factors[name] for own, name in self._averages.items() if name in factors}
-        model = self._copy(factors)
-        for name, each in factors.items():
-            for factor in each:
-                model.get_parameter(name).mul_(factor)
-        return model
