@@ -100,7 +100,7 @@ class CutTrial:
             )
 
     def _take(self, passes: Sequence[TrialPass]) -> None:
-        """Take the passes in the precision of the copies, of which the first one is run until they are refined."""
+        """Take the passes in the precision of the copies; the first one alone runs until they are refined."""
         cast = self._copies.cast
         self.passes = [replace(each.to(self._copies.dtype) if cast else each, cast=cast) for each in passes]
         self._passes = self.passes[:1]
