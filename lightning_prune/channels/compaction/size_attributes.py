@@ -51,7 +51,8 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
     if not group.heads:
         return likely
     parts = {part for count in _counts(group) for part in range(2, count) if count % part == 0}
-    every = _equal_to(model, group, (parts,))
+    # items of lists are windows and shifts rather than parts of a width
+    every = [each for each in _equal_to(model, group, (parts,)) if attribute_of(each[1]) == each[1]]
     return list(dict.fromkeys([*likely, *_sets(every)]))
 
 
