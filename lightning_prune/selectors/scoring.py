@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.core.clock import timed
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.base import Selector
 from lightning_prune.selectors.candidates import Candidates
@@ -98,10 +98,11 @@ class Scoring:
         """
         evaluator = LossEvaluator(self.model, Losses(losses.loss, losses.batches[:1]))
         evaluator.loss(1)  # the first pass takes longer
-        one_pass = _seconds(lambda: self.criterion.rehearse(self._groups, evaluator))
+        # numbers, for which an accelerator is waited for
+        one_pass = timed(lambda: float(self.criterion.rehearse(self._groups, evaluator)))
         asked = self.criterion.passes(self._groups) * one_pass
         self._check_passes(f", about {asked / 60:.3g} minutes here")
-        return asked + self.selector.passes(self._groups) * _seconds(lambda: evaluator.loss(1))
+        return asked + self.selector.passes(self._groups) * timed(lambda: float(evaluator.loss(1)))
 
     def candidates(
         self, evaluator: LossEvaluator | None, calibration: Calibration | None = None
@@ -137,10 +138,3 @@ class Scoring:
         text = f"{self.criterion!r} with {self.selector!r} has seen no finite {needs.missing}"
         whole = all(map(self._is_whole, self._groups))
         return RuntimeError(f"{text}." if whole else f"Since the last pruning step {text}.")
-
-
-def _seconds(call: Callable[[], Tensor]) -> float:
-    """Return how long a call takes, until its result has been computed."""
-    begun = time.perf_counter()
-    float(call())  # waits for an accelerator
-    return time.perf_counter() - begun

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from lightning_prune.channels.compaction.analysis import analyse
-from lightning_prune.core.probes import Probe
 from lightning_prune.structures.coupled import Coupled
-from lightning_prune.units.groups import UnitGroup, Units
+from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
 
 
@@ -41,10 +37,6 @@ class Channels(Coupled):
     Raises:
         ValueError: If a pattern is neither a string nor a class, or a number is out of range.
     """
-
-    def search(self, model: nn.Module, probe: Probe) -> Units:
-        """Return the units that a trace finds, and that trial cuts confirm."""
-        return analyse(model, probe, self.max_seconds, self.names_in(model)).units
 
     def includes(self, group: UnitGroup) -> bool:
         """Return True: all groups are pruned, those of attention heads included."""
@@ -84,10 +76,6 @@ class Heads(Coupled):
     Raises:
         ValueError: If a pattern is neither a string nor a class, or a number is out of range.
     """
-
-    def search(self, model: nn.Module, probe: Probe) -> Units:
-        """Return the units that a trace finds, and that trial cuts confirm."""
-        return analyse(model, probe, self.max_seconds, self.names_in(model)).units
 
     def includes(self, group: UnitGroup) -> bool:
         """Return whether the units of the group are attention heads."""

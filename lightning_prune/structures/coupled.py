@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lightning_prune.channels.compaction.analysis import analyse
 from lightning_prune.core.parts import check_counts, is_number
 from lightning_prune.core.patterns import Patterns, check_patterns, matches, set_patterns, with_names
 from lightning_prune.core.probes import Probe, as_probe, example_for
@@ -54,9 +55,10 @@ class Coupled(Structure):
         if not (is_number(self.max_seconds) or self.max_seconds == math.inf) or self.max_seconds <= 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be a number above 0.")
 
-    @abstractmethod
     def search(self, model: nn.Module, probe: Probe) -> Units:
         """Return the units of a model that can be cut, whatever the arguments leave out.
+
+        By default those that a trace finds, and that trial cuts confirm.
 
         Args:
             model: Is not changed.
@@ -65,6 +67,8 @@ class Coupled(Structure):
         Raises:
             ValueError: If the model cannot run, or ``max_seconds`` are over.
         """
+        named = [name for name, _ in model.named_parameters() if matches(name, self.include)]
+        return analyse(model, probe, self.max_seconds, named).units
 
     @abstractmethod
     def includes(self, group: UnitGroup) -> bool:
@@ -114,10 +118,6 @@ class Coupled(Structure):
         multiples = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
         minimum = max(math.ceil(least), group.minimum)
         return replace(group, minimum=minimum, multiple=math.lcm(*multiples), named=self._named(group))
-
-    def names_in(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters that ``include`` matches."""
-        return [name for name, _ in model.named_parameters() if matches(name, self.include)]
 
     def leaves_out(self, name: str) -> bool:
         """Return whether ``exclude`` matches the name."""

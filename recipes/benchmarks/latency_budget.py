@@ -20,7 +20,17 @@ from typing import Any, Literal, TypeAlias
 import torch
 from networks import NETWORKS
 from reconstruction import accuracy, ready
-from shared import EXAMPLE, Batch, Table, add_data, arguments, images, network, percent, save, training_batches
+from shared import (
+    EXAMPLE,
+    Batch,
+    Table,
+    add_data,
+    arguments,
+    calibration_and_validation,
+    network,
+    percent,
+    save,
+)
 from torch import nn
 from torchvision.models import MobileNetV2, VisionTransformer
 
@@ -163,7 +173,7 @@ def main() -> None:
     """Print a row for each network, batch size and target, and write JSON."""
     parser = arguments(__doc__ or "", "latency_budget.json")
     add_data(parser)
-    parser.add_argument("--networks", nargs="+", default=list(BUILD))
+    parser.add_argument("--networks", nargs="+", default=list(BUILD), choices=list(BUILD))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.33, 0.5])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--round-to", type=int, default=4)
@@ -174,10 +184,7 @@ def main() -> None:
     held: list[Batch] = []
     batches: list[Batch] = []
     if options.init_from is not None:
-        data = images(options)
-        data.augment = False
-        batches = training_batches(data, options.batches)
-        held = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+        batches, held = calibration_and_validation(options)
     head = ("network", "batch", "dense", "wanted", "by the table", "measured", "multiply-adds", "parameters")
     same = ("same time by multiply-adds: measured", "multiply-adds", "parameters")
     table = Table(*head, *same, "accuracy: time", "multiply-adds", "table's error")

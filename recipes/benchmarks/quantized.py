@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 from reconstruction import ROWS, by_taylor, ready
-from shared import Table, add_data, arguments, images, network, percent, save, training_batches
+from shared import Table, add_data, arguments, calibration_and_validation, network, percent, save
 from torch import Tensor, nn
 
 from lightning_prune import Reconstruct, compact, export_onnx
@@ -43,12 +43,8 @@ def main() -> None:
     add_data(parser, trained=True)
     parser.add_argument("--batches", type=int, default=8)
     options = parser.parse_args()
-    data = images(options)
-    data.augment = False
-    torch.manual_seed(0)
-    batches = training_batches(data, options.batches)
+    batches, held = calibration_and_validation(options)
     inputs = [each for each, _ in batches]
-    held = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     table = Table("network", "computes in", "accuracy, %", "bytes", "zipped", "zeros", "zeros lost")
     results = []
     for name, parts in NETWORKS.items():

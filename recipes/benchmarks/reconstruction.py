@@ -24,12 +24,11 @@ from shared import (
     Table,
     add_data,
     arguments,
-    images,
+    calibration_and_validation,
     loss_of,
     network,
     percent,
     save,
-    training_batches,
 )
 from torch import nn
 
@@ -71,13 +70,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--figure", type=Path, help="a PNG of accuracy against multiply-adds to write")
     options = parser.parse_args()
-    data = images(options)
-    data.augment = False
-    torch.manual_seed(0)
-    batches = training_batches(data, options.batches)
+    batches, held = calibration_and_validation(options)
     inputs = [each for each, _ in batches]
     dense = network(options.init_from).eval()
-    held = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     print(f"dense: {percent(accuracy(dense, held))[0]}")
     table = Table("pruned at once", "as masked", "statistics anew", "reconstructed", "seconds")
     results = []
@@ -86,7 +81,7 @@ def main() -> None:
     }
     for name, parts in {**rows, **ROWS}.items():
         masked, better = copy.deepcopy(dense), copy.deepcopy(dense)
-        ready(masked, parts, batches).prune(1.0)
+        ready(masked, parts, batches).prune(1.0, batches=inputs)
         pruner = ready(better, parts, batches)
         begun = time.perf_counter()
         pruner.prune(1.0, reconstruct=_LEAST, batches=inputs)
