@@ -6,10 +6,10 @@
 All arms have the same initial weights, data, seeds, optimizer and number of epochs. Channels ("2.1x": fewer
 multiply-adds) are cut before the first epoch, with scores of 1,024 training images, by Torch-Pruning and by
 "Taylor"; "in steps": masked by ordinary training steps 10 to 60, and cut at the end. Single weights ("90 %")
-and 2:4 are masked before training step 10. "Reconstructed": with Reconstruct, on 1,024 images. "Distilled":
-with the dense network as the teacher. The accuracy "at once" is that on the validation images before the
-first epoch; the others are those after the last one, and the test set is evaluated once, at the end. Runs
-that the JSON file has already are not repeated.
+and 2:4 are masked before training step 10; "gradually": from that step to half of the fit. "Reconstructed":
+with Reconstruct, on 1,024 images. "Distilled": with the dense network as the teacher. The accuracy "at once"
+is that on the validation images before the first epoch; the others are those after the last one, and the test
+set is evaluated once, at the end. Runs that the JSON file has already are not repeated.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ Arm = Callable[[Classifier, list[Batch]], list[Callback]]
 _BATCHES = 8
 _IN_STEPS = Cubic(start="10st", end="60st", every="10st")
 _AT_STEP_10 = OneShot("10st")
+_GRADUALLY = Cubic(start="10st", end="50%", every="20st")
 
 
 def dense(model: Classifier, batches: list[Batch]) -> list[Callback]:
@@ -77,6 +78,7 @@ def cut(speedup: float, reconstruct: Reconstruct | None = None) -> Arm:
 
     def arm(model: Classifier, batches: list[Batch]) -> list[Callback]:
         pruner = ready(model.net.eval(), by_taylor(speedup), batches)
+        model.net.train()  # for the batch norms, which will be trained
         pruner.prune(1.0, reconstruct=reconstruct, batches=[inputs for inputs, _ in batches])
         model.net = compact(model.net, pruner.masks, EXAMPLE).train()
         return []
@@ -104,26 +106,17 @@ def cut_by_torch_pruning(speedup: float) -> Arm:
     return arm
 
 
-def masked(
-    target: float | None,
-    criterion: Magnitude | Random,
-    selector: Selector,
-    reconstruct: Reconstruct | None = None,
-) -> Arm:
+def masked(target: float | None, selector: Selector, **parts: Any) -> Arm:
     """Return an arm that masks single weights before training step 10.
 
     Args:
         target: Share of the weights to remove; ``None`` if the selector says it.
-        criterion: The criterion.
         selector: The selector.
-        reconstruct: How to reconstruct; ``None`` not to.
+        parts: Other arguments of the callback.
     """
 
     def arm(model: Classifier, batches: list[Batch]) -> list[Callback]:
-        pruning = PruningCallback(
-            target, criterion=criterion, selector=selector, schedule=_AT_STEP_10, reconstruct=reconstruct
-        )
-        return [pruning]
+        return [PruningCallback(target, selector=selector, **{"schedule": _AT_STEP_10, **parts})]
 
     return arm
 
@@ -153,12 +146,17 @@ def of_channels(speedup: float) -> dict[str, Arm]:
 
 def of_weights(target: float | None, selector: Selector) -> dict[str, Arm]:
     """Return the arms for single weights by name."""
+    at_once = masked(target, selector, criterion=Magnitude())
+    reconstructed = masked(target, selector, criterion=Magnitude(), reconstruct=Reconstruct())
+    gradually = masked(target, selector, criterion=Magnitude(), schedule=_GRADUALLY)
     return {
-        "Magnitude": masked(target, Magnitude(), selector),
-        "Magnitude, reconstructed": masked(target, Magnitude(), selector, Reconstruct()),
-        "Magnitude, distilled": distilled(masked(target, Magnitude(), selector)),
-        "Magnitude, reconstructed, distilled": distilled(masked(target, Magnitude(), selector, Reconstruct())),
-        "Random": masked(target, Random(), selector),
+        "Magnitude": at_once,
+        "Magnitude, gradually": gradually,
+        "Magnitude, reconstructed": reconstructed,
+        "Magnitude, distilled": distilled(at_once),
+        "Magnitude, gradually, distilled": distilled(gradually),
+        "Magnitude, reconstructed, distilled": distilled(reconstructed),
+        "Random": masked(target, selector, criterion=Random()),
     }
 
 

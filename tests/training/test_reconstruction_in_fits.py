@@ -50,7 +50,6 @@ def images() -> list[Tensor]:
 
 
 def pruned_by_hand(net: nn.Module, reconstruct: Reconstruct, **parts: Any) -> Pruner:
-    net.eval()
     pruner = Pruner(net, parts.pop("target"), schedule=None, **parts)
     pruner.prune(1.0, reconstruct=reconstruct, batches=images()[: reconstruct.batches])
     return pruner

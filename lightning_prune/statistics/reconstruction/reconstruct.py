@@ -18,6 +18,7 @@ from lightning_prune.core.probes import Probe, evaluation_mode, math_attention
 from lightning_prune.core.progress import progress_bar
 from lightning_prune.core.tensors import own_tensors, reachable_tensors
 from lightning_prune.statistics.calibration import Calibration
+from lightning_prune.statistics.reconstruction.batch_statistics import BatchStatistics, norms_in_training
 from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, gigabytes, solve, summed_products
@@ -33,7 +34,10 @@ class Reconstruct(Part):
     which the layers before it have their new weights. ``|X W^T - Y|^2 + ridge d |W - W0|^2`` is minimized, with
     W0 the weights before, d the mean over the inputs of the sum of their squares, and masked entries at 0. A
     bias is solved for along with them, a frozen one, too; where there is none, and a batch norm alone reads the
-    outputs, its running mean takes the shift. Neither labels nor gradients are used. Layers are those of the
+    outputs, its running mean takes the shift. From the first of these layers on, batch norms in training mode
+    normalize by the statistics of each batch, as in training, and their running statistics become those of the
+    calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor gradients are used.
+    Layers are those of the
     kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
     ``nn.MultiheadAttention``, and the weights by which the first layer of a recurrent module multiplies its
     input, with torch's own ``forward``; what is left alone is in the report, with the reason.
@@ -96,14 +100,18 @@ def reconstruct_(
     passes = calibration.passes
     check_batches(calibration)
     old, masked, new = (copy_model(each).requires_grad_(requires_grad=False) for each in (before, model, model))
-    work = _Work(old, new, masks, calibration, settings)
+    statistics = BatchStatistics(new, norms_in_training(model))
+    work = _Work(old, new, masks, calibration, settings, statistics)
     work.find_layers()
     with evaluation_mode(new), math_attention():
         work.look_at_calls(passes[0])
     with evaluation_mode(old), evaluation_mode(new), math_attention():
         runs = [(run_of(probe, old), run_of(probe, new)) for probe in passes]
+        for _, (network, _) in runs:
+            work.statistics.follow(network)
         ended = run_in_step(runs, work.layers, work.solve_layer)
     work.note_unreached()
+    work.statistics.average(calibration)
     if ended < len(passes):
         calibration.warn(
             f"Reconstruct: {len(passes) - ended} of {len(passes)} batches run other layers than the first one,"
@@ -154,6 +162,7 @@ class _Work:
         masks: Parameter name to bool mask.
         calibration: Passes of the model.
         settings: Ridge, positions and memory.
+        statistics: The batch norms of the new network that are in training mode.
 
     Attributes:
         layers: Name of each layer that has lost something, to its matrices in both networks, with their names.
@@ -165,6 +174,7 @@ class _Work:
     masks: Mapping[str, Tensor]
     calibration: Calibration
     settings: Reconstruct
+    statistics: BatchStatistics
     layers: dict[str, list[tuple[str, LayerMatrix, LayerMatrix]]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     _reached: set[str] = field(default_factory=set)
@@ -212,6 +222,7 @@ class _Work:
             calls: Its arguments in the old and the new network, for each batch.
         """
         next(self._steps, None)
+        self.statistics.begin()
         self._reached.add(place)
         for name, before, after in self.layers[place]:
             needed = gigabytes(after)
@@ -282,12 +293,13 @@ class _Work:
 
     def finish(self, model: nn.Module) -> None:
         """Copy what has changed to the model, the same numbers in each process, and warn of few rows."""
-        norms = {id(norm) for norm in self._norms.values()}
+        norms = [norm for norm in (*self._norms.values(), *self.statistics.norms.values()) if norm is not None]
         changed = {id(each.parameter) for matrices in self.layers.values() for _, _, each in matrices}
         changed |= {id(each.bias) for matrices in self.layers.values() for _, _, each in matrices}
+        changed |= {id(each) for norm in norms for each in (norm.running_mean, norm.running_var)}
         for place, module in self.new.named_modules():
             for one, other in zip(own_tensors(model.get_submodule(place)), own_tensors(module), strict=True):
-                if id(other) in changed or (id(module) in norms and other is module.running_mean):
+                if id(other) in changed:
                     one.copy_(self.calibration.agreed(other))
         if self._scarce:
             name, (rows, columns) = next(iter(self._scarce.items()))
