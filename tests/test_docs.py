@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -265,8 +266,47 @@ def test_no_file_and_no_class_is_too_long() -> None:
                 assert (node.end_lineno or 0) - node.lineno < 300, (path, node.name)
 
 
-def test_every_guarantee_has_its_test() -> None:
-    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/guarantees.md").read_text()))
+@pytest.mark.parametrize("page", ["guarantees", "compared"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / f"docs/{page}.md").read_text()))
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 40
+    assert len(named) > 20
     assert named - set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) == set()
+
+
+# column of the comparison to a package, and the folders that hold what is compared
+OTHERS = {
+    "Torch-Pruning": ("torch_pruning", [""]),
+    "fasterai": ("fasterai", [""]),
+    "ModelOpt": ("modelopt", ["torch/prune", "torch/sparsity/weight_sparsity", "torch/nas"]),
+    "ModelPruning": ("lightning", ["pytorch/callbacks/pruning.py"]),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_comparison_is_what_the_code_of_the_others_shows(other: str) -> None:
+    package, folders = OTHERS[other]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"needs {package}")
+    root = Path(spec.submodule_search_locations[0])
+    compared = "".join(
+        path.read_text(errors="ignore").lower()
+        for folder in folders
+        for path in ([root / folder] if folder.endswith(".py") else (root / folder).rglob("*.py"))
+    )
+    claims, shown = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs/compared.md").read_text(), re.MULTILINE)
+    )
+    assert [row[0] for row in claims] == [row[0] for row in shown]
+    column = claims[0].index(other)
+    for name, *cells in shown[2:]:
+        found = re.findall(r"(without )?(?:`([\w/]+\.py)` )?`([^`]+)`", cells[column - 1])
+        assert found, name
+        for without, file, words in found:
+            if without:
+                assert words not in compared, (name, words)
+            else:
+                texts = [path.read_text() for path in root.rglob(file)]
+                assert any(words in text for text in texts), (name, file, words)

@@ -14,6 +14,7 @@ from lightning_prune.callbacks.load_hook import LoadHook
 from lightning_prune.callbacks.neighbours import check_neighbours
 from lightning_prune.callbacks.state import PruningState, read_state
 from lightning_prune.core.averages import average_of, averaged_modules
+from lightning_prune.core.progress import allow_progress_bars
 from lightning_prune.core.trained import training_only
 from lightning_prune.export.compacted import callback_state_in
 from lightning_prune.training import report_files, trainer_data, trainer_queries
@@ -72,6 +73,10 @@ class PruningFit:
         """Whether the present batch ended in an optimizer step, of one optimizer or several."""
         return self.trainer.global_step > self._global_step
 
+    def _progress_bars(self) -> AbstractContextManager[None]:
+        """Return the context manager in which progress bars are shown if the Trainer shows them."""
+        return allow_progress_bars(trainer_queries.shows_progress(self.trainer))
+
     # --- the run begins
 
     def start(self) -> None:
@@ -114,7 +119,8 @@ class PruningFit:
         self._marks.enter_context(training_only(self.module, trained.values()))
         state.note_trained(trained.keys())
         probe = state.example.probe
-        state.bind(self.module, probe)
+        with self._progress_bars():
+            state.bind(self.module, probe)
         state.network.mask()  # given masks may remove what is not 0 yet
         check_neighbours(parts, state.network, self.neighbours(), trainer, self.module)
         state.events.check(self.module)
@@ -170,9 +176,11 @@ class PruningFit:
 
     def _advance(self, batch: int = 0) -> None:
         network, events = self.state.network, self.state.events
-        if network.pruner is None or not events.advance(
-            self.trainer, self.module, network.pruner, self.state.history, batch
-        ):
+        if network.pruner is None:
+            return
+        with self._progress_bars():
+            pruned = events.advance(self.trainer, self.module, network.pruner, self.state.history, batch)
+        if not pruned:
             return
         self._log_event()
         if events.queue.finished and not events.queue.stopped and network.sparsity == 0:
@@ -253,9 +261,11 @@ class PruningFit:
         self.end_epoch(trainer.current_epoch - 1)
         events.queue.note_trained(trainer.current_epoch)
         pruner = network.pruner
-        if pruner is not None and events.finish(trainer, self.module, pruner, state.history):
-            self._log_event()
         if pruner is not None:
+            with self._progress_bars():
+                pruned = events.finish(trainer, self.module, pruner, state.history)
+            if pruned:
+                self._log_event()
             events.tell_of_those_left(trainer, self.module)
         self._folder = report_files.report_folder(trainer, self.parts.write_report)
 
@@ -280,13 +290,14 @@ class PruningFit:
         work = state.example.workload(self.module, self.parts.measure_seconds, trainer.strategy.root_device)
         ready = network.pruner is not None and network.sparsity > 0 and not state.events.to_be_continued
         if self.parts.compact and ready and probe is not None:
-            network.compact_(
-                probe.to(self.module.device),
-                work,
-                trainer.optimizers,
-                trainer_queries.averages_in_callbacks(trainer, self.module),
-                state.report(replace(work, seconds=0.0)),
-            )
+            with self._progress_bars():
+                network.compact_(
+                    probe.to(self.module.device),
+                    work,
+                    trainer.optimizers,
+                    trainer_queries.averages_in_callbacks(trainer, self.module),
+                    state.report(replace(work, seconds=0.0)),
+                )
         report_files.write_report(trainer, state.report(work), self.parts, self._folder)
 
     def interrupt(self) -> None:

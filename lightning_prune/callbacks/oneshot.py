@@ -18,6 +18,7 @@ from lightning_prune.core.files import read_file
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.parts import check_counts
 from lightning_prune.core.probes import evaluation_mode
+from lightning_prune.core.progress import allow_progress_bars
 from lightning_prune.export.compacted import load_compact, load_weights_, plans_in
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.report import Report
@@ -35,6 +36,7 @@ from lightning_prune.training.lightning_packages import (
 )
 from lightning_prune.training.sandbox import find_probe, training_loss
 from lightning_prune.training.trainer_data import training_batches
+from lightning_prune.training.trainer_queries import shows_progress
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,14 @@ def oneshot(
     twin = copy_model(model).to(trainer.strategy.root_device)
     twin.trainer = trainer
     probe = find_probe(trainer, twin, data[0]) if parts.needs_probe else None
-    state.bind(twin, probe)
-    renewed = _prune(trainer, twin, state, data)
-    state.network.count()
-    state.example.capture_forward(trainer, twin, data[0], on_copy=True)
-    work = state.example.workload(twin, parts.measure_seconds)
-    if parts.compact and probe is not None:
-        state.network.compact_(probe, work, (), (), state.report(replace(work, seconds=0.0)))
+    with allow_progress_bars(shows_progress(trainer)):
+        state.bind(twin, probe)
+        renewed = _prune(trainer, twin, state, data)
+        state.network.count()
+        state.example.capture_forward(trainer, twin, data[0], on_copy=True)
+        work = state.example.workload(twin, parts.measure_seconds)
+        if parts.compact and probe is not None:
+            state.network.compact_(probe, work, (), (), state.report(replace(work, seconds=0.0)))
     plans = [] if state.network.plan is None else [state.network.plan]
     load_weights_(model, twin.state_dict(), plans)
     state.history.record_event(0, 0, state.network.sparsity)
@@ -152,7 +155,6 @@ def _prune(trainer: Trainer, twin: LightningModule, state: PruningState, data: S
     """Prune and reconstruct a copy of the module, and return whether batch norms got new statistics."""
     pruner, parts = state.network.pruner, state.parts
     assert pruner is not None
-    progress = trainer.progress_bar_callback is not None
     passes = calibration_passes(trainer, twin, data)
     loss = training_loss(trainer)
     with evaluation_mode(twin):
@@ -162,9 +164,9 @@ def _prune(trainer: Trainer, twin: LightningModule, state: PruningState, data: S
             buffer.copy_(earlier)  # such as counters of a step
         pruner.prune(
             1.0,
-            losses=Losses(loss, data, progress=progress),
+            losses=Losses(loss, data),
             reconstruct=parts.reconstruct,
-            batches=Calibration(passes, progress=progress, warn=rank_zero_warn),
+            batches=Calibration(passes, warn=rank_zero_warn),
         )
         renewed = copy_model(twin)
         try:

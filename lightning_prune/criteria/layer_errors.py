@@ -158,7 +158,7 @@ class _Errors:
                     if gigabytes(matrix) <= self.criterion.max_gigabytes:
                         found[place].append((group, reader, matrix))
         self.readers = dict(found)
-        self._steps = progress_bar(found, "Calibrate", self.calibration.progress, len(found))
+        self._steps = progress_bar(found, "Calibrate", count=len(found))
 
     def arrive(self, place: str, calls: Sequence[Sequence[LayerCall]]) -> None:
         """Add the errors of a layer, at its first call."""

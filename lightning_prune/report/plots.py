@@ -54,7 +54,7 @@ def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: S
     _draw_bars(axes, names, before, color="lightgrey", label="before")
     _draw_bars(axes, names, after, color="tab:blue", label="after")
     axes.set(title="Widths by layer", xlabel="filters or neurons")
-    axes.legend()
+    axes.legend(loc="upper right")  # "best" takes seconds for many layers, and warns; first layers are narrow
 
 
 def draw_sensitivity(
@@ -65,7 +65,7 @@ def draw_sensitivity(
     axes.axhline(dense, color="black", linestyle="--", linewidth=1)
     for name, line in values.items():
         axes.plot([0, *ratios], [dense, *line], marker=".", label=name)
-    axes.legend(fontsize="small")
+    axes.legend(loc="lower left", fontsize="small")  # metrics fall to the right
 
 
 def draw_history(

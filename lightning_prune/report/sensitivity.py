@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_prune.core.parts import check_part, is_number
-from lightning_prune.core.progress import progress_bar
+from lightning_prune.core.progress import allow_progress_bars, progress_bar
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.report.plots import draw_sensitivity
@@ -126,17 +126,18 @@ def sensitivity(
     if not ratios:
         raise ValueError(f"ratios={ratios!r} must be at least one.")
     structure.keep_copies_apart(model)
-    units = structure.units(model, example)
-    units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
-    units = units.without_refused(criterion.refuses, repr(criterion))
-    dense = float(evaluate(model))
-    values = {}
-    for group in progress_bar(units.groups, "pruning one layer at a time", progress):
-        line = []
-        for ratio in ratios:
-            with _without(model, group, criterion, ratio):
-                line.append(float(evaluate(model)))
-        values[group.name] = tuple(line)
+    with allow_progress_bars(progress):
+        units = structure.units(model, example)
+        units = replace(units, groups=tuple(replace(group, minimum=1, multiple=1) for group in units.groups))
+        units = units.without_refused(criterion.refuses, repr(criterion))
+        dense = float(evaluate(model))
+        values = {}
+        for group in progress_bar(units.groups, "Prune one layer at a time"):
+            line = []
+            for ratio in ratios:
+                with _without(model, group, criterion, ratio):
+                    line.append(float(evaluate(model)))
+            values[group.name] = tuple(line)
     return Sensitivity(metric, dense, tuple(ratios), values, units.frozen)
 
 

@@ -21,14 +21,12 @@ class Calibration:
         passes: Runs the network on a batch, one for each batch of this process.
         add_up: Returns the sum of a tensor over all processes, where there are several.
         first: Whether this process is the first one, whose numbers count where rounding differs.
-        progress: Whether to show a progress bar.
         warn: Called with a warning.
     """
 
     passes: Sequence[Probe]
     add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor
     first: bool = True
-    progress: bool = False
     warn: Callable[[str], object] = warnings.warn
 
     @classmethod

@@ -111,7 +111,7 @@ class CalibrationBatches:
         if not self._batches or not self._needs_losses:
             return None
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return Losses(training_loss(trainer), self._own(trainer), add_up, progress=trainer.is_global_zero)
+        return Losses(training_loss(trainer), self._own(trainer), add_up)
 
     def calibration(self, trainer: Trainer, module: LightningModule) -> Calibration | None:
         """Return passes on the calibration batches; ``None`` if none are needed, or before the first one."""
@@ -121,7 +121,6 @@ class CalibrationBatches:
         return Calibration(
             calibration_passes(trainer, module, batches),
             partial(trainer.strategy.reduce, reduce_op="sum"),
-            trainer.is_global_zero,
             trainer.is_global_zero,
             rank_zero_warn,
         )

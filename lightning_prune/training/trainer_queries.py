@@ -36,6 +36,11 @@ _MULTI_PROCESSING = classes("strategies.launchers", "_MultiProcessingLauncher")
 BY_HAND = " Under manual optimization call self.manual_backward(loss), and step what self.optimizers() returns."
 
 
+def shows_progress(trainer: Trainer) -> bool:
+    """Return whether this process shows progress bars: the first one, unless the Trainer has none."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
 def fit_length(trainer: Trainer) -> FitLength:
     """Return how many epochs and optimizer steps the fit trains, as far as they are known."""
     batches, accumulated = trainer.num_training_batches, _accumulation_factors(trainer)

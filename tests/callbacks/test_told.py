@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from lightnings import CSVLogger, ModelPruning, TensorBoardLogger
+from lightnings import CSVLogger, ModelPruning
 from lit import Lit, digits, fit, trainer
 from torch import nn
 from torch.nn.utils import prune
@@ -79,33 +79,6 @@ def test_each_named_callback_logs_a_metric_of_its_own(tmp_path: Path) -> None:
     assert {float(row["prune/one/sparsity/net.4.weight"]) for row in rows if row["prune/one/sparsity"]} == {
         0.25
     }
-
-
-def test_all_loggers_get_the_same_names_and_values(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="needs tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    table, board = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")
-    fit(tmp_path, Lit(), PruningCallback(0.5, schedule=OneShot("1ep")), max_epochs=2, logger=[table, board])
-    events = EventAccumulator(board.log_dir).Reload()
-    shown = {
-        (name, event.step): event.value
-        for name in events.Tags()["scalars"]
-        if name.startswith("prune/")
-        for event in events.Scalars(name)
-    }
-    with (Path(table.log_dir) / "metrics.csv").open() as lines:
-        rows = list(csv.DictReader(lines))
-    written = {
-        (name, int(row["step"])): float(value)
-        for row in rows
-        for name, value in row.items()
-        if name.startswith("prune/") and value
-    }
-    layers = [f"/net.{place}.weight" for place in (0, 4, 6)]
-    assert {name for name, _ in written} == {f"prune/sparsity{layer}" for layer in ("", *layers)}
-    assert shown == pytest.approx(written)
-    assert shown["prune/sparsity", 5] == 0.5
 
 
 def test_work_that_takes_long_is_named(

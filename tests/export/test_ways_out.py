@@ -1,4 +1,4 @@
-"""Other ways out: torch.export and TorchScript give the same outputs, and 8 bits keep zeros."""
+"""Other ways out: torch.export and what runs it, and TorchScript give the same outputs; 8 bits keep zeros."""
 
 from __future__ import annotations
 
@@ -32,6 +32,52 @@ def test_compacted_networks_are_exported_and_traced_for_any_batch(make: Any, exa
         expected = model.eval()(data)
         for run in (program, script):
             torch.testing.assert_close(run(data), expected, rtol=1e-4, atol=1e-5)
+
+
+def small_and_masked(make: Any, example: Tensor) -> tuple[nn.Module, nn.Module]:
+    """A compacted network, and the masked one."""
+    model, masks = masked(make, Channels(), example)
+    return compact(model, masks, example).eval(), model.eval()
+
+
+def plain_cnn() -> nn.Module:
+    """A network whose weights lie in memory as PyTorch's runtimes for devices need it."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 3)
+    )
+
+
+NETWORKS = pytest.mark.parametrize(
+    ("make", "example"), [(plain_cnn, IMAGES), (embedded, TOKENS)], ids=["cnn", "transformer"]
+)
+
+
+@NETWORKS
+def test_openvino_runs_the_exported_program(make: Any, example: Tensor) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs openvino")
+    smaller, model = small_and_masked(make, example)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(smaller, (example,), dynamic_shapes=(batch,))
+    network = openvino.compile_model(openvino.convert_model(program), "CPU")
+    for size in (2, 7):
+        data = torch.randn(size, *example.shape[1:])
+        found = torch.from_numpy(network(data.numpy())[0])
+        torch.testing.assert_close(found, model(data).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of ExecuTorch, where torch is newer
+@NETWORKS
+def test_executorch_runs_the_exported_program(make: Any, example: Tensor) -> None:
+    exir = pytest.importorskip("executorch.exir", reason="needs executorch")
+    runtime = pytest.importorskip("executorch.runtime", reason="needs executorch")
+    smaller, model = small_and_masked(make, example)
+    batch = {0: torch.export.Dim("batch", max=16)}
+    program = torch.export.export(smaller, (example,), dynamic_shapes=(batch,))
+    saved = exir.to_edge(program).to_executorch().buffer
+    network = runtime.Runtime.get().load_program(bytes(saved)).load_method("forward")
+    for size in (2, 7):
+        data = torch.randn(size, *example.shape[1:])
+        torch.testing.assert_close(network.execute([data])[0], model(data).detach(), rtol=1e-4, atol=1e-5)
 
 
 def sparse_layers() -> tuple[nn.Module, dict[str, Tensor]]:

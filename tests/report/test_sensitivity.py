@@ -148,7 +148,7 @@ def test_the_command_line_validates_a_checkpoint(
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
 def test_a_metric_that_is_not_logged_is_named(tmp_path: Path) -> None:
-    arguments = ["sensitivity", "--pruning.target", "0.5", "--metric", "accuracy"]
+    arguments = ["sensitivity", "--seed_everything", "0", "--pruning.target", "0.5", "--metric", "accuracy"]
     arguments += ["--trainer.default_root_dir", str(tmp_path)]
     with pytest.raises(ValueError, match="metric='accuracy' must be one that validation logs: acc"):
         cli_of(NAME)(Net, Data, args=[*arguments, "--path", str(tmp_path / "sweep")])

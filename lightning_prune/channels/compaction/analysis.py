@@ -29,6 +29,7 @@ from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
+from lightning_prune.core.progress import pass_counter
 from lightning_prune.core.tensors import no_number
 from lightning_prune.units.budgets import Budget
 from lightning_prune.units.groups import UnitGroup, Units
@@ -42,6 +43,7 @@ _ATTEMPTS = [
 ]
 
 
+@pass_counter("Find channels")
 def analyse(
     model: nn.Module, probe: Probe, max_seconds: float = math.inf, named: Collection[str] = ()
 ) -> Analysis:

@@ -26,6 +26,7 @@ from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.core.averages import averaged_modules
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Deadline, Probe, pass_mode, relative_difference
+from lightning_prune.core.progress import pass_counter
 from lightning_prune.core.tensors import reachable_tensors
 from lightning_prune.units.budgets import Axis, Budget, Term
 from lightning_prune.units.groups import UnitGroup, Units
@@ -60,6 +61,7 @@ class _Call(NamedTuple):
         return [each for each in (*self.args, *self.kwargs.values()) if torch.is_tensor(each)]
 
 
+@pass_counter("Find experts")
 def analyse_experts(model: nn.Module, probe: Probe, max_seconds: float = math.inf) -> Units:
     """Return one group for each mixture of experts, and what is frozen, with the reason.
 

@@ -25,6 +25,7 @@ from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.whole_numbers import get_number
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
+from lightning_prune.core.progress import pass_counter
 from lightning_prune.core.tensors import check_materialized
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.masks import Masks, joined_masks
@@ -32,6 +33,8 @@ from lightning_prune.units.shards import check_unsharded
 from lightning_prune.units.slices import Slice
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+_PROOF = "Prove that outputs stay the same"  # beside the counter of passes
 
 
 class Compacted(NamedTuple):
@@ -55,6 +58,7 @@ class CompactionError(RuntimeError):
     """Raised when a cut changes the outputs of a model, or makes it fail; the model itself is unchanged."""
 
 
+@pass_counter(_PROOF)
 def compact(model: _Module, masks: Masks, example: Any) -> _Module:
     """Return a smaller copy of a masked model that gives the same outputs.
 
@@ -104,6 +108,7 @@ def compact(model: _Module, masks: Masks, example: Any) -> _Module:
     return smaller
 
 
+@pass_counter(_PROOF)
 def compact_(
     model: nn.Module,
     masks: Mapping[str, Tensor],

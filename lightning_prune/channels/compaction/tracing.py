@@ -14,6 +14,7 @@ from lightning_prune.channels.graph.trace import Trace
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
+from lightning_prune.core.progress import count_pass
 
 _FEW_ELEMENTS = 2**22  # of all tensors of a pass: with fewer, their size is not what takes time
 _WHAT_IS_LEFT = (
@@ -73,6 +74,7 @@ def record_passes(model: nn.Module, probe: Probe, deadline: Deadline | None = No
     found: list[PassRecord] = []
     for number, each in enumerate(probe.passes):
         twin = copy_model(model)
+        count_pass()
         try:
             record = record_pass(open_norms_(twin), each)._replace(number=number)
         except Exception as error:  # a user's forward may raise anything
@@ -107,6 +109,7 @@ class _Recorder:
         """
         if self._deadline is not None:
             self._deadline.check()
+        count_pass()
         try:
             return record_pass(open_norms_(copy_model(self._model)), probe)
         except Exception:  # a user's forward may raise anything on inputs of another size, or in another mode
@@ -158,5 +161,6 @@ def trace_model(
     """
     trace = Trace(open_norms_(copy_sharing_weights(model)), split, deadline)
     for number, each in enumerate(passes):
+        count_pass()
         trace.follow(each, count=number == 0)
     return trace.record

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.recorder import OpRecorder, PassRecord
 from lightning_prune.core.probes import Probe, pass_mode
+from lightning_prune.core.progress import count_pass
 from lightning_prune.core.tensors import reachable_tensors
 
 
@@ -58,6 +59,7 @@ class TrialPass:
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
         """Run the model, which may change its state, and return all tensors that outlive the pass."""
+        count_pass()
         probe = self.probe.map_tensors(torch.clone)  # a model may write to its inputs
         with pass_mode(model, training=probe.training):
             if not self.recorded:

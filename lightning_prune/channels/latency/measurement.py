@@ -31,9 +31,7 @@ LEVELS = (7, 5, 3)  # numbers of widths, primes; the first that leaves time for 
 FEWEST, MOST = 3, 60  # rounds at each combination of widths
 
 
-def measure_times(
-    model: nn.Module, groups: Sequence[UnitGroup], example: Any, batch: int, *, progress: bool = True
-) -> LatencyTable:
+def measure_times(model: nn.Module, groups: Sequence[UnitGroup], example: Any, batch: int) -> LatencyTable:
     """Measure the times of a network's layers on the device that it is on, which takes a minute or two.
 
     The network runs in evaluation mode, as it is: in its data type, with PyTorch's present number of threads.
@@ -45,7 +43,6 @@ def measure_times(
         groups: Its unit groups.
         example: What ``forward`` is called with, or a probe, whose first pass is timed.
         batch: The batch size.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If the network does not run with this batch size.
@@ -68,7 +65,7 @@ def measure_times(
         ]
         plans.append(dict.fromkeys(widths, levels - 1))
         runs = []
-        for plan in progress_bar(plans, "Measure latency", progress):
+        for plan in progress_bar(plans, "Measure latency"):
             counts = {name: widths[name][level] for name, level in plan.items()}
             smaller = _narrow(model, groups, counts)
             runs.append(_timed_run(dense, smaller, probe, counts, SECONDS / len(plans)))

@@ -212,7 +212,7 @@ class _Work:
                 why = f"its layer runs {calls.counts[place]} times in a pass"
                 self.reasons |= {name: why for name, *_ in self.layers.pop(place)}
         self._norms = {place: calls.norm_of(place) for place in self.layers}
-        self._steps = progress_bar(self.layers, "Reconstruct", self.calibration.progress, len(self.layers))
+        self._steps = progress_bar(self.layers, "Reconstruct", count=len(self.layers))
 
     def solve_layer(self, place: str, calls: Sequence[Sequence[LayerCall]]) -> None:
         """Solve for the matrices of a layer, one after the other.
