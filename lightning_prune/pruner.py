@@ -185,7 +185,7 @@ class Pruner(PrunedState):
         if Needs.GRADIENT in self._criterion.needs:
             self.observations.add(grads)
         if grads is None:
-            self.penalize_(part.weight for group in self.groups for part in group.slices)
+            self.penalize_(part.weight for group in self.observations.groups for part in group.slices)
 
     @torch.no_grad()
     def penalize_(self, parameters: Iterable[Tensor], scale: float = 1.0) -> None:
@@ -196,7 +196,7 @@ class Pruner(PrunedState):
             scale: Factor by which the loss, and so its gradients, are scaled.
         """
         named = self.store.named(parameters)
-        for group in self.groups:
+        for group in self.observations.groups:
             for name, penalty in self._criterion.penalty(group).items():
                 grad = named[name].grad if name in named else None
                 if grad is not None:

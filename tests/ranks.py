@@ -79,6 +79,11 @@ GATHERED: dict[str, Callable[[], PruningCallback]] = {  # and not used yet when 
 }
 
 
+def cutting() -> PruningCallback:
+    """Cuts the network at each event, for which DDP is made anew."""
+    return PruningCallback(0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE, compact="each")
+
+
 class Stop(Callback):
     """Ends the fit after seven steps."""
 
@@ -181,6 +186,8 @@ def main(folder: Path) -> None:
     found["uneven"] = run(folder, JOINT["activations"](), Uneven)
     unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)
     found["unused"] = run(folder, unused, Branches, strategy="ddp_find_unused_parameters_true")
+    found["cut"] = run(folder, cutting())
+    found["cut and stopped"] = stopped(folder / "cut", cutting)
     found["stopped"] = {name: stopped(folder / name, make) for name, make in RESUMED.items()}
     try:
         run(folder, PruningCallback(0.5, criterion=Partial(), schedule=OneShot("3st")))

@@ -85,6 +85,25 @@ PARTS: dict[str, Callable[[], PruningCallback] | None] = {
     "compacted": lambda: PruningCallback(
         0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE, compact=True
     ),
+    "cut": lambda: PruningCallback(
+        0.4, criterion=Taylor(), structure=Channels(), schedule=SCHEDULE, compact="each"
+    ),
+    "cut by activations": lambda: PruningCallback(
+        {"net.0*": 0.5, "net.4*": 0.6},
+        criterion=ActivationTaylor(every=2),
+        structure=Channels(),
+        selector=Global(budget="macs"),
+        schedule=SCHEDULE,
+        compact="each",
+    ),
+    "cut by losses": lambda: PruningCallback(
+        0.4,
+        criterion=OptimalBrainDamage(batches=2),
+        structure=Channels(),
+        schedule=SCHEDULE,
+        reconstruct=Reconstruct(batches=5),
+        compact="each",
+    ),
 }
 
 

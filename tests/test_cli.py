@@ -117,6 +117,30 @@ def test_report_refuses_what_is_not_there(run: tuple[Path, Lit, Report]) -> None
         cli("report", "--ckpt_path", str(path), "--pruning.name", "other")
 
 
+def test_a_fit_cuts_the_network_at_each_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps 4 and 20 of 32; a checkpoint after step 16."""
+    cli(
+        *("fit", "--seed_everything", "0", "--trainer.max_epochs", "2"),
+        *("--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"),
+        *("--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.save_top_k", "-1"),
+        *("--pruning.compact", "each", "--pruning.structure", "Channels", "--pruning.schedule", "Steps"),
+        *("--pruning.schedule.shares", '{"4st": 0.5, "20st": 1.0}'),
+    )
+    assert "times fewer" in capsys.readouterr().out
+    between, end = sorted(tmp_path.rglob("*.ckpt"))
+    small, smaller = (load_compact(path, Net()) for path in (between, end))
+    assert small.net[0].out_channels + small.net[4].out_features == 24 - 6
+    assert smaller.net[0].out_channels + smaller.net[4].out_features == 24 - 12
+    cli("report", "--ckpt_path", str(between))
+    shown = capsys.readouterr().out
+    assert f"parameters: dense 4,890, compacted {sum(each.numel() for each in small.parameters()):,}" in shown
+    cli("export", "--ckpt_path", str(between), "--path", str(tmp_path / "net.packed"))
+    again = load_packed(tmp_path / "net.packed", Net())
+    assert all(
+        torch.equal(one, other) for one, other in zip(again.parameters(), small.parameters(), strict=True)
+    )
+
+
 @pytest.mark.parametrize("way", ["command line", "configuration file"])
 def test_targets_by_pattern(tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--pruning.target", '{"net.0*": 0.25, "*": 0.5}')

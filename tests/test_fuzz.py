@@ -263,9 +263,14 @@ def settings(draw: random.Random) -> dict[str, Any]:
         "rewind": built(draw, Rewind) if draw.random() < 0.2 else None,
         "guard": built(draw, Guard) if draw.random() < 0.2 else None,
         "reconstruct": built(draw, Reconstruct) if draw.random() < 0.2 else None,
-        "compact": draw.random() < 0.1,
+        "compact": way_to_compact(draw.random(), structure),
         "target": None if decides else drawn(draw, "target"),
     }
+
+
+def way_to_compact(drawn: float, structure: type[Structure]) -> Any:
+    """At each event only what is cut as a whole, for more would be refused."""
+    return "each" if drawn > 0.6 and structure in (Channels, Heads, Experts) else drawn < 0.1
 
 
 def options(draw: random.Random, manual: bool) -> dict[str, Any]:

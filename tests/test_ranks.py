@@ -9,7 +9,7 @@ import pytest
 import torch
 from lit import same
 from processes import run_script
-from ranks import GATHERED, JOINT, RESUMED, Stop, run
+from ranks import GATHERED, JOINT, RESUMED, Stop, cutting, run
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,17 @@ def test_a_resumed_run_of_two_processes_is_the_run_that_was_not_stopped(
         whole, *again = rank["stopped"][name].values()
         assert [same(each, whole) for each in again] == [True] * 3
         assert sum(int((~mask).sum()) for mask in whole["masks"].values()) > 0
+
+
+def test_two_processes_cut_the_network_as_one_does(tmp_path: Path, ranks: list[dict[str, Any]]) -> None:
+    one = run(tmp_path, cutting(), batch_size=64, strategy="auto", devices=1)
+    assert (
+        len(one["weights"]["net.0.bias"]) + len(one["weights"]["net.4.bias"]) == 14
+    )  # of 24, 0.4 of them gone
+    for rank in ranks:
+        torch.testing.assert_close(rank["cut"]["weights"], one["weights"], rtol=1e-9, atol=1e-12)
+        whole, *again = rank["cut and stopped"].values()
+        assert [same(each, whole) for each in again] == [True] * 3
 
 
 def test_a_branch_that_no_process_takes_is_left_alone(ranks: list[dict[str, Any]]) -> None:

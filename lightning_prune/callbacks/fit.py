@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,8 @@ from lightning_prune.core.averages import average_of, averaged_modules
 from lightning_prune.core.progress import allow_progress_bars
 from lightning_prune.core.trained import training_only
 from lightning_prune.export.compacted import callback_state_in
-from lightning_prune.training import report_files, trainer_data, trainer_queries
+from lightning_prune.training import report_files, reshaping, trainer_data, trainer_queries
+from lightning_prune.training.checkpoint_shapes import loading
 from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, TrainerFn, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
@@ -119,19 +120,61 @@ class PruningFit:
         self._marks.enter_context(training_only(self.module, trained.values()))
         state.note_trained(trained.keys())
         probe = state.example.probe
-        with self._progress_bars():
+        with self._progress_bars(), reshaping.reshaping(trainer) if state.resumes_cut else nullcontext():
             state.bind(self.module, probe)
-        state.network.mask()  # given masks may remove what is not 0 yet
-        check_neighbours(parts, state.network, self.neighbours(), trainer, self.module)
-        state.events.check(self.module)
         network = state.network
+        network.mask()  # given masks may remove what is not 0 yet
+        check_neighbours(parts, network, self.neighbours(), trainer, self.module)
+        state.events.check(self.module)
         if network.pruner is not None and network.sparsity > state.history.sparsity:  # zeros that were there
             self._log_event()
-        assert network.store is not None
-        self._step_hooks = StepHooks(network.pruner, network.store, state.events.queue, trainer.optimizers)
+        if network.pruner is not None and parts.shrinks:
+            reshaping.check_reshaping(trainer, self.module, network.pruner)
+        self._hook_steps()
+        if network.pruner is not None and (network.plan is None) == (parts.shrinks and network.sparsity > 0):
+            with self._whole():
+                pass  # the network is cut, or not, as another callback has left it
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
         self._mask_averages()
+
+    def _hook_steps(self) -> None:
+        """Add the hooks of training steps, in place of those from before shapes have changed."""
+        network = self.state.network
+        assert network.store is not None
+        if self._step_hooks is not None:
+            self._step_hooks.release()
+        queue = self.state.events.queue
+        self._step_hooks = StepHooks(network.pruner, network.store, queue, self.trainer.optimizers)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Give a network that is cut its dense shapes in a ``with`` block, then cut what masks have removed.
+
+        Raises:
+            CompactionError: If outputs would change, in all processes; the network is as it was before then.
+        """
+        network, trainer, before = self.state.network, self.trainer, self.state.network.plan
+        if before is None and not self.parts.shrinks:
+            yield
+            return
+        probe = self.state.example.probe
+        reshaping.check_optimizer_states(trainer.optimizers)
+        averages = trainer_queries.averages_in_callbacks(trainer, self.module)
+        with reshaping.reshaping(trainer):
+            if before is not None:
+                network.widen_(trainer.optimizers, averages)
+            try:
+                yield
+                if self.parts.shrinks:
+                    assert probe is not None
+                    plan = trainer_queries.all_succeed(trainer, lambda: network.prove_cut(probe))
+                    network.narrow_(plan, trainer.optimizers, averages)
+            except BaseException:
+                if before is not None and network.plan is None:
+                    network.narrow_(before, trainer.optimizers, averages)
+                raise
+        self._hook_steps()
 
     def _mask_averages(self) -> None:
         """Set masked weights to 0 in weight averages, where they then stay 0."""
@@ -152,7 +195,7 @@ class PruningFit:
         if state is not None:
             read_state(state)  # before anything changes
         averages = trainer_queries.averages_in_callbacks(self.trainer, self.module)
-        return self.state.network.loading(self.module, averages, checkpoint, state_key)
+        return loading(self.state.network, self.module, averages, checkpoint, state_key)
 
     # --- epochs and batches
 
@@ -179,7 +222,9 @@ class PruningFit:
         if network.pruner is None:
             return
         with self._progress_bars():
-            pruned = events.advance(self.trainer, self.module, network.pruner, self.state.history, batch)
+            pruned = events.advance(
+                self.trainer, self.module, network.pruner, self.state.history, self._whole, batch
+            )
         if not pruned:
             return
         self._log_event()
@@ -210,6 +255,8 @@ class PruningFit:
     def end_batch(self, batch_idx: int) -> None:
         """Count the step, and log the sparsity to the progress bar and for other callbacks."""
         cast(StepHooks, self._step_hooks).end_batch(self.module)
+        if self.parts.shrinks and self._stepped and self.state.events.queue.steps == 0:
+            reshaping.check_optimizer_states(self.trainer.optimizers)
         self.state.events.queue.steps += self._stepped
         self._global_step = self.trainer.global_step
         sparsity = self.state.history.sparsity
@@ -290,12 +337,15 @@ class PruningFit:
         work = state.example.workload(self.module, self.parts.measure_seconds, trainer.strategy.root_device)
         ready = network.pruner is not None and network.sparsity > 0 and not state.events.to_be_continued
         if self.parts.compact and ready and probe is not None:
+            averages = trainer_queries.averages_in_callbacks(trainer, self.module)
+            if network.plan is not None:
+                network.widen_(trainer.optimizers, averages)
             with self._progress_bars():
                 network.compact_(
                     probe.to(self.module.device),
                     work,
                     trainer.optimizers,
-                    trainer_queries.averages_in_callbacks(trainer, self.module),
+                    averages,
                     state.report(replace(work, seconds=0.0)),
                 )
         report_files.write_report(trainer, state.report(work), self.parts, self._folder)

@@ -49,6 +49,6 @@ def check_neighbours(
         )
     if neighbours and parts.compact:
         raise ValueError(
-            "compact=True is for a single PruningCallback: with several, call"
+            f"compact={parts.compact!r} is for a single PruningCallback: with several, call"
             " compact(model, [one.masks, other.masks], example) after the fit."
         )

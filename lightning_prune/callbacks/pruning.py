@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 from weakref import WeakSet
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from lightning_prune.training.lightning_packages import LightningModule, Trainer
 from lightning_prune.training.parts import PruningParts
 from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
+from lightning_prune.training.saved_network import is_compacted
 from lightning_prune.units.given_masks import GivenMasks
 
 _UNNAMED: WeakSet[PruningCallback] = WeakSet()  # given to a Trainer without a name, and not run yet
@@ -57,6 +58,7 @@ class PruningCallback(FitHooks):
         reconstruct: How the weights that are left make up for those that went; ``None`` leaves them alone.
         compact: Whether to cut masked units out of the module when the fit has ended, after a proof on a batch
             of training that outputs stay the same. Checkpoints saved from then on hold the smaller network.
+            ``"each"`` cuts them at each pruning event, so that training gets faster; with one device or DDP.
         name: Tells two callbacks in one Trainer apart, which both need another one: their states, reports and
             what they log: ``prune/sparsity``, or ``prune/NAME/sparsity`` with a name.
         measure_seconds: Time limit in seconds for the report's measurements of latency at the end of the fit,
@@ -74,7 +76,8 @@ class PruningCallback(FitHooks):
     Raises:
         ValueError: If an argument is wrong; before the first training step, if the model has nothing to
             prune, or a moment does not fit into the training.
-        CompactionError: At the end of the fit, if outputs would change; the module is unchanged then.
+        CompactionError: At the end of the fit, or at an event with ``compact="each"``, if outputs would change;
+            the module has the shapes from before then.
     """
 
     def __init__(  # noqa: PLR0913 - one argument a question
@@ -88,7 +91,7 @@ class PruningCallback(FitHooks):
         rewind: Rewind | None = None,
         guard: Guard | None = None,
         reconstruct: Reconstruct | None = None,
-        compact: bool = False,
+        compact: bool | Literal["each"] = False,
         name: str | None = None,
         measure_seconds: float = 2.0,
         write_report: bool | str | Path = True,
@@ -258,11 +261,12 @@ class PruningCallback(FitHooks):
         Raises:
             ValueError: If it is not a callback's state, or a later version of lightning_prune wrote it.
         """
-        read_state(state_dict)
+        saved = read_state(state_dict)
         self._state.pending = state_dict
         self._state.given = self._fit is None or self._fit.released
         network = self._state.network
-        if (self._fit is not None and self._fit.running) or network.plan is not None:
+        loaded = network.plan is not None and is_compacted(saved["pruner"])
+        if (self._fit is not None and self._fit.running) or loaded:
             self.bind(cast(nn.Module, network.model), self._state.example.probe)
 
 

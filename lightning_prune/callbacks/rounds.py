@@ -180,8 +180,8 @@ def _callback_of(trainer: Trainer, model: LightningModule, target: float) -> Pru
         )
     if callback.compact:
         raise ValueError(
-            "compact=True ends pruning after the first round: leave it out, and call compact(model,"
-            " result.callback.masks, example) in the end."
+            f"compact={callback.compact!r} ends pruning after the first round: leave it out, and call"
+            " compact(model, result.callback.masks, example) in the end."
         )
     if callback.horizon is not None:
         raise ValueError(f"horizon={callback.horizon!r} is for fits along one plan: leave it out in rounds.")

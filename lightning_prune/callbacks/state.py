@@ -22,7 +22,8 @@ from lightning_prune.training.example_input import ExampleInput
 from lightning_prune.training.fit_events import FIT_EVENTS, FIT_EVENTS_BEFORE, FitEvents
 from lightning_prune.training.lightning_packages import rank_zero_info, rank_zero_warn
 from lightning_prune.training.parts import PruningParts
-from lightning_prune.training.pruned_network import PrunedNetwork, read_pruned_network
+from lightning_prune.training.pruned_network import PrunedNetwork
+from lightning_prune.training.saved_network import is_compacted, read_pruned_network
 
 STATE_VERSION = 1
 _STATE = schema.record(
@@ -91,6 +92,7 @@ class PruningState:
             model: The model; what is known of another one is dropped.
             parts: The arguments of the callback as they are now.
         """
+        self.network.forget_loaded_()
         known = self.network.model is model
         shown_only = self.given and self.network.pruner is None  # as after oneshot: the fit takes it over
         if known and parts == self.parts and not shown_only:
@@ -128,6 +130,12 @@ class PruningState:
             # a tuner saved and restored the state of an earlier fit: its position does not apply to this one
             self.pending = self.pending | self.events.state_dict()
 
+    @property
+    def resumes_cut(self) -> bool:
+        """Whether the pending state is of a network that is cut between its events, and so is the module."""
+        saved = {} if self.pending is None else self.pending["pruner"]
+        return saved.get("plan") is not None and not is_compacted(saved)
+
     def note_trained(self, names: Set[str]) -> None:
         """Note which parameters the present fit trains; if others did before, units are found anew.
 
@@ -153,14 +161,14 @@ class PruningState:
     @property
     def events_left(self) -> bool:
         """Whether a pruning event is left in this fit; False once the network is compacted."""
-        return self.network.plan is None and not self.events.queue.finished
+        return self.network.record is None and not self.events.queue.finished
 
     @property
     def settled(self) -> bool:
         """Whether no event is left and, with a guard, the metric of the present round is good enough."""
         if self.events_left:
             return False
-        return self.network.plan is not None or self.events.guard_state.is_good(self.history.measured)
+        return self.network.record is not None or self.events.guard_state.is_good(self.history.measured)
 
     def report(self, work: Workload) -> Report:
         """Return the report of the network as it stands.
@@ -189,7 +197,7 @@ class PruningState:
         saved = None if self.pending is None else read_state(self.pending)
         known = self.network.bound_to(model)
         notes: list[str] = []
-        if saved is not None and saved["pruner"]["plan"] is not None:
+        if saved is not None and is_compacted(saved["pruner"]):
             self.network.bind_saved(model, saved["pruner"])
         else:
             make = partial(self.parts.new_pruner, model, example, self._measured_before(saved))
@@ -215,7 +223,7 @@ class PruningState:
         self.history.load_state_dict(saved)
         changed = changed_settings(saved["settings"], self.parts.describe())
         if other := changed.keys() & _FINAL_MASKS:
-            if self.network.plan is None:
+            if self.network.record is None:
                 self.events.resume(anew=other != {"target"})
             else:
                 rank_zero_warn("The checkpoint's network is compacted, and nothing more of it is pruned.")

@@ -36,8 +36,8 @@ def load_compact(checkpoint: str | PathLike[str] | Mapping[str, Any], model: _Mo
 
     Args:
         checkpoint: A checkpoint that ``trainer.save_checkpoint`` wrote after a fit with
-            ``PruningCallback(compact=True)``: the path of the file, which is read with ``weights_only=True``,
-            or its content as returned by ``torch.load``.
+            ``PruningCallback(compact=True)``, or at any time with ``compact="each"``: the path of the file,
+            which is read with ``weights_only=True``, or its content as returned by ``torch.load``.
         model: A newly created model with its dense shapes.
 
     Returns:

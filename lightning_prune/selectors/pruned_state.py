@@ -9,40 +9,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.channels.compaction.narrow_groups import CutIndices
+from lightning_prune.channels.compaction.plan import PLAN, Plan
 from lightning_prune.channels.latency.table import TABLE, LatencyTable
 from lightning_prune.channels.latency.target import LATENCY_TARGET, LatencyTarget
 from lightning_prune.core import schema
 from lightning_prune.selectors.scoring import Scoring
 from lightning_prune.selectors.targets import Quota
+from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.observations import Observations
-from lightning_prune.statistics.observer import ActivationObserver
+from lightning_prune.statistics.observer import ActivationObserver, Needs
 from lightning_prune.statistics.sums import STATISTICS
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import to_local
 from lightning_prune.units.slices import axis_slices
 
-PRUNED = schema.record(
-    {
-        "masks": MASKS,
-        "plan": schema.none,
-        "frozen": schema.mapping(schema.string),
-        "protected": schema.sequence(schema.string),
-        "left_out": schema.integer(),
-        "unreconstructed": schema.mapping(schema.string),
-        "criterion": schema.string,
-        "statistics": schema.mapping(STATISTICS),
-        "latency_table": schema.optional(schema.unchanged(TABLE)),
-        "latency_target": schema.optional(schema.unchanged(LATENCY_TARGET)),
-    },
-    before={  # early states lack them; "" is unknown
-        "frozen": {},
-        "criterion": "",
-        "unreconstructed": {},
-        "latency_table": None,
-        "latency_target": None,
-    },
-)
+_ENTRIES: dict[str, schema.Reader[Any]] = {
+    "masks": MASKS,
+    "plan": schema.none,
+    "frozen": schema.mapping(schema.string),
+    "protected": schema.sequence(schema.string),
+    "left_out": schema.integer(),
+    "unreconstructed": schema.mapping(schema.string),
+    "criterion": schema.string,
+    "statistics": schema.mapping(STATISTICS),
+    "latency_table": schema.optional(schema.unchanged(TABLE)),
+    "latency_target": schema.optional(schema.unchanged(LATENCY_TARGET)),
+}
+_BEFORE: dict[str, Any] = {  # early states lack them; "" is unknown
+    "frozen": {},
+    "criterion": "",
+    "unreconstructed": {},
+    "latency_table": None,
+    "latency_target": None,
+}
+PRUNED = schema.record(_ENTRIES, before=_BEFORE)
+# of a network that is cut between its events: masks have the shapes after the cut, statistics those before it
+NARROW = schema.record(_ENTRIES | {"plan": PLAN})
 
 
 class PrunedState:
@@ -142,6 +146,27 @@ class PrunedState:
 
     def _count(self, units: Tensor) -> int:
         return int(self.store.shards.add_up(units.count_nonzero()))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the model is cut at present."""
+        return self.observations.narrow
+
+    def narrow_(self, plan: Plan) -> None:
+        """Observe the model as a plan has cut it. To prune it, take the cut back, and call :meth:`widen_`.
+
+        Args:
+            plan: The plan, which was applied to the model, and cuts units that are masked.
+        """
+        indices = CutIndices(plan)
+        watches = Needs.ACTIVATION in self._scoring.criterion.needs
+        found = [indices.narrow_group(group) for group in self.groups]
+        layers = [(group, layer_inputs(self._scoring.model, group) if watches else []) for group, _ in found]
+        self.observations.narrow_(layers, {group.name: units for group, units in found})
+
+    def widen_(self) -> None:
+        """Observe the whole model again, which is no longer cut."""
+        self.observations.widen_()
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, statistics and :attr:`remarks`: plain values and tensors."""

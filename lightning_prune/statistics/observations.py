@@ -41,13 +41,47 @@ class Observations:
     ) -> None:
         self._criterion = criterion
         self._shards = shards
-        self._layers = groups
-        self._groups = [group for group, _ in groups]
+        self._layers = self._whole = groups
+        self._sizes = {group.name: group.size for group, _ in groups}
+        self._places: Mapping[str, Tensor] = {}
         self.statistics = {
             group.name: _zero_sums(criterion, group.here, bool(layers)) for group, layers in groups
         }
-        device = self._groups[0].slices[0].weight.device
+        device = self.groups[0].slices[0].weight.device
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def groups(self) -> list[UnitGroup]:
+        """The groups as they are observed: of the network that trains, which may be cut."""
+        return [group for group, _ in self._layers]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the groups are those after a cut."""
+        return bool(self._places)
+
+    def narrow_(
+        self, groups: Sequence[tuple[UnitGroup, Sequence[LayerInput]]], places: Mapping[str, Tensor]
+    ) -> None:
+        """Go on with the units that a cut of the network has left; the sums of the others are dropped.
+
+        Args:
+            groups: As for the constructor, of the network after the cut.
+            places: Group name to the numbers that its units had before the cut.
+        """
+        self._layers, self._places = groups, dict(places)
+        self.statistics = {name: each.of_units(places[name]) for name, each in self.statistics.items()}
+
+    def widen_(self) -> None:
+        """Go on with the whole groups again; the sums of the units that were cut are 0."""
+        self.statistics, self._layers, self._places = self._whole_statistics(), self._whole, {}
+
+    def _whole_statistics(self) -> dict[str, Statistics]:
+        if not self.narrow:
+            return self.statistics
+        return {
+            name: each.among(self._places[name], self._sizes[name]) for name, each in self.statistics.items()
+        }
 
     @property
     def left_out(self) -> int:
@@ -61,7 +95,7 @@ class Observations:
     @property
     def ready(self) -> bool:
         """Whether some group can be scored; some criteria only need batches to run the network on."""
-        return bool(_AT_EVENTS & self._criterion.needs) or any(self.observed(group) for group in self._groups)
+        return bool(_AT_EVENTS & self._criterion.needs) or any(self.observed(group) for group in self.groups)
 
     @property
     def unobserved(self) -> dict[str, bool]:
@@ -70,7 +104,7 @@ class Observations:
             return {}
         return {
             group.name: any(part.weight.requires_grad for part in group.slices)
-            for group in self._groups
+            for group in self.groups
             if not self.observed(group)
         }
 
@@ -87,7 +121,7 @@ class Observations:
         Args:
             grads: Parameter name to gradient; by default the ``.grad`` of each parameter.
         """
-        found = [(group.here, _group_gradients(group, grads)) for group in self._groups]
+        found = [(group.here, _group_gradients(group, grads)) for group in self.groups]
         observed = [(group, present) for group, present in found if present is not None]
         if not observed:
             return
@@ -119,7 +153,7 @@ class Observations:
             kept: Group name to a bool mask of its units, True where a unit is kept.
             evaluator: Evaluates the loss on a copy of the network, with its current weights.
         """
-        self._replace(self._criterion.measure(self._groups, kept, evaluator))
+        self._replace(self._criterion.measure(self.groups, kept, evaluator))
 
     @torch.no_grad()
     def calibrate(self, kept: Mapping[str, Tensor], model: nn.Module, calibration: Calibration) -> None:
@@ -130,7 +164,7 @@ class Observations:
             model: The network, with its current weights.
             calibration: Passes of the network.
         """
-        self._replace(self._criterion.calibrate(self._groups, kept, model, calibration))
+        self._replace(self._criterion.calibrate(self.groups, kept, model, calibration))
 
     def _replace(self, found: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, sums in found.items():
@@ -145,10 +179,11 @@ class Observations:
             statistics.reset_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors; divided sums are gathered in the first process."""
+        """Return plain values and tensors, of whole groups; divided sums are gathered in the first process."""
+        statistics = self._whole_statistics()
         gathered = {
-            group.name: self.statistics[group.name].view(partial(self._shards.gather, shape=group.shape))
-            for group in self._groups
+            group.name: statistics[group.name].view(partial(self._shards.gather, shape=group.shape))
+            for group, _ in self._whole
         }
         return {
             "criterion": describe(self._criterion),

@@ -75,6 +75,31 @@ class Statistics:
         """Return views of some rows, to score or update a large group piece by piece."""
         return self.view(lambda tensor: tensor[start:stop])
 
+    def of_units(self, places: Tensor) -> Statistics:
+        """Return a copy of the statistics of some units, in a group of these alone.
+
+        Args:
+            places: The numbers of the units.
+        """
+        features = self.features[places.to(self.features.device)] if self.features.numel() else self.features
+        sums = {name: each[places.to(each.device)] for name, each in self.sums.items()}
+        return Statistics(sums, self.count, features)
+
+    def among(self, places: Tensor, size: int) -> Statistics:
+        """Return the statistics of a larger group, with 0 for its other units.
+
+        Args:
+            places: The numbers that the units have in the larger group.
+            size: Number of its units.
+        """
+
+        def spread(tensor: Tensor) -> Tensor:
+            wide = tensor.new_zeros(size, *tensor.shape[1:])
+            return wide.index_copy_(0, places.to(tensor.device), tensor)
+
+        features = spread(self.features) if self.features.numel() else self.features
+        return Statistics({name: spread(each) for name, each in self.sums.items()}, self.count, features)
+
     def reset_(self) -> None:
         """Set all sums and the count to 0."""
         for tensor in (*self.sums.values(), self.count, self.features):

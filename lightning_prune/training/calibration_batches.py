@@ -72,7 +72,9 @@ class CalibrationBatches:
                 self._batches.append(found)
             elif not self._batches:
                 raise ValueError(f"training_step gives no loss for the first batch: {_WITHOUT_LOSS}.")
-        if not self._estimated and self._needs_losses and (losses := self.losses(trainer)) is not None:
+        # of a network that is cut, as after a resume, it was estimated before
+        estimated = self._estimated or pruner.narrow
+        if not estimated and self._needs_losses and (losses := self.losses(trainer)) is not None:
             self._estimated = True
             seconds = pruner.estimate_seconds(losses)
             rank_zero_info(f"Asking for the loss takes about {seconds:.3g} s in each pruning event.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning_prune.core import schema
@@ -146,7 +147,13 @@ class FitEvents:
     # --- events
 
     def advance(
-        self, trainer: Trainer, module: LightningModule, pruner: Pruner, history: History, batch: int = 0
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        pruner: Pruner,
+        history: History,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+        batch: int = 0,
     ) -> bool:
         """Take a snapshot or prune, if that is due before a batch or at the start of an epoch.
 
@@ -155,6 +162,8 @@ class FitEvents:
             module: The module that is pruned.
             pruner: The pruner of the module.
             history: The history of the fit so far.
+            whole: Returns a context in which a module that is cut has its dense shapes. When it ends, the
+                module is cut to what the masks have left.
             batch: Number of the batch in its epoch.
 
         Returns:
@@ -184,15 +193,15 @@ class FitEvents:
         if fraction is None:
             self._call_off()
         else:
-            # an event that removes nothing runs no passes
-            calibration = self._batches.calibration(trainer, module) if fraction > 0 else None
-            pruner.prune(
-                fraction,
-                *training.optimizers,
-                losses=losses,
-                reconstruct=self._reconstruct,
-                batches=calibration or (),
-            )
+            if fraction > 0:  # an event that removes nothing runs no passes
+                with whole():
+                    pruner.prune(
+                        fraction,
+                        *training.optimizers,
+                        losses=losses,
+                        reconstruct=self._reconstruct,
+                        batches=self._batches.calibration(trainer, module) or (),
+                    )
             self.queue.mark_handled(epoch, event, fraction)
             # events of a longer fit may ask for less
             self.guard_state.reached = max(self.guard_state.reached, fraction)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -48,7 +48,7 @@ class PruningParts:
     rewind: Rewind | None
     guard: Guard | None
     reconstruct: Reconstruct | None
-    compact: bool
+    compact: bool | Literal["each"]
     name: str | None
     measure_seconds: float
     write_report: bool | str | Path
@@ -71,12 +71,23 @@ class PruningParts:
                 f"rewind={self.rewind!r} takes back the weights that reconstruct={self.reconstruct!r} gives:"
                 " take one of them, or Rewind(weights=False)."
             )
-        check_flag(compact=self.compact, keep_zeros=self.keep_zeros)
+        check_flag(keep_zeros=self.keep_zeros)
+        self._check_compact()
         if not isinstance(self.write_report, bool | str | Path) or self.write_report == "":
             raise ValueError(f"write_report={self.write_report!r} must be True, False or the path of a folder.")
         check_seconds(measure_seconds=self.measure_seconds)
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name={self.name!r} must be 1 to 100 characters without slashes: files have it.")
+
+    def _check_compact(self) -> None:
+        if not isinstance(self.compact, bool) and self.compact != "each":
+            raise ValueError(f"compact={self.compact!r} must be True or False, or 'each'.")
+        for part in filter(None, (self.rewind, self.guard)):
+            if self.shrinks:
+                raise ValueError(
+                    f"{part!r} brings back an earlier point in training, of which compact='each' has cut the"
+                    " shapes: take compact=True, which cuts them at the end of the fit, or do without."
+                )
 
     def shares(self) -> dict[str | None, float]:
         """Return the share that each target removes at the end; none where nothing but given masks is removed.
@@ -104,7 +115,12 @@ class PruningParts:
     @property
     def needs_probe(self) -> bool:
         """Whether the module is traced on a first batch: to find its units, or to compact it."""
-        return self.needs_example or self.compact
+        return self.needs_example or bool(self.compact)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the network is cut at each event, and not at the end of the fit alone."""
+        return self.compact == "each"
 
     @property
     def restores_weights(self) -> bool:
@@ -115,7 +131,7 @@ class PruningParts:
     def needs_whole(self) -> list[str]:
         """The arguments that need whole parameters in each process, as written in a call."""
         arguments = {
-            "compact=True": self.compact,
+            f"compact={self.compact!r}": bool(self.compact),
             f"{self.structure!r} with {self.selector!r}": self.needs_example,
             repr(self.rewind): self.rewind is not None,
             repr(self.guard): self.guard is not None,

@@ -1,66 +1,46 @@
-"""The network that a callback prunes, with its masks: pruned, compacted, or loaded from a checkpoint."""
+"""The network that a callback prunes, with its masks: dense, cut, compacted, or loaded from a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.compaction.plan import PLAN, Plan
-from lightning_prune.channels.compaction.replay import expand_, replay_
-from lightning_prune.channels.compaction.shrink import compact_
+from lightning_prune.channels.compaction.plan import Plan, check_applied
+from lightning_prune.channels.compaction.replay import cut_tensor, expand_, expand_tensor, replay_
+from lightning_prune.channels.compaction.shrink import compact_, prove_plan
 from lightning_prune.channels.latency.target import LATENCY_TARGET, LatencyTarget
-from lightning_prune.core import schema
 from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
-from lightning_prune.export import compacted
 from lightning_prune.pruner import Pruner
 from lightning_prune.report.cost import Workload
 from lightning_prune.report.entries import Layer
 from lightning_prune.report.measurement import count_kept, measure_compacted, measure_layers
-from lightning_prune.report.report import REPORT, Report
-from lightning_prune.selectors.pruned_state import PRUNED
+from lightning_prune.report.report import Report
 from lightning_prune.training.lightning_packages import LightningModule, is_lightning_module
 from lightning_prune.training.measuring import measured
+from lightning_prune.training.saved_network import state_of_dense
 from lightning_prune.training.slow_work import slow_work
-from lightning_prune.units.masks import MASKS, MaskStore
+from lightning_prune.units.masks import MaskStore
 from lightning_prune.units.shards import shards_of
-
-_COMPACTED = schema.record(
-    {
-        "masks": MASKS,
-        "statistics": schema.mapping(schema.anything),
-        "left_out": schema.integer(),
-        "plan": PLAN,
-        "report": REPORT,
-    }
-)
-
-
-def read_pruned_network(state: Any) -> dict[str, Any]:
-    """Return a saved network, checked: the state of a pruner, or of a compacted network.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    compacted = schema.mapping(schema.anything)(state).get("plan") is not None
-    return (_COMPACTED if compacted else PRUNED)(state)
 
 
 class PrunedNetwork:
     """A network and its masks, while a ``Pruner`` prunes it and after it was compacted.
 
+    A network may be cut between its events. Its pruner then knows the dense network, and the masks of that.
+
     Attributes:
         model: The network; ``None`` before one is bound.
         pruner: Its pruner; ``None`` if nothing more is pruned, as after compaction.
-        store: Its masks; after compaction those that still mask a weight of the smaller network.
-        plan: The plan by which it was compacted; ``None`` if it was not.
+        store: Its masks, in the shapes that it has; after compaction those that still mask a weight.
+        plan: The plan by which the dense network was cut or compacted; ``None`` if it is dense.
         record: The report that was made at compaction; ``None`` if it was not compacted.
         layers: Kept and total size of each layer, as of the last :meth:`count`.
         latency: Batch size to seconds of a forward pass, as last measured.
@@ -124,11 +104,22 @@ class PrunedNetwork:
                 then.
         """
         known = self.bound_to(model)
-        pruner = self.pruner if known else make()
-        notes = [] if pruner is None or state is None else pruner.load_state_dict(state)
-        if pruner is not None and not known:
+        if known and (state is None or self.pruner is None):
+            return []
+        plan = None if state is None else state["plan"]
+        if state is not None and self.model is model and self.plan != plan:
+            raise ValueError(
+                "the state is of a network that was cut otherwise: load the weights of its checkpoint with it."
+            )
+        with _dense_shapes(model, plan):
+            pruner = self.pruner if known else make()
+            assert pruner is not None
+            notes = [] if state is None else _load(pruner, state)
+        if not known:
             self.reset()
             self.model, self.pruner, self.store = model, pruner, pruner.store
+        if plan is not None:
+            self._take_cut(plan)
         return notes
 
     def bind_saved(self, model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -153,7 +144,15 @@ class PrunedNetwork:
     def count(self) -> None:
         """Update ``layers`` from the masks. All processes must call it, so that a report needs only one."""
         assert self.store is not None
-        self.layers = count_kept(self.store.masks, self.store.shards)
+        self.layers = count_kept(self._dense_masks, self.store.shards)
+
+    @property
+    def _dense_masks(self) -> Mapping[str, Tensor]:
+        """The masks in the shapes of the dense network; of a compacted one those that are left."""
+        assert self.store is not None
+        if self.plan is None or self.record is not None:
+            return self.store.masks
+        return {name: expand_tensor(mask, self.plan.cuts_of(name)) for name, mask in self.store.masks.items()}
 
     @property
     def sparsity(self) -> float:
@@ -169,11 +168,13 @@ class PrunedNetwork:
         """
         if self.record is not None:
             return self.record
-        assert self.model is not None
-        assert self.store is not None
+        model = cast(nn.Module, self.model)
         if self.sharded:
             work = Workload()  # a forward pass would need all processes
-        report = measured(partial(measure_layers, self.model, self.layers), [self.model], work)
+        if self.plan is None:
+            report = measured(partial(measure_layers, model, self.layers), [model], work)
+        else:
+            report = self._measure_cut(model, self.plan, work)
         self.latency = report.latency or self.latency
         remarks = self._saved if self.pruner is None else self.pruner.remarks
         return replace(
@@ -184,6 +185,17 @@ class PrunedNetwork:
             protected=tuple(remarks["protected"]),
             left_out=remarks["left_out"],
             unreconstructed=remarks["unreconstructed"],
+        )
+
+    def _measure_cut(self, model: nn.Module, plan: Plan, work: Workload) -> Report:
+        """Return the report of a network that is cut, beside the dense one."""
+        assert self.store is not None
+        dense = _copy_with_trainer(model)
+        expand_(dense, plan)
+        unmeasured = replace(work, seconds=0.0)
+        report = measured(partial(measure_layers, dense, self.layers), [dense], unmeasured)
+        return measured(
+            partial(measure_compacted, report, dense, model, self.store.masks), [dense, model], work
         )
 
     @property
@@ -223,65 +235,75 @@ class PrunedNetwork:
         """
         assert self.pruner is not None
         model = cast(nn.Module, self.model)
-        dense = copy_model(model)
-        if is_lightning_module(model):
-            # a copy has no Trainer, and forward may read from it
-            cast(LightningModule, dense).trainer = model.trainer
+        dense = _copy_with_trainer(model)
         pruner = self.pruner
         with slow_work("Compaction, with the proof that outputs stay the same,"):
             done = compact_(model, pruner.masks, pruner.channel_groups, probe, optimizers, pruner.parts)
         self.plan, masks = done.plan, done.masks
         for average in averages:
             replay_(average.module, self.plan.renamed(average.names))
-        self.store = MaskStore(model, masks)
-        for name, mask in masks.items():
-            self.store.masks[name].copy_(mask)
+        self.store = _store_of(model, masks)
         self.pruner = None
         report = measured(partial(measure_compacted, report, dense, model, masks), [dense, model], work)
         self.record = replace(report, proof=done.proof, unchanged=done.unchanged)
 
-    @contextmanager
-    def loading(
-        self, model: nn.Module, averages: Sequence[Average], checkpoint: Mapping[str, Any], state_key: str
-    ) -> Iterator[None]:
-        """Give a model the shapes of a checkpoint, in a ``with`` block before its weights are loaded.
-
-        Within the block the model has its dense shapes. When the block ends it is shrunk by the checkpoint's
-        plan, if there is one.
+    def widen_(self, optimizers: Iterable[Optimizer], averages: Iterable[Average]) -> None:
+        """Give the network back what was cut of it, as zeros, so that it can be pruned further.
 
         Args:
-            model: The model whose weights will be loaded.
-            averages: Weight averages outside the model; their shapes change in the same way.
-            checkpoint: The checkpoint, with the plan of a compacted network or without one.
-            state_key: Key of the callback's state in the checkpoint.
+            optimizers: As for :meth:`compact_`.
+            averages: As for :meth:`compact_`.
+        """
+        assert self.pruner is not None
+        assert self.plan is not None
+        expand_(cast(nn.Module, self.model), self.plan, optimizers, averages)
+        self.pruner.widen_()
+        self.store, self.plan = self.pruner.store, None
+
+    def prove_cut(self, probe: Probe) -> Plan:
+        """Return the plan that cuts what the masks of the dense network have removed.
 
         Raises:
-            ValueError: If weights or plan do not fit the model, which then has the shapes it had before.
+            CompactionError: If outputs would differ.
         """
-        before = self.plan if self.model is model else None
-        _apply_plan(model, averages, expand_, before)
-        try:
-            yield
-            # a strategy that divides the model has loaded its weights by now, and removed them
-            weights = compacted.weights_in(checkpoint) if "state_dict" in checkpoint else {}
-            plan = compacted.plan_in(checkpoint, state_key)
-            compacted.check_shapes(model, weights, compacted.plans_in(checkpoint))
-            if plan is not None:
-                compacted.check_weights(model, weights, [plan], getattr(model, "strict_loading", True))
-        except BaseException:
-            _apply_plan(model, averages, replay_, before)
-            raise
-        _apply_plan(model, averages, replay_, plan)
-        if before is not None or plan is not None:
+        assert self.pruner is not None
+        pruner = self.pruner
+        kept = [(group, group.kept(pruner.masks).cpu()) for group in pruner.groups]
+        with slow_work("Cutting the network, with the proof that outputs stay the same,"):
+            return prove_plan(cast(nn.Module, self.model), kept, probe, pruner.parts).plan
+
+    def narrow_(self, plan: Plan, optimizers: Iterable[Optimizer], averages: Iterable[Average]) -> None:
+        """Cut the network until its next event.
+
+        Args:
+            plan: As :meth:`prove_cut` returns it.
+            optimizers: As for :meth:`compact_`.
+            averages: As for :meth:`compact_`.
+        """
+        replay_(cast(nn.Module, self.model), plan, optimizers, averages)
+        assert self.pruner is not None
+        self.pruner.narrow_(plan)
+        self._take_cut(plan)
+
+    def _take_cut(self, plan: Plan) -> None:
+        assert self.pruner is not None
+        masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in self.pruner.masks.items()}
+        self.store, self.plan = _store_of(cast(nn.Module, self.model), masks), plan
+
+    def forget_loaded_(self) -> None:
+        """Take the cut of a checkpoint back that was loaded, if no fit has gone on from it."""
+        if self.model is not None and self.plan is not None and self.store is None:
+            expand_(self.model, self.plan)
             self.reset()
-        if plan is not None:
-            self.model, self.plan = model, plan
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, statistics and plan: tensors and plain values only."""
+        assert self.store is not None
+        if self.pruner is not None and self.plan is not None:
+            cut = {"masks": self.store.state_dict(), "plan": self.plan.to_state()}
+            return self.pruner.state_dict() | cut
         if self.pruner is not None:
             return self.pruner.state_dict()
-        assert self.store is not None
         assert self.plan is not None
         assert self.record is not None
         return {
@@ -293,14 +315,45 @@ class PrunedNetwork:
         }
 
 
-def _apply_plan(
-    model: nn.Module,
-    averages: Iterable[Average],
-    change: Callable[[nn.Module, Plan], object],
-    plan: Plan | None,
-) -> None:
-    """Expand or replay a plan on a model and its averages, unless the plan is ``None``."""
-    if plan is not None:
-        change(model, plan)
-        for average in averages:
-            change(average.module, plan.renamed(average.names))
+def _store_of(model: nn.Module, masks: Mapping[str, Tensor]) -> MaskStore:
+    store = MaskStore(model, masks)
+    for name, mask in masks.items():
+        store.masks[name].copy_(mask)
+    return store
+
+
+def _load(pruner: Pruner, state: Mapping[str, Any]) -> list[str]:
+    """Load a saved state while the model has its dense shapes, and observe what the state's plan leaves."""
+    if pruner.narrow:
+        pruner.widen_()
+    try:
+        return pruner.load_state_dict(state_of_dense(state))
+    finally:
+        if state["plan"] is not None:
+            pruner.narrow_(state["plan"])
+
+
+def _copy_with_trainer(model: nn.Module) -> nn.Module:
+    """Return a copy that has the Trainer of the model, if there is one: ``forward`` may read from it."""
+    twin = copy_model(model)
+    if is_lightning_module(model) and model._trainer is not None:
+        cast(LightningModule, twin).trainer = model.trainer
+    return twin
+
+
+@contextmanager
+def _dense_shapes(model: nn.Module, plan: Plan | None) -> Iterator[None]:
+    """Take a plan back in a ``with`` block, and apply it again, unless it is ``None``.
+
+    Raises:
+        ValueError: If the model is not as after the plan.
+    """
+    if plan is None:
+        yield
+        return
+    check_applied(model, plan)
+    expand_(model, plan)
+    try:
+        yield
+    finally:
+        replay_(model, plan)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ _SWA = classes("callbacks", "StochasticWeightAveraging")
 _OWN_FORM = (*classes("strategies", "DeepSpeedStrategy"), *classes("strategies", "FSDPStrategy"))
 _DIVIDED = classes("strategies", "ModelParallelStrategy")
 _MULTI_PROCESSING = classes("strategies.launchers", "_MultiProcessingLauncher")
+
+_Result = TypeVar("_Result")
 
 # what a warning says where steps are not seen
 BY_HAND = " Under manual optimization call self.manual_backward(loss), and step what self.optimizers() returns."
@@ -183,6 +185,25 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     return found
 
 
+def all_succeed(trainer: Trainer, action: Callable[[], _Result]) -> _Result:
+    """Return the result of an action that each process carries out, or raise in all of them if one fails.
+
+    Raises:
+        Exception: That of this process; RuntimeError, with its text, if it is one of another process.
+    """
+    try:
+        result, failure = action(), None
+    except Exception as error:
+        failure = error
+    problems = gather_objects(trainer, failure and str(failure))
+    if failure is not None:
+        raise failure
+    for rank, problem in enumerate(problems):
+        if problem is not None:
+            raise RuntimeError(f"rank {rank} has failed: {problem}")
+    return result
+
+
 def check_same_masks(trainer: Trainer, store: MaskStore) -> None:
     """Raise RuntimeError, in all processes, if masks differ among processes that hold the same weights."""
     if trainer.world_size == 1 or store.shards.sharded:
@@ -260,14 +281,15 @@ def check_callbacks(trainer: Trainer) -> None:
             )
 
 
-def check_launcher(trainer: Trainer, compact: bool) -> None:
+def check_launcher(trainer: Trainer, compact: bool | str) -> None:
     """Check for a launcher that spawns or forks processes, which return only the weights after the fit.
 
     The log then says what this process will lack.
 
     Args:
         trainer: The Trainer, before its first batch.
-        compact: Whether the module is to be compacted; the module in this process would keep its shapes.
+        compact: The callback's argument: whether the module is to be compacted, whereas the module in this
+            process would keep its shapes.
 
     Raises:
         ValueError: If there is such a launcher, and the module is to be compacted.
@@ -276,8 +298,8 @@ def check_launcher(trainer: Trainer, compact: bool) -> None:
         return
     if compact:
         raise ValueError(
-            "compact=True shrinks the module of the process that trains it, which does not come back from a"
-            " strategy that spawns or forks: use strategy='ddp' or a single device."
+            f"compact={compact!r} shrinks the module of the process that trains it, which does not come back"
+            " from a strategy that spawns or forks: use strategy='ddp' or a single device."
         )
     rank_zero_info(
         "The processes of a strategy that spawns or forks do not come back: the PruningCallback here will have"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -182,6 +182,28 @@ class AxisSlice(Slice):
             return units
         return torch.cat([units, units.new_ones(1)])[self.index.to(units.device)]
 
+    def units_left(self, kept: Tensor) -> Tensor:
+        """Return the numbers of the units that a cut leaves, in ascending order.
+
+        Args:
+            kept: The indices along ``dim`` that it leaves.
+        """
+        index = kept if self.index is None else self.index[kept.to(self.index.device)].cpu()
+        units: Tensor = index[index >= 0].unique()
+        return units
+
+    def narrowed(self, kept: Tensor, units: Tensor) -> AxisSlice:
+        """Return the slice after a cut of its tensor.
+
+        Args:
+            kept: The indices along ``dim`` that it leaves.
+            units: The numbers of the units that it leaves, which are counted anew, in ascending order.
+        """
+        index = kept if self.index is None else self.index[kept.to(self.index.device)]
+        numbers = torch.full((int(units[-1]) + 2,), -1)  # the last one stands for no unit
+        numbers[units] = torch.arange(len(units))
+        return replace(self, index=numbers.to(index.device)[index])
+
     def spread(self, units: Tensor) -> Tensor:
         """Return for each element the value at its index along ``dim``, as :meth:`places` gives it."""
         last = self.weight.ndim - 1 - self.dim
@@ -226,6 +248,14 @@ class WholeSlice(AxisSlice):
     def places(self, units: Tensor) -> Tensor:
         """Return for each row the value of the tensor's unit."""
         return units[self.unit].expand(len(self.weight))
+
+    def units_left(self, kept: Tensor) -> Tensor:
+        """Return the number of the unit, unless the cut leaves no row."""
+        return torch.tensor([self.unit] if len(kept) else [], dtype=torch.int64)
+
+    def narrowed(self, kept: Tensor, units: Tensor) -> AxisSlice:
+        """Return the slice with the new number of its unit, which the cut leaves."""
+        return replace(self, unit=units.tolist().index(self.unit), count=len(units))
 
 
 @dataclass(frozen=True, eq=False)

@@ -177,6 +177,22 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
                 raise ValueError(f"the plan leaves {name}.{key} at {after}, but its tensors at {size}.")
 
 
+def check_applied(model: nn.Module, plan: Plan) -> None:
+    """Raise ValueError if a model does not have the shapes and attributes from after a plan."""
+    tensors, modules = tensors_by_name(model), dict(model.named_modules())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for cut in plan.cuts:
+        if shapes.get(cut.name, ())[cut.dim : cut.dim + 1] != (len(cut.kept),):
+            raise ValueError(
+                f"the plan has left {len(cut.kept)} of {cut.name!r} along dimension {cut.dim}, and in this"
+                f" model its shape is {shapes.get(cut.name)}: load the weights of the same checkpoint first."
+            )
+    for name, changes in plan.attributes.items():
+        for key, (_, after) in changes.items():
+            if name not in modules or get_number(modules[name], key) != after:
+                raise ValueError(f"the plan has set {name}.{key} to {after}, and in this model it is not.")
+
+
 def check_experts(model: nn.Module, plan: Plan) -> None:
     """Check that the experts that a plan removes belong to this model, and lose all weights.
 

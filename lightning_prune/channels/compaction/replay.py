@@ -15,11 +15,14 @@ from lightning_prune.channels.compaction.norms import NarrowLayerNorm, set_norm_
 from lightning_prune.channels.compaction.own_norms import OwnNorm, own_norms
 from lightning_prune.channels.compaction.plan import Cut, Plan, check_attributes, check_experts
 from lightning_prune.channels.compaction.whole_numbers import set_number_
+from lightning_prune.core.averages import Average
 from lightning_prune.core.tensors import tensors_by_name
 
 
 @torch.no_grad()
-def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
+def replay_(
+    model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = (), averages: Iterable[Average] = ()
+) -> None:
     """Apply a plan to a module. Parameters stay the same objects, so that optimizers keep their references.
 
     Gradients of the parameters that are cut are set to ``None``.
@@ -30,6 +33,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         optimizers: Optimizers whose state is cut along. State tensors with the shape of their parameter are cut
             as it is; if a parameter has a state tensor of another shape with more than one element, all its
             state is dropped.
+        averages: Weight averages outside the module; they are cut in the same way.
 
     Raises:
         ValueError: If a tensor or module is missing or has another size; the module is unchanged then.
@@ -43,8 +47,7 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         tensor, cuts = tensors[name], plan.cuts_of(name)
         for optimizer in optimizers:
             _cut_optimizer_state(optimizer, tensor, cuts)
-        tensor.data = cut_tensor(tensor.data, cuts)
-        tensor.grad = None
+        _set_data_(tensor, cut_tensor(tensor.data, cuts))
     _set_attributes(model, plan, norms, after=True)
     for name in plan.removed:
         set_removed_(model.get_submodule(name), removed=True)
@@ -53,27 +56,39 @@ def replay_(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) 
         assert cut is not None
         renumber_(model.get_submodule(name), cut.size, cut.kept, shares)
     _reassign_tensors(model)
+    for average in averages:
+        replay_(average.module, plan.renamed(average.names))
 
 
 @torch.no_grad()
-def expand_(model: nn.Module, plan: Plan) -> None:
-    """Revert a plan: restore the shapes and attributes before it, with 0 for all elements that were cut."""
+def expand_(
+    model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = (), averages: Iterable[Average] = ()
+) -> None:
+    """Revert a plan: restore the shapes and attributes before it, with 0 for all elements that were cut.
+
+    Args:
+        model: The module that the plan was applied to.
+        plan: The plan.
+        optimizers: Optimizers whose state tensors with the shape of their parameter are expanded along.
+        averages: Weight averages outside the module; they are expanded in the same way.
+    """
     tensors = tensors_by_name(model)
-    norms = own_norms(model, {cut.name for cut in plan.cuts})
-    for cut in reversed(plan.cuts):
-        tensor = tensors[cut.name]
-        sizes = list(tensor.shape)
-        sizes[cut.dim] = cut.size
-        places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
-        whole = tensor.new_zeros(sizes).index_copy_(cut.dim, places, tensor.data)
-        tensor.data = _like_layout(whole, tensor)
-        tensor.grad = None
+    names = {cut.name for cut in plan.cuts}
+    norms = own_norms(model, names)
+    for name in names:
+        tensor, cuts = tensors[name], plan.cuts_of(name)
+        for state in (optimizer.state.get(tensor, {}) for optimizer in optimizers):
+            same = {key: each for key, each in state.items() if _has_shape(each, tensor.shape)}
+            state.update({key: expand_tensor(each, cuts) for key, each in same.items()})
+        _set_data_(tensor, expand_tensor(tensor.data, cuts))
     _set_attributes(model, plan, norms, after=False)
     for name in plan.removed:
         set_removed_(model.get_submodule(name), removed=False)
     for name, _ in plan.numbered:
         undo_renumbering_(model.get_submodule(name))
     _reassign_tensors(model)
+    for average in averages:
+        expand_(average.module, plan.renamed(average.names))
 
 
 def _reassign_tensors(model: nn.Module) -> None:
@@ -106,6 +121,30 @@ def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     ]
     grid = torch.meshgrid(*indices, indexing="ij")
     return _like_layout(tensor[(slice(None),) * first + grid], tensor)
+
+
+def expand_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+    """Return the tensor from before some cuts, in its memory layout, with 0 or False for what was cut."""
+    whole = tensor
+    for cut in cuts:
+        sizes = list(whole.shape)
+        sizes[cut.dim] = cut.size
+        places = torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device)
+        whole = whole.new_zeros(sizes).index_copy_(cut.dim, places, whole)
+    return _like_layout(whole, tensor)
+
+
+def _set_data_(tensor: Tensor, data: Tensor) -> None:
+    """Give a parameter or buffer data of another shape, and no gradient."""
+    tensor.grad = None
+    # the node that accumulates its gradient knows the shape, and lives as long as a loss that a user keeps;
+    # data of another type make it anew
+    tensor.data = data.new_empty(0, dtype=torch.float64 if data.dtype is torch.float32 else torch.float32)
+    tensor.data = data
+
+
+def _has_shape(value: Any, shape: torch.Size) -> bool:
+    return torch.is_tensor(value) and value.shape == shape
 
 
 def _like_layout(tensor: Tensor, like: Tensor) -> Tensor:

@@ -54,6 +54,20 @@ class Compacted(NamedTuple):
     unchanged: tuple[str, ...]
 
 
+class ProvenPlan(NamedTuple):
+    """A plan of which trials have shown that it leaves outputs as they are.
+
+    Attributes:
+        plan: The plan.
+        proof: As of ``Compacted``.
+        unchanged: As of ``Compacted``.
+    """
+
+    plan: Plan
+    proof: Proof | None
+    unchanged: tuple[str, ...]
+
+
 class CompactionError(RuntimeError):
     """Raised when a cut changes the outputs of a model, or makes it fail; the model itself is unchanged."""
 
@@ -137,9 +151,34 @@ def compact_(
             cannot be cut.
     """
     if groups is None:
-        found = _emptied(model, model, masks, probe)
-        groups, parts, passes = found.units.groups, found.units.parts, found.passes
-    kept = remaining_units(model, masks, groups)
+        emptied = _emptied(model, model, masks, probe)
+        groups, parts, passes = emptied.units.groups, emptied.units.parts, emptied.passes
+    found = prove_plan(model, remaining_units(model, masks, groups), probe, parts, passes)
+    replay_(model, found.plan, optimizers)
+    cut_masks = {name: cut_tensor(mask, found.plan.cuts_of(name)) for name, mask in masks.items()}
+    left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
+    return Compacted(found.plan, left, found.proof, found.unchanged)
+
+
+def prove_plan(
+    model: nn.Module,
+    kept: Kept,
+    probe: Probe,
+    parts: Sequence[str] = (),
+    passes: Sequence[TrialPass] = (),
+) -> ProvenPlan:
+    """Return the plan that cuts units out of a masked model, with the proof that its outputs stay the same.
+
+    Args:
+        model: The model, with the weights of these units at 0; it is not changed.
+        kept: Its unit groups, each with a bool mask over its units, False for a unit to cut.
+        probe: As for :func:`compact_`.
+        parts: As for :func:`compact_`.
+        passes: As for :func:`compact_`.
+
+    Raises:
+        CompactionError: If outputs differ; the message names the groups that cannot be cut.
+    """
     trial = _refined_trial(model, probe, parts, passes)
     failing = trial.failing(kept)
     if failing:
@@ -151,11 +190,7 @@ def compact_(
         faults = "; ".join(f"{name} {why}" for name, why in failing.items())
         raise CompactionError(f"{type(model).__name__} stays as it was. {faults}")
     plan = make_plan(model, kept)
-    unchanged = _unchanged(model, kept, plan)
-    replay_(model, plan, optimizers)
-    cut_masks = {name: cut_tensor(mask, plan.cuts_of(name)) for name, mask in masks.items()}
-    left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
-    return Compacted(plan, left, trial.proof, unchanged)
+    return ProvenPlan(plan, trial.proof, _unchanged(model, kept, plan))
 
 
 def _emptied(dense: nn.Module, model: nn.Module, masks: Mapping[str, Tensor], probe: Probe) -> Analysis:
