@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from inspect import isfunction, ismethod
@@ -77,7 +77,7 @@ class _Copies:
         self._memo |= {id(module): type(module).__new__(type(module)) for module in simple}
         others = [module for module in fresh if id(module) not in self._memo]
         for module in fresh:
-            self._keep_uncopied(vars(module))
+            self._keep_uncopied(vars(module).values())
         for module in reversed(simple):  # those within a module come after it, and it may copy itself by them
             compiled = _compiled(module)
             kept = {key: value for key, value in vars(module).items() if key not in compiled}
@@ -98,7 +98,8 @@ class _Copies:
                 twin[key] = self._memo[id(value)]
             elif kind in _DICTS and _PLAIN.issuperset(map(type, value)):  # of parameters, modules or hooks
                 twin[key] = self._memo[id(value)] = kind()
-                self._fill(twin[key], value)
+                if value:
+                    self._fill(twin[key], value)
             elif kind in _ROWS and _PLAIN.issuperset(map(type, value)):
                 twin[key] = self._memo[id(value)] = kind(value)
             elif isinstance(value, Tensor) and value.is_leaf:
@@ -107,17 +108,26 @@ class _Copies:
                 twin[key] = copy.deepcopy(value, self._memo)
                 self._open.append((twin, key))
 
-    def _keep_uncopied(self, values: Mapping[str, Any]) -> None:
+    def _keep_uncopied(self, values: Iterable[Any]) -> None:
         """Note what takes the place of values that ``deepcopy`` rejects.
 
         Non-leaf tensors are detached. Scripted functions have no state, and are shared.
         """
-        filled = [value for value in values.values() if type(value) not in _PLAIN and not _is_empty(value)]
-        for leaf in tree_leaves(filled):
-            if torch.is_tensor(leaf) and not leaf.is_leaf:
-                self._memo[id(leaf)] = leaf.detach()
-            elif isinstance(leaf, torch.jit.ScriptFunction):
-                self._memo[id(leaf)] = leaf
+        for value in values:
+            kind = type(value)
+            if kind in _PLAIN or isinstance(value, nn.Module):
+                continue
+            if isinstance(value, Tensor):
+                if not value.is_leaf:
+                    self._memo[id(value)] = value.detach()
+            elif kind in _DICTS:
+                self._keep_uncopied(value.values())
+            elif kind in _ROWS:
+                self._keep_uncopied(value)
+            elif isinstance(value, torch.jit.ScriptFunction):
+                self._memo[id(value)] = value
+            else:  # another container that torch knows, or the only leaf of itself
+                self._keep_uncopied(leaf for leaf in tree_leaves(value) if leaf is not value)
 
     def _finish(self, twin: nn.Module) -> None:
         """Let a module that ``deepcopy`` has made run uncompiled."""
@@ -188,12 +198,9 @@ def is_compiled(module: nn.Module) -> bool:
 def _compiled(module: nn.Module) -> list[str]:
     """Return the names of the attributes that ``torch.compile`` has set on a module."""
     own = vars(module)
-    methods = [name for name, value in own.items() if isfunction(value) and _is_compiled_method(name, value)]
+    functions = [name for name, value in own.items() if type(value) is FunctionType]
+    methods = [name for name in functions if _is_compiled_method(name, own[name])]
     return [name for name in ("_compiled_call_impl",) if name in own] + methods
-
-
-def _is_empty(value: Any) -> bool:
-    return type(value) in _DICTS and not value
 
 
 def _is_compiled_method(name: str, function: FunctionType) -> bool:

@@ -169,6 +169,15 @@ class AxisSlice(Slice):
         laid_out[unit, rank] = rows[order]
         return laid_out.flatten(1)
 
+    def kept(self, mask: Tensor) -> Tensor:
+        """Return which units are kept: those with at least one kept element."""
+        rows = mask.movedim(self.dim, 0).flatten(1).any(1) if mask.ndim > 1 else mask
+        if self.index is None:
+            return rows
+        units = rows.new_zeros(self.shape)
+        units[self.index[rows & (self.index >= 0)]] = True
+        return units
+
     def places(self, units: Tensor) -> Tensor:
         """Return for each index along ``dim`` the value of its unit.
 
@@ -237,6 +246,12 @@ class WholeSlice(AxisSlice):
         total = elements.sum()
         units = total.new_zeros(self.count)
         units[self.unit] = total
+        return units
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """Return True for the unit of the tensor if it has a kept element, and False for the others."""
+        units = mask.new_zeros(self.count)
+        units[self.unit] = mask.any()
         return units
 
     def vectors(self, elements: Tensor) -> Tensor:

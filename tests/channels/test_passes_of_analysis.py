@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import ClassVar
 from weakref import ref
 
 import pytest
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 from lightning_prune import Channels, CompactionError, PerLayer, Pruner, compact
 from lightning_prune.channels.compaction.perturbation import perturb_
+from lightning_prune.channels.compaction.tracing import record_passes, trace_model
+from lightning_prune.channels.compaction.trial_copies import TrialCopies
+from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM
 from lightning_prune.core.model_copies import copy_model
+from lightning_prune.core.probes import as_probe
 
 IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
@@ -62,6 +67,70 @@ def test_trials_run_on_inputs_as_small_as_the_model_runs_alike_on() -> None:
     # a pass to record what it does, another one in training mode, and one to follow the channels
     assert [shape for shape, *_ in Counting.calls].count(large.shape) == 3
     assert all(shape.numel() <= large.numel() / 16 for shape, *_ in Counting.calls if shape != large.shape)
+
+
+class Heads(nn.Module):
+    """Attention of four heads, whose keys, queries and values one layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        parts = self.qkv(hidden.flatten(2).mT).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        made: Tensor = self.out(mixed).mT.view_as(hidden)
+        return made
+
+
+def test_all_ways_to_split_dimensions_are_followed_in_two_passes() -> None:
+    model, splits = Counting(Heads()), [LAST_DIM, HEAD_DIM, SPLIT_HEAD_DIM, FIRST_DIM]
+    passes = record_passes(model, as_probe(IMAGES))
+    Counting.calls.clear()
+    traces = trace_model(model, passes, splits)
+    assert len(Counting.calls) == 2 * len(passes)
+    # keys, queries and values, heads, channels within heads: both kinds of splits at heads choose the second
+    assert traces[1] is traces[2]
+    assert len(set(traces)) == 3
+
+
+def test_splits_that_choose_alike_share_a_trace() -> None:
+    model = Counting()
+    passes = record_passes(model, as_probe(IMAGES))
+    Counting.calls.clear()
+    assert len(set(trace_model(model, passes, [LAST_DIM, FIRST_DIM]))) == 1
+    assert len(Counting.calls) == len(passes)
+
+
+class Casting(Counting):
+    """Notes to which types it is cast, in copies of it, too."""
+
+    casts: ClassVar[list[torch.dtype]] = []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Casting:
+        Casting.casts.append(fn(torch.zeros(1)).dtype)
+        return super()._apply(fn, recurse)
+
+
+def test_trials_in_double_precision_take_one_copy() -> None:
+    Casting.casts.clear()
+    assert units(Casting()) == {"one": 32, "two": 24}
+    # what first trials share; then the masked network, which is cut when it has run
+    assert Casting.casts == [torch.float32, torch.float64]
+
+
+def test_no_other_copy_is_kept_beside_those_in_double_precision() -> None:
+    model = Counting()
+    perturbed = copy_model(model)
+    alive = ref(perturbed)
+    copies = TrialCopies(model, perturbed, frozenset())
+    del perturbed
+    copies.begin(torch.float32, cast=True)
+    copies.refine()
+    assert alive() is None
+    first, again = copies.whole(), copies.whole()
+    assert torch.equal(first.one.weight, again.one.weight)
+    assert not torch.equal(first.one.weight, model.one.weight.double())
 
 
 class Literal(nn.Module):

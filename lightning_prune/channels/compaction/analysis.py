@@ -24,7 +24,7 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import find_groups
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.channels.graph.recorder import PassRecord
-from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM, Split
+from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.model_copies import copy_model
@@ -35,10 +35,10 @@ from lightning_prune.units.budgets import Budget
 from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
-# pairs of how a trace splits dimensions and whether integer attributes are adjusted, in the order of the trials
-_HEADS = (HEAD_DIM, SPLIT_HEAD_DIM)
+# how traces split dimensions; pairs of this and whether integer attributes are adjusted, in the order of trials
+_SPLITS = (LAST_DIM, HEAD_DIM, SPLIT_HEAD_DIM, FIRST_DIM)
 _ATTEMPTS = [
-    *((split, adjusted) for split in _HEADS for adjusted in (False, True)),
+    *((split, adjusted) for split in (HEAD_DIM, SPLIT_HEAD_DIM) for adjusted in (False, True)),
     *((split, adjusted) for adjusted in (False, True) for split in (LAST_DIM, FIRST_DIM)),
 ]
 
@@ -114,16 +114,12 @@ def _first_trial(model: nn.Module, probe: Probe, deadline: Deadline) -> tuple[li
 def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analysis:
     passes, trial = _first_trial(model, followed.probe, deadline)
     search = GroupSearch(model, trial)
-    traces: dict[Split, TraceRecord] = {}
-    found: dict[Split, Units] = {}
-
-    def follow(split: Split) -> None:
-        if split not in traces:
-            traces[split] = trace_model(model, passes, split, deadline)
-            found[split] = find_groups(model, traces[split])
-
-    follow(LAST_DIM)
-    main = traces[LAST_DIM]
+    traces = trace_model(model, passes, _SPLITS, deadline)
+    main = traces[0]
+    # if the trace had no dimension to split, the traces of all splits are the same
+    attempts = _ATTEMPTS if main.split_sizes else [(LAST_DIM, False), (LAST_DIM, True)]
+    groups_of = {trace: find_groups(model, trace) for trace in dict.fromkeys(traces)}
+    found = [groups_of[trace] for trace in traces]
     head_reasons: dict[str, str] = {}
     unseen = UnseenModules(model, main.ran | followed.elsewhere, passes)
     averages, follows = averaged_names(model), average_reasons(model)
@@ -132,28 +128,28 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
         """Return the reason to keep a group without a trial; ``None`` if there is none."""
         return _average_alone(group, averages, follows) or unseen.reader_of(group)
 
-    # if the trace had no dimension to split, the traces of all splits are the same
-    for split, adjusted in _ATTEMPTS if main.split_used else [(LAST_DIM, False), (LAST_DIM, True)]:
-        follow(split)
-        heads_only = split.heads
+    for split, adjusted in attempts:
+        number = _SPLITS.index(split)
         groups = (
-            group for group in found[split].groups if (group.heads or not heads_only) and why_not(group) is None
+            group
+            for group in found[number].groups
+            if (group.heads or not split.heads) and why_not(group) is None
         )
-        failing = search.attempt(groups, list(traces).index(split), adjusted=adjusted)
-        head_reasons |= failing if heads_only else {}
+        failing = search.attempt(groups, number, adjusted=adjusted)
+        head_reasons |= failing if split.heads else {}
     search.limit()
     trial.refine()
     search.confirm()
     made = {part.name for group, _ in search.passed for part in group.slices}
-    reasons = {**found[LAST_DIM].frozen, **_not_followed(model, main, follows, followed)}.items()
+    reasons = {**found[0].frozen, **_not_followed(model, main, follows, followed)}.items()
     frozen = {name: head_reasons.get(name, reason) for name, reason in reasons if name not in made}
     covered = {part.name for group, _ in search.passed for part in group.masked}
-    for group in search.apart(found[LAST_DIM].groups):
+    for group in search.apart(found[0].groups):
         why = why_not(group) or search.reason(group)
         whole = {part.name for part in group.masked if part.weight.ndim > 1} - covered - frozen.keys()
         frozen |= dict.fromkeys(sorted(whole), why)
         frozen[group.name] = why
-    costs = budgets(model, list(traces.values()), search.passed)
+    costs = budgets(model, traces, search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
     passed = tuple(group for group, _ in search.passed)
     return Analysis(Units(passed, frozen, costs, written, followed.parts), tuple(trial.passes))

@@ -32,7 +32,7 @@ class CutTrial:
         passes: The passes to run; the first one has to give the same outputs each time.
         known: Whether they come from the ``passes`` of a refined trial on the same network.
         perturbed: A copy of the model with other weights, for trials of any cut, in which the masked copy has
-            the weights of the units at 0; refining changes it. ``None`` if those of the model itself are 0
+            the weights of the units at 0. ``None`` if those of the model itself are 0
             already where it is to be cut.
         deadline: When trials have to end; ``None`` for no limit.
 
@@ -173,9 +173,8 @@ class CutTrial:
         """Return why these groups cannot be cut together; ``None`` if they can."""
         if self._deadline is not None:
             self._deadline.check()
-        try:  # the cut copy runs first, since most failing cuts raise an error
-            found = self._outputs(self._copies.cut(kept))
-            expected = self._outputs(self._copies.with_zeros(kept))
+        try:
+            expected, found = self._both(kept)
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
             if self._uses_single_precision(kept):
                 return self._failure(kept)
@@ -194,6 +193,15 @@ class CutTrial:
         if difference > self._tolerance(kept, expected, difference):
             return f"cannot be cut: outputs change by {difference:.1e}"
         return None
+
+    def _both(self, kept: Kept) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Return the outputs of the masked copy and of the cut one."""
+        if self._copies.cheap:  # the cut copy runs first, since most failing cuts raise an error
+            found = self._outputs(self._copies.cut(kept))
+            return self._outputs(self._copies.with_zeros(kept)), found
+        model = self._copies.with_zeros(kept)
+        expected = self._outputs(copy_sharing_weights(model, self._written))
+        return expected, self._outputs(self._copies.cut_(model, kept))
 
     def _uses_single_precision(self, kept: Kept) -> bool:
         """Change to single precision if the masked copy does not run in double precision; return whether so."""

@@ -81,6 +81,12 @@ def _(module: nn.GroupNorm, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     return {"num_channels": channels, "num_groups": groups}
 
 
+@_widths.register(nn.LayerNorm)
+@_widths.register(nn.RMSNorm)
+def _(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    return {}  # of which channels went is counted by the width of the weight: see norms.py
+
+
 @_widths.register
 def _(module: nn.MultiheadAttention, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     packed = "in_proj_weight" in shapes

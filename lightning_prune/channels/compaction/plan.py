@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -69,7 +70,14 @@ class Plan:
 
     def cuts_of(self, name: str) -> list[Cut]:
         """Return the cuts of one tensor."""
-        return [cut for cut in self.cuts if cut.name == name]
+        return self._by_name.get(name, [])
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, list[Cut]]:
+        found: dict[str, list[Cut]] = {}
+        for cut in self.cuts:
+            found.setdefault(cut.name, []).append(cut)
+        return found
 
     def renamed(self, names: Mapping[str, str]) -> Plan:
         """Return the changes to the modules and tensors in ``names``, under the names that they map to."""

@@ -109,18 +109,10 @@ def _reassign_tensors(model: nn.Module) -> None:
 
 def cut_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     """Return a copy of the elements that are kept, in the memory layout of the tensor."""
-    kept = {cut.dim: torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device) for cut in cuts}
-    if not kept:
-        return tensor.clone()
-    # one indexing operation for all cuts, without an intermediate copy for each; dimensions between them are
-    # indexed, too, or the result would have others first
-    first, last = min(kept), max(kept)
-    indices = [
-        kept[dim] if dim in kept else torch.arange(tensor.shape[dim], device=tensor.device)
-        for dim in range(first, last + 1)
-    ]
-    grid = torch.meshgrid(*indices, indexing="ij")
-    return _like_layout(tensor[(slice(None),) * first + grid], tensor)
+    found = tensor
+    for cut in sorted(cuts, key=lambda cut: cut.dim):  # rows first, which lie together in memory
+        found = found.index_select(cut.dim, torch.tensor(cut.kept, dtype=torch.int64, device=tensor.device))
+    return tensor.clone() if found is tensor else _like_layout(found, tensor)
 
 
 def expand_tensor(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:

@@ -298,7 +298,7 @@ def remaining_units(model: nn.Module, masks: Mapping[str, Tensor], groups: Itera
     def empty(parts: list[Slice], size: int) -> Tensor:
         if not any(part.name in masks for part in parts):
             return torch.zeros(size, dtype=torch.bool)
-        return torch.stack([part.sum(parameters[part.name] != 0).cpu() == 0 for part in parts]).all(0)
+        return ~torch.stack([part.kept(parameters[part.name] != 0).cpu() for part in parts]).any(0)
 
     kept = []
     for group in groups:

@@ -149,18 +149,31 @@ class _Recorder:
 
 
 def trace_model(
-    model: nn.Module, passes: Sequence[PassRecord], split: Split, deadline: Deadline | None = None
-) -> TraceRecord:
-    """Return the record of a trace of several passes.
+    model: nn.Module, passes: Sequence[PassRecord], splits: Sequence[Split], deadline: Deadline | None = None
+) -> list[TraceRecord]:
+    """Return for each split the record of a trace of several passes.
+
+    Splits that choose alike have one record. The passes run once for the first split, and once for all others
+    that choose otherwise in it.
 
     Args:
         model: Is not changed.
         passes: The records of the passes. Multiply-adds are counted for the first one.
-        split: As for :class:`TraceRecord`.
+        splits: As for :class:`TraceRecord`.
         deadline: When to stop; ``None`` for no limit.
     """
-    trace = Trace(open_norms_(copy_sharing_weights(model)), split, deadline)
-    for number, each in enumerate(passes):
-        count_pass()
-        trace.follow(each, count=number == 0)
-    return trace.record
+    found: dict[Split, TraceRecord] = {}
+
+    def follow(chosen: Sequence[Split]) -> None:
+        trace = Trace(open_norms_(copy_sharing_weights(model)), chosen, deadline)
+        for number, each in enumerate(passes):
+            count_pass()
+            trace.follow(each, count=number == 0)
+        found.update(zip(chosen, trace.records, strict=True))
+
+    follow(splits[:1])
+    while left := [split for split in splits if not any(each.same_with(split) for each in found.values())]:
+        # what chooses otherwise in the first trace may not do so in another one
+        sizes = found[splits[0]].split_sizes
+        follow(list({tuple(map(split.choose, sizes)): split for split in reversed(left)}.values()))
+    return [next(each for each in found.values() if each.same_with(split)) for split in splits]

@@ -22,8 +22,8 @@ class TrialCopies:
 
     Args:
         model: Is not changed.
-        perturbed: A copy of it with other weights, of which copies are made; :meth:`refine` changes it.
-            ``None`` for copies of the model itself, whose weights are 0 already where it is to be cut.
+        perturbed: A copy of it with other weights, of which copies are made until they are refined. ``None``
+            for copies of the model itself, whose weights are 0 already where it is to be cut.
         written: Names of the parameters that passes write to.
 
     Attributes:
@@ -36,7 +36,8 @@ class TrialCopies:
     def __init__(self, model: nn.Module, perturbed: nn.Module | None, written: frozenset[str]) -> None:
         self._model, self._perturbed, self._written = model, perturbed, written
         self._averages = averaged_names(model)
-        self._shared: nn.Module | None = None  # whose memory copies share, but for what they change
+        # whose memory copies share, but for what they change; None if each has memory of its own
+        self._shared: nn.Module | None = None
         self.masked = perturbed is None
         self.dtype, self.cast, self.scale = torch.float32, True, 1.0
 
@@ -48,22 +49,29 @@ class TrialCopies:
             cast: Whether to cast to it.
         """
         self.dtype, self.cast, self._shared = dtype, cast, None
-        shared = self._whole() if self._perturbed is None else copy_sharing_weights(self._perturbed)
-        if cast:
-            cast_model_(shared, dtype)
-        self._shared, self._shared_type = shared, dtype
+        if self._perturbed is None:
+            self._shared = self.whole()
+        else:
+            shared = copy_sharing_weights(self._perturbed)
+            if cast:
+                cast_model_(shared, dtype)
+            self._shared = shared
 
     def refine(self) -> None:
         """Go on in double precision, of the model's own weights or with larger, other ones.
 
-        It happens that those of the first trials hide something.
+        It happens that those of the first trials hide something. Each copy is made anew, so that there is no
+        other one beside it.
         """
         self.dtype, self.cast = torch.float64, True
-        if self._shared is None or self.masked:
-            self._shared = None
-        else:
-            perturb_(self._shared, seed=1)
+        self._shared = self._perturbed = None
+        if not self.masked:
             self.scale = _SCALE
+
+    @property
+    def cheap(self) -> bool:
+        """Whether copies share memory, so that one more takes little."""
+        return self._shared is not None
 
     def whole(self, own: Iterable[str] = ()) -> nn.Module:
         """Return a copy of the model.
@@ -72,25 +80,31 @@ class TrialCopies:
             own: Names of parameters that the caller changes in place. Others may share their memory with other
                 copies: only their ``data`` attribute may be set.
         """
-        if self._shared is None:
-            return self._whole()
-        if self.dtype is self._shared_type and self.scale == 1:
+        if self._shared is not None:
             return copy_sharing_weights(self._shared, {*own, *self._written})
-        # those that are cast get memory of their own then
-        parameters = self._shared.named_parameters()
-        kept = {name for name, each in parameters if each.dtype is self.dtype or not each.is_floating_point()}
-        model = copy_sharing_weights(self._shared, kept) if self.cast else copy_model(self._shared)
-        if self.cast:
-            cast_model_(model, self.dtype)
-        scale_(model, self.scale)
+        if not self.cast:
+            model = copy_model(self._model)
+        else:
+            # those that are cast get memory of their own then
+            parameters = self._model.named_parameters()
+            same = {
+                name for name, each in parameters if each.dtype is self.dtype or not each.is_floating_point()
+            }
+            cast_model_(model := copy_sharing_weights(self._model, same), self.dtype)
+        if not self.masked:
+            perturb_(model, seed=1)
+            scale_(model, self.scale)
         return model
 
     def cut(self, kept: Kept) -> nn.Module:
         """Return a copy without the units that are not kept."""
-        model = self.whole()
+        return self.cut_(self.whole(), kept)
+
+    def cut_(self, copied: nn.Module, kept: Kept) -> nn.Module:
+        """Take the units that are not kept out of a copy, and return it."""
         # the plan of the model itself: averages are known by their values, which trials perturb
-        replay_(model, make_plan(self._model, kept))
-        return model
+        replay_(copied, make_plan(self._model, kept))
+        return copied
 
     @torch.no_grad()
     def with_zeros(self, kept: Kept) -> nn.Module:
@@ -107,10 +121,4 @@ class TrialCopies:
         for name, each in factors.items():
             for factor in each:
                 model.get_parameter(name).mul_(factor)
-        return model
-
-    def _whole(self) -> nn.Module:
-        model = copy_model(self._model)
-        if self.cast:
-            cast_model_(model, self.dtype)
         return model

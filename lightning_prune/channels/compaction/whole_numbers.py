@@ -25,7 +25,7 @@ def whole_numbers(module: nn.Module) -> dict[str, int]:
 
 def get_number(module: nn.Module, key: str) -> Any:
     """Return an attribute, or an item of one, by name; ``None`` if there is none."""
-    return whole_numbers(module).get(key, getattr(module, key, None))
+    return getattr(module, key, None) if attribute_of(key) == key else whole_numbers(module).get(key)
 
 
 def set_number_(module: nn.Module, key: str, number: Any) -> None:

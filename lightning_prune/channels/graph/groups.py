@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.trace_record import Part, Role, TraceRecord
@@ -14,7 +17,38 @@ from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import AxisSlice
 
 _AxisKey = tuple[str, int]  # name of a tensor, and one of its dimensions
-_Unit = list[tuple[_AxisKey, int]]  # the axes along which a unit has elements, and the index along each
+
+
+class _Places(NamedTuple):
+    """Indices along axes whose labels are not frozen, in the order of the model; one array element for each.
+
+    Attributes:
+        root: The least of the labels that are coupled with that of the index.
+        axis: The number of the axis.
+        place: The index along it.
+    """
+
+    root: NDArray[Any]
+    axis: NDArray[Any]
+    place: NDArray[Any]
+
+
+class _Alike(NamedTuple):
+    """Units that lie along the same axes, in the same parts of these.
+
+    Attributes:
+        root: The least label of the first unit.
+        parts: The parts.
+        size: The number of units.
+        units: For each place the number of its unit.
+        places: The places of all units.
+    """
+
+    root: int
+    parts: tuple[Part, ...]
+    size: int
+    units: NDArray[Any]
+    places: _Places
 
 
 def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
@@ -37,24 +71,20 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         for name, dim in _axes_with_role(trace, Role.OUTPUT)
         if name in parameters and len(trace.axis_labels[name]) > 1
     }
-    units, frozen = _units(trace, made)
-    alike: dict[tuple[tuple[_AxisKey, ...], tuple[Part, ...]], list[_Unit]] = defaultdict(list)
-    parts = trace.parts()
-    for root, unit in units.items():
-        axes = tuple(dict.fromkeys(axis for axis, _ in unit))
-        if made.intersection(axes):
-            alike[axes, parts.get(root, ())].append(unit)
+    axes = [(name, dim) for name, labels in trace.axis_labels.items() for dim in range(len(labels))]
+    found, frozen = _free_places(trace, axes, made)
     groups = []
     attended, summed = trace.coupled_to_role(Role.HEAD), trace.coupled_to_role(Role.SUMMED)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
-    for (axes, split), members in alike.items():
-        outputs = [axis for axis in axes if axis in made]
+    for alike in _alike(found, trace.parts()):
+        own = [axes[number] for number in numpy.unique(alike.places.axis)]
+        outputs = [axis for axis in own if axis in made]
+        if not outputs:
+            continue
         first = outputs[0][0]
-        (name, dim), index = members[0][0]
-        label = trace.axis_labels[name][dim][index]
-        least = trace.least(label)
-        if len(members) <= least:
+        least = trace.least(alike.root)
+        if alike.size <= least:
             fewer = (
                 f"is part of an op that needs {least} units"
                 if least > 1
@@ -62,8 +92,8 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
             )
             frozen.setdefault(first, fewer)
             continue
-        slices = _slices({**parameters, **buffers}, axes, members, scales, read)
-        others = [axis for axis in axes if axis not in made and axis[0] in parameters]
+        slices = _slices({**parameters, **buffers}, axes, alike, scales, read)
+        others = [axis for axis in own if axis not in made and axis[0] in parameters]
         # biases, scales and shifts of norms: one element per unit
         single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
         groups.append(
@@ -71,11 +101,11 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
                 name=first.rpartition(".")[0] or first,
                 slices=tuple(slices[axis] for axis in (*outputs, *single)),
                 followers=tuple(slices[axis] for axis in others if axis not in single),
-                buffers=tuple(slices[axis] for axis in axes if axis[0] in buffers),
+                buffers=tuple(slices[axis] for axis in own if axis[0] in buffers),
                 minimum=least,
-                heads=bool(attended[label]),
-                summed=bool(summed[label]),
-                split_in=tuple(dict.fromkeys(part.module for part in split)),
+                heads=bool(attended[alike.root]),
+                summed=bool(summed[alike.root]),
+                split_in=tuple(dict.fromkeys(part.module for part in alike.parts)),
             )
         )
     return Units(unique_names(groups), frozen)
@@ -92,34 +122,69 @@ def _axes_with_role(trace: TraceRecord, role: Role) -> set[_AxisKey]:
     }
 
 
-def _units(trace: TraceRecord, made: Set[_AxisKey]) -> tuple[dict[int, _Unit], dict[str, str]]:
-    """Return the units that may be pruned, and why the others may not.
+def _free_places(
+    trace: TraceRecord, axes: Iterable[_AxisKey], made: Set[_AxisKey]
+) -> tuple[_Places, dict[str, str]]:
+    """Return the places whose units may be pruned, and why others may not.
 
     Args:
         trace: The record of the trace.
+        axes: All axes.
         made: The axes that run over the outputs of a parameter.
 
     Returns:
-        The units, each a set of coupled labels that are not frozen, by the least of these, and the name of each
-        parameter with frozen outputs mapped to the reason.
+        The places, and the name of each parameter with frozen outputs mapped to the reason.
     """
     reasons = trace.labels.reasons()
-    members: dict[int, _Unit] = defaultdict(list)
+    stuck = numpy.zeros(len(trace.labels), dtype=bool)
+    stuck[list(reasons)] = True
+    found = [_Places(*numpy.zeros((3, 0), dtype=int))]
     frozen: dict[str, str] = {}
-    for name, axes in trace.axis_labels.items():
-        for dim, labels in enumerate(axes):
-            for index, root in enumerate(trace.labels.find(labels).tolist()):
-                if root not in reasons:
-                    members[root].append(((name, dim), index))
-                elif (name, dim) in made:
-                    frozen.setdefault(name, reasons[root])
-    return members, frozen
+    for number, (name, dim) in enumerate(axes):
+        roots = trace.labels.find(trace.axis_labels[name][dim]).numpy()
+        kept = stuck[roots]
+        if (name, dim) in made and kept.any():
+            frozen.setdefault(name, reasons[int(roots[kept.argmax()])])
+        index = numpy.flatnonzero(~kept)
+        found.append(_Places(roots[index], numpy.full_like(index, number), index))
+    return _Places(*map(numpy.concatenate, zip(*found, strict=True))), frozen
+
+
+def _alike(places: _Places, parts: Mapping[int, tuple[Part, ...]]) -> Iterator[_Alike]:
+    """Yield the units that form a group, in the order of the model.
+
+    Args:
+        places: The places of all units: places of one root are one unit.
+        parts: The parts in which units lie, by root.
+    """
+    roots, first, unit = numpy.unique(places.root, return_index=True, return_inverse=True)
+    order = first.argsort()  # of units, by their first place
+    roots, unit = roots[order], order.argsort()[unit]
+    # each axis of each unit once, for a unit may have several indices along it
+    count = int(places.axis.max(initial=0)) + 1
+    lines = numpy.divmod(numpy.unique(unit * count + places.axis), count)
+    numbers: dict[tuple[bytes, tuple[Part, ...]], int] = {}
+    kinds = numpy.zeros(len(roots), dtype=int)
+    for number, line in enumerate(_divided(lines[0], len(roots))):
+        key = lines[1][line].tobytes(), parts.get(int(roots[number]), ())
+        kinds[number] = numbers.setdefault(key, len(numbers))
+    for (_, own), chosen in zip(numbers, _divided(kinds[unit], len(numbers)), strict=True):
+        members, units = numpy.unique(unit[chosen], return_inverse=True)
+        taken = _Places(*(each[chosen] for each in places))
+        yield _Alike(int(roots[members[0]]), own, len(members), units, taken)
+
+
+def _divided(kinds: NDArray[Any], count: int) -> list[NDArray[Any]]:
+    """Return for each of the kinds 0 to ``count - 1`` where it stands in an array."""
+    if not count:
+        return []
+    return numpy.split(kinds.argsort(kind="stable"), numpy.bincount(kinds, minlength=count).cumsum()[:-1])
 
 
 def _slices(
     tensors: Mapping[str, Tensor],
-    axes: Iterable[_AxisKey],
-    units: Iterable[_Unit],
+    axes: Sequence[_AxisKey],
+    alike: _Alike,
     scales: Set[_AxisKey],
     read: Set[_AxisKey],
 ) -> dict[_AxisKey, AxisSlice]:
@@ -127,19 +192,19 @@ def _slices(
 
     Args:
         tensors: Parameters and buffers by name.
-        axes: The axes along which the units have elements.
-        units: The units of the group, in order.
+        axes: All axes.
+        alike: The units.
         scales: The axes of the scales of batch norms.
         read: The axes of parameters that a contraction sums over, and that are not outputs.
     """
-    numbers = {(name, dim): [-1] * tensors[name].shape[dim] for name, dim in axes}
-    for number, unit in enumerate(units):
-        for axis, index in unit:
-            numbers[axis][index] = number
     slices = {}
-    for axis, row in numbers.items():
-        name, dim = axis
-        places = torch.tensor(row, device=tensors[name].device)
+    numbers, starts = numpy.unique(alike.places.axis, return_index=True)
+    lines = zip(*(numpy.split(each, starts[1:]) for each in (alike.places.place, alike.units)), strict=True)
+    for number, (index, units) in zip(numbers, lines, strict=True):
+        name, dim = axis = axes[number]
+        row = numpy.full(tensors[name].shape[dim], -1)
+        row[index] = units
+        places = torch.from_numpy(row).to(tensors[name].device)
         slices[axis] = AxisSlice(name, tensors[name], dim, places, scale=axis in scales, reads=axis in read)
     return slices
 

@@ -61,9 +61,14 @@ class Labels:
             right: Labels, of a shape that broadcasts with that of ``left``.
             why: The reason to freeze a label that meets the label 0.
         """
-        shape = torch.broadcast_shapes(left.shape, right.shape)
-        pairs = torch.stack([side.expand(shape).reshape(-1) for side in (left, right)])
-        pairs = torch.unique(pairs, dim=1)
+        left, right = torch.broadcast_tensors(self.find(left), self.find(right))
+        apart = left != right
+        if not apart.any():
+            return
+        # each pair once, as one number; a sort of pairs takes many times as long
+        count = len(self._parent)
+        codes = torch.unique(left[apart] * count + right[apart])
+        pairs = torch.stack([codes // count, codes % count])
         alone = (pairs == 0).any(0)
         self.freeze(pairs[:, alone], why)
         pairs = pairs[:, ~alone]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
-from lightning_prune.channels.graph.products import products
+from lightning_prune.channels.graph.products import Product, products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import REPEATING, is_filled, rule_for
-from lightning_prune.channels.graph.splits import LAST_DIM, Split
+from lightning_prune.channels.graph.splits import Split
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, OpMode, math_attention, pass_mode
@@ -31,19 +31,20 @@ class Trace(OpMode):
 
     Args:
         model: The model; it is not changed.
-        split: As for :class:`TraceRecord`.
+        splits: As for :class:`TraceRecord`: for each of them labels are followed on their own.
         deadline: The time limit, checked at each op whose operands have labels.
 
     Attributes:
-        record: The labels of all tensors and the costs of all ops so far.
+        records: For each split the labels of all tensors and the costs of all ops so far.
     """
 
-    def __init__(self, model: nn.Module, split: Split = LAST_DIM, deadline: Deadline | None = None) -> None:
+    def __init__(self, model: nn.Module, splits: Iterable[Split], deadline: Deadline | None = None) -> None:
         super().__init__()
-        self.record = TraceRecord(model, split)
+        self.records = [TraceRecord(model, split) for split in splits]
         self._model = model
         self._deadline = deadline
         self._counting = self._training = False
+        self._place = ""
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
         # not the tensors: PyTorch copies those that a factory has made if something refers to them
         self._outputs: list[TensorWeakRef] = []
@@ -65,11 +66,12 @@ class Trace(OpMode):
         self._steps = list(zip(known.steps, known.live, known.places, strict=True))[::-1]
         self._outputs = []
         copied = copy_sharing_weights(self._model, known.written)
-        self.record.label(copied)
+        for record in self.records:
+            record.label(copied)
         self._note_places(copied)
         with pass_mode(copied, training=known.probe.training), math_attention(), self:
             result = known.probe(copied)
-        self.record.labels.place = ""
+        self._set_place("")
         self._check(not self._steps)
         returned = reachable_tensors(result)
         held = {id(tensor) for tensor in returned}
@@ -77,21 +79,26 @@ class Trace(OpMode):
         for output in (*kept, *returned):
             returns = id(output) in held
             why = "is the network's output" if returns else "is kept after the forward pass, as an output is"
-            for field in self.record.fields(output):
-                self.record.labels.freeze(field, why)
+            for record in self.records:
+                for field in record.fields(output):
+                    record.labels.freeze(field, why)
         self._outputs = []
+
+    def _set_place(self, place: str) -> None:
+        self._place = place
+        for record in self.records:
+            record.labels.place = place
 
     def _note_places(self, copied: nn.Module) -> None:
         """Let each module of a copy tell, while it runs, where the reasons to freeze labels arise."""
         outer: list[str] = []
-        labels = self.record.labels
 
         def enter(name: str, *_: Any) -> None:
-            outer.append(labels.place)
-            labels.place = name
+            outer.append(self._place)
+            self._set_place(name)
 
         def leave(*_: Any) -> None:
-            labels.place = outer.pop()
+            self._set_place(outer.pop())
 
         for name, module in copied.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
@@ -105,9 +112,21 @@ class Trace(OpMode):
         outputs = tensors_of([result])
         step, live, outliving = self._steps.pop() if self._steps else (None, False, frozenset[int]())
         self._check(step == op_record(func, outputs))
-        record = self.record
-        call = Call(record, func, args, kwargs, outputs)
         found = products(func, args, kwargs, result)
+        for record in self.records:
+            self._follow(Call(record, func, args, kwargs, outputs), found, live=live)
+        self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
+        return result
+
+    def _follow(self, call: Call, found: Sequence[Product], *, live: bool) -> None:
+        """Follow the labels of one record through an op.
+
+        Args:
+            call: The op.
+            found: Its products.
+            live: Whether the results of the pass may depend on it.
+        """
+        record, outputs = call.record, call.outputs
         read = record.note_read(call.tensors, outputs, multiplied=bool(found))
         if live:
             record.used |= read
@@ -120,7 +139,7 @@ class Trace(OpMode):
             with record.labels.without_freezing(not live):
                 results = _followed(call)
             for output, fields in zip(outputs, results, strict=True):
-                written = schema_of(func).is_mutable and _is_view(output)
+                written = schema_of(call.func).is_mutable and _is_view(output)
                 own = _write_through(call, output, fields) if written else fields
                 record.set_fields(output, _bounded(call, own))
         if self._counting:
@@ -128,12 +147,10 @@ class Trace(OpMode):
             lines = [*record.op_factors, *([] for _ in found)]
             record.op_costs += [(product.macs, each) for product, each in zip(found, lines, strict=False)]
         self._note_uniform(call)
-        self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
-        return result
 
     def _note_uniform(self, call: Call) -> None:
         """Record outputs with one value everywhere; forget tensors in memory that the op has written to."""
-        uniform = self.record.uniform
+        uniform = call.record.uniform
         if schema_of(call.func).is_mutable:
             # in training mode dropout has its mean in place of a mask
             mean = self._training and call.func is torch.ops.aten.bernoulli_.float

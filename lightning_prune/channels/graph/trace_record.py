@@ -58,7 +58,7 @@ class TraceRecord:
         op_costs: For each product that was counted its multiply-adds, and the labels along each dimension that
             these run over.
         op_factors: These labels, for each product of the op that is running.
-        split_used: Whether results depend on what may shrink where a dimension is split.
+        split_sizes: Where a dimension was split, the sizes of those that it became.
     """
 
     def __init__(self, model: nn.Module, split: Split) -> None:
@@ -73,7 +73,7 @@ class TraceRecord:
         self.used: set[str] = set()
         self.op_costs: list[tuple[int, list[Tensor]]] = []
         self.op_factors: list[list[Tensor]] = []
-        self.split_used = False
+        self.split_sizes: list[Sequence[int]] = []
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._parts: list[tuple[Tensor, str]] = []
@@ -163,8 +163,12 @@ class TraceRecord:
         Args:
             sizes: The sizes of the dimensions that one labelled dimension becomes.
         """
-        self.split_used = True
+        self.split_sizes.append(sizes)
         return self._split.choose(sizes)
+
+    def same_with(self, split: Split) -> bool:
+        """Return whether a trace with another split would be the same, since all its choices are."""
+        return all(split.choose(sizes) == self._split.choose(sizes) for sizes in self.split_sizes)
 
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""
@@ -194,9 +198,8 @@ class TraceRecord:
         """Record that an op needs at least ``count`` of the units that have these labels."""
         self._least.append((_flat_copy(labels), count))
 
-    def least(self, label: Tensor) -> int:
-        """Return how many units the ops need of those that a label belongs to, at least 1."""
-        root = self.labels.find(label)
+    def least(self, root: int) -> int:
+        """Return how many units the ops need of those whose least label is ``root``, at least 1."""
         return max((count for each, count in self._least if (self.labels.find(each) == root).any()), default=1)
 
     def has_role(self, role: Role) -> Tensor:
