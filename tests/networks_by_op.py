@@ -341,6 +341,12 @@ def make_rotary() -> nn.Module:
     return Net(rotary, **layers, out=nn.Linear(12, 6))
 
 
+def correlated_with_itself(m: Any, y: Tensor) -> Tensor:
+    """Correlate each channel with itself, as Autoformer does with queries and keys."""
+    spectrum = torch.fft.rfft(y, dim=1)
+    return torch.fft.irfft(spectrum * torch.conj(spectrum), n=y.shape[1], dim=1)
+
+
 def filtered(m: Any, y: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(y) * 2, s=y.shape[-2:])
 
@@ -475,6 +481,7 @@ CASES = [
     tokens("sums, order and spectra of other dimensions", "cummax", lambda m, y: y.cummax(1)[0]),
     tokens("sums, order and spectra of other dimensions", "fft", lambda m, y: torch.fft.fft(y, dim=1).real),
     images("sums, order and spectra of other dimensions", "rfft2", filtered),
+    tokens("sums, order and spectra of other dimensions", "conj", correlated_with_itself),
     Case("weights standardised over their inputs", "batch_norm", standardised, IMAGES, [7, 6]),
     Case("products and distances of two layers", "Bilinear", bilinear, TOKENS, [8, 7, 5]),
     Case("products and distances of two layers", "cdist", distances, TOKENS, [8, 7]),

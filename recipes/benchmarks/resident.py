@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
@@ -20,14 +20,41 @@ def give_back_freed() -> None:
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**16)
 
 
-def apart(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+class Limits(NamedTuple):
+    """What a process may take.
+
+    Attributes:
+        seconds: Processor time.
+        gibibytes: Memory of its own.
+    """
+
+    seconds: int
+    gibibytes: int
+
+    def set(self) -> None:
+        """Let the system end this process when its time is over, and refuse it more memory."""
+        resource.setrlimit(resource.RLIMIT_CPU, (self.seconds, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (self.gibibytes * 2**30, resource.RLIM_INFINITY))
+
+
+def apart(
+    function: Callable[..., _T], /, *args: Any, limits: Limits | None = None, preload: Sequence[str] = ()
+) -> _T:
     """Return the result of a function that runs in a new process.
 
+    Args:
+        function: The function.
+        args: Its arguments.
+        limits: What the process may take; ``None`` for no limits.
+        preload: Modules that are imported once for all processes.
+
     Raises:
-        BrokenProcessPool: If that process is killed.
+        BrokenProcessPool: If that process is killed, as at a limit.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    with ProcessPoolExecutor(1, context, limits and limits.set) as pool:
+        return pool.submit(function, *args).result()
 
 
 def resident() -> int:

@@ -1,173 +1,269 @@
-"""Prunes half of the channels of each classifier that torchvision lists, and checks that outputs stay the same.
+"""Prunes half of the channels of many models that nobody here wrote, and checks that outputs stay the same.
 
-    pip install torch-pruning
-    python recipes/benchmarks/zoo.py --out FILE.json
+    pip install timm transformers torch-pruning
+    python recipes/benchmarks/zoo.py --out FILE.json > FILE.md
 
-Weights are random. In each group the half of the units with the least magnitude is masked; then the outputs of
-the masked and of the compacted network are compared in double precision, in addition to the check that
-compaction itself makes. Each model runs in a new process with one thread. Beside analysis and compaction stands
-what Torch-Pruning takes to build its graph and to cut half of the channels, in turn in that process, both in
-processor time. Memory (Linux only) is the peak that the analysis adds to the resident memory; beside it
-stands, for comparison, the memory of the model's parameters plus the peak that one forward pass adds.
+Families are listed in ``recipes/families/``; one whose package is not installed is left out. Weights are
+random. In each group the half of the units with the least magnitude is masked; then the outputs of the masked
+and of the compacted network are compared in double precision (in single precision where the model's code fixes
+it), in addition to the check that compaction itself makes. Each model runs in a new process with one thread,
+with limits of processor time and memory. Results that the file has already are not measured again.
+
+Beside it stands what Torch-Pruning makes of the same model by default, if it is installed: half of the
+channels, those layers left alone that give outputs. Its output is equal if it is that of a dense copy in which
+all that went is 0. Times are processor time. "Peak" is the memory that the analysis adds to the resident one
+(Linux only), in shares of that of the model's parameters and of what one forward pass adds.
 """
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import time
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torchvision
-from resident import apart, forget_peak, give_back_freed, peak, resident
+from families import FAMILIES, entries
+from families.entry import Entry
+from peer import prune_with_peer
+from resident import Limits, apart, forget_peak, give_back_freed, peak, resident
 from shared import Table, arguments, save
 from torch import Tensor, nn
 
 from lightning_prune import Channels, PerLayer, Pruner, compact
+from lightning_prune.core.probes import Probe, as_probe, relative_difference
+from lightning_prune.core.tensors import reachable_tensors
 from lightning_prune.report.cost import parameters
 
-
-def names() -> list[str]:
-    """Return the names of all classifiers of torchvision."""
-    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return listed
-
-
-def build(name: str) -> nn.Module:
-    """Return a classifier in evaluation mode, with random parameters and random means in its batch norms.
-
-    Noise is added to all parameters, so that none is exactly 0 or 1.
-    """
-    torch.manual_seed(0)
-    model: nn.Module = torchvision.models.get_model(name, weights=None).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        for leaf, buffer in model.named_buffers():
-            if leaf.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
-    return model
+FIXED = (
+    "is the network's output",
+    "holds the rows of an embedding",
+)  # how the reasons begin for what gives outputs
+LIMIT = "takes more than"
+SAME = 1e-5  # differences up to this are rounding errors where a model's code computes in single precision
+MUCH = 0.05  # shares of the parameters that stay from here on are explained
+PRELOADED = ("torchvision", "lightning_prune", "timm", "transformers", "torch_pruning")
+COLUMNS = (
+    *("model", "parameters", "frozen", "kept", "difference"),
+    *("analysis", "compaction", "a pass", "peak", "Torch-Pruning", "its outputs"),
+)
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(family: str, name: str) -> dict[str, Any]:
     """Analyse, mask and compact one model, and return its results.
 
     Returns:
         Among others "analysis", "compaction" and "forward", a forward pass, in seconds of processor time;
-        "peer", the seconds of Torch-Pruning, if it can prune the model; "frozen", the share of the parameters
-        without a mask; "kept", the share of the parameters that the compacted network has; "difference", the
-        largest difference between the outputs of the masked and the compacted network, relative to the largest
-        output; "reasons", why groups and parameters are not pruned.
+        "frozen", the share of the parameters without a mask; "kept", the share of the parameters that the
+        compacted network has; "difference", the largest difference between outputs of the masked and the
+        compacted network, relative to the largest output; "reasons", which share of the parameters stays for
+        which reason; "outputs", names of the modules whose outputs are the network's.
     """
     torch.set_num_threads(1)
     give_back_freed()
-    model = build(name)
-    images = torch.randn(1, 3, *(299 if name == "inception_v3" else 224,) * 2)
+    entry = entries(family)[name]
+    model, example = entry.build(), entry.inputs()
+    probe = as_probe(example)
     before = resident()
     forget_peak()
-    outputs(model, images)
+    outputs(model, probe)
     forward = peak() - before + 4 * parameters(model)
     before = resident()
     forget_peak()
     begun = time.process_time()
-    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=images)
+    pruner = Pruner(
+        model,
+        0.5,
+        structure=Channels(max_seconds=math.inf),
+        selector=PerLayer(),
+        schedule=None,
+        example=example,
+    )
     analysis, memory = time.process_time() - begun, peak() - before
     pruner.prune(1.0)
     begun = time.process_time()
-    smaller = compact(model, pruner.masks, images)
+    smaller = compact(model, pruner.masks, example)
     compaction = time.process_time() - begun
     begun = time.process_time()
-    outputs(model, images)
+    outputs(model, probe)
     one_pass = time.process_time() - begun
-    size, kept = parameters(model), parameters(smaller)
+    size = parameters(model)
     covered = sum(model.get_parameter(each).numel() for each in pruner.masks)
-    images = images.double()
-    expected, found = outputs(model.double(), images), outputs(smaller.double(), images)
     return {
-        "name": name,
         "forward": one_pass,
         "analysis": analysis,
         "compaction": compaction,
-        "peer": peer_seconds(name, images.float()),
         "forward bytes": forward,
         "analysis bytes": memory,
         "parameters": size,
         "frozen": 1 - covered / size,
-        "kept": kept / size,
+        "kept": parameters(smaller) / size,
         "units": sum(group.size for group in pruner.groups),
-        "difference": float((found - expected).abs().max() / expected.abs().max()),
-        "reasons": pruner.frozen,
+        "difference": difference(model, smaller, probe),
+        "reasons": reasons(model, pruner),
+        "outputs": output_layers(model, pruner),
     }
 
 
-def peer_seconds(name: str, images: Tensor) -> float | None:
-    """Return the seconds that Torch-Pruning takes for its graph and its cut; ``None`` if it fails.
+def output_layers(model: nn.Module, pruner: Pruner) -> list[str]:
+    """Return the names of the layers that give the network's outputs, by the rows of an embedding, too."""
+    parameters = dict(model.named_parameters())
+    fixed = {
+        id(parameters[each])
+        for each, why in pruner.frozen.items()
+        if each in parameters and why.startswith(FIXED)
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Embedding)
+        and any(id(each) in fixed for each in module.parameters(recurse=False))
+    ]
 
-    Args:
-        name: Name of the classifier.
-        images: What it is traced on.
+
+def difference(masked: nn.Module, smaller: nn.Module, probe: Probe) -> float:
+    """Return the largest difference between the outputs of two models, relative to the largest output.
+
+    In double precision, or in single precision if the first one does not run in it.
     """
-    import torch_pruning
-
-    model = build(name)
-    kept = [each for each in model.modules() if isinstance(each, nn.Linear) and each.out_features == 1000]
-    heads = {each: each.num_heads for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
-    begun = time.process_time()
     try:
-        pruner = torch_pruning.pruner.BasePruner(
-            model,
-            images,
-            importance=torch_pruning.importance.MagnitudeImportance(p=1),
-            pruning_ratio=0.5,
-            ignored_layers=kept,
-            num_heads=heads,
-        )
-        pruner.step()
-        outputs(model, images)
-    except Exception:  # of another library
-        return None
-    return time.process_time() - begun
+        expected = outputs(copy.deepcopy(masked).double(), probe.to(torch.float64))
+    except RuntimeError:  # of types that its code fixes
+        return relative_difference(outputs(masked, probe), outputs(smaller, probe))
+    return relative_difference(expected, outputs(smaller.double(), probe.to(torch.float64)))
+
+
+def reasons(model: nn.Module, pruner: Pruner) -> dict[str, float]:
+    """Return the share of the parameters that stays for each reason, the largest first."""
+    shares: dict[str, float] = defaultdict(float)
+    for name, parameter in model.named_parameters():
+        if name not in pruner.masks:
+            shares[pruner.frozen.get(name, "goes with nothing")] += parameter.numel() / parameters(model)
+    return dict(sorted(shares.items(), key=lambda each: -each[1]))
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits."""
-    logits: Tensor = model(images)
-    return logits
+def outputs(model: nn.Module, probe: Probe) -> list[Tensor]:
+    """Return all tensors that a model gives."""
+    return reachable_tensors(probe(model))
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def measure_peer(family: str, name: str, kept: list[str]) -> dict[str, Any]:
+    """Return what Torch-Pruning makes of a model; modules whose names are in ``kept`` are left alone."""
+    torch.set_num_threads(1)
+    entry: Entry = entries(family)[name]
+    return prune_with_peer(entry.build(), entry.inputs(), kept)
+
+
+def results(family: str, name: str, limits: Limits, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return all results of one model; an error is one, too. What is known is not measured again."""
+    row = dict(known or {"family": family, "name": name, **limited(limits, measure, family, name)})
+    if "peer" not in row and find_spec("torch_pruning") is not None:
+        row["peer"] = limited(limits, measure_peer, family, name, row.get("outputs", []))
+    return row
+
+
+def limited(limits: Limits, function: Any, *args: Any) -> dict[str, Any]:
+    """Return what a function returns in a process of its own, or its error."""
+    try:
+        found: dict[str, Any] = apart(function, *args, limits=limits, preload=PRELOADED)
+    except BrokenProcessPool:
+        return {"error": f"{LIMIT} {limits.seconds} s"}
+    except Exception as error:  # a refusal, or whatever the model's code raises
+        return {"error": f"{type(error).__name__}: {error}"}
+    return found
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
     """Return the table row of one model."""
-    memory = [f"{row[key] / 2**20:.0f} MiB" for key in ("analysis bytes", "forward bytes")]
+    if "error" in row:
+        return [
+            row["name"],
+            row["error"].replace("\n", " ")[:200],
+            *[""] * (len(COLUMNS) - 4),
+            *peer_cells(row),
+        ]
+    peak_of_analysis = f"{row['analysis bytes'] / row['forward bytes']:.1f}"
     shares = [f"{100 * row[key]:.1f} %" for key in ("frozen", "kept")]
-    size = f"{row['parameters'] / 1e6:.1f} M"
-    times = row["analysis"], row["compaction"], row["forward"]
-    peer, factor = "fails", ""
-    if row["peer"] is not None:
-        peer, factor = f"{row['peer']:.2f} s", f"{sum(times[:2]) / row['peer']:.0f}"
-    seconds = [f"{each:.2f} s" for each in times]
-    return [row["name"], *seconds, peer, factor, *memory, size, *shares, f"{row['difference']:.0e}"]
+    seconds = [f"{row[key]:.2f} s" for key in ("analysis", "compaction", "forward")]
+    size = f"{row['parameters'] / 1e6:.2f} M"
+    return [
+        row["name"],
+        size,
+        *shares,
+        f"{row['difference']:.0e}",
+        *seconds,
+        peak_of_analysis,
+        *peer_cells(row),
+    ]
+
+
+def peer_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return what Torch-Pruning takes, and whether its outputs are equal."""
+    peer = row.get("peer")
+    if peer is None:
+        return ["", ""]
+    if "error" in peer:
+        return [peer["error"] if peer["error"].startswith(LIMIT) else "fails", ""]
+    return [f"{peer['seconds']:.2f} s", "equal" if peer["difference"] <= SAME else "differ"]
+
+
+def stays(row: Mapping[str, Any]) -> str:
+    """Return why parts of a model stay that hold more than a few of its parameters; empty if there are none."""
+    large = [f"{100 * share:.0f} %: {why}" for why, share in row.get("reasons", {}).items() if share > MUCH]
+    return f"- {row['name']}: {'; '.join(large)}" if large else ""
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the counts of a family: models, those that run, and those of Torch-Pruning."""
+    ran = [row for row in rows if "error" not in row]
+    equal = [row for row in ran if row["difference"] <= SAME and row["kept"] < 1]
+    peers = [row["peer"] for row in rows if "error" not in row.get("peer", {"error": ""})]
+    frozen = sorted(row["frozen"] for row in ran)
+    return [
+        *map(str, (len(rows), len(ran), len(equal))),
+        f"{100 * frozen[len(frozen) // 2]:.1f} %" if frozen else "",
+        f"{sum(share <= 0.1 for share in frozen)}",
+        str(len(peers)),
+        str(sum(each["difference"] <= SAME for each in peers)),
+    ]
 
 
 def main() -> None:
     """Print a row for each model as soon as it is done, and write JSON."""
-    parser = arguments(__doc__, "zoo.json")
-    parser.add_argument("--names", nargs="*", default=names())
+    parser = arguments(__doc__ or "", "zoo.json")
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--names", nargs="*", help="names of models; by default all of the families")
+    parser.add_argument("--seconds", type=int, default=120, help="limit of the processor time of a model")
+    parser.add_argument("--gibibytes", type=int, default=8, help="limit of its memory")
     options = parser.parse_args()
-    sizes = ("its peak", "model and pass", "parameters", "frozen", "kept", "difference")
-    table = Table("model", "analysis", "compaction", "a pass", "Torch-Pruning", "factor", *sizes)
-    rows = []
-    for name in options.names:
+    limits = Limits(options.seconds, options.gibibytes)
+    rows = json.loads(options.out.read_text()) if options.out.exists() else []
+    known = {(row["family"], row["name"]): row for row in rows}
+    for family in options.families:
+        print(f"\n## {FAMILIES[family]}\n")
         try:
-            row = apart(measure, name)
-        except Exception as error:
-            row = {"name": name, "error": repr(error)}
-            table.row(name, repr(error))
-        else:
-            table.row(*cells(row))
-        rows.append(row)
-        save(options.out, rows)
-    failed = [row["name"] for row in rows if row.get("difference", 1.0) > 1e-9 or row["kept"] >= 1]
-    print(f"{len(rows) - len(failed)} of {len(rows)} models" + (f"; not {failed}" if failed else ""))
+            listed = [name for name in entries(family) if not options.names or name in options.names]
+        except ModuleNotFoundError as missing:
+            print(f"Not measured: {missing}.")
+            continue
+        table = Table(*COLUMNS)
+        for name in listed:
+            known[family, name] = results(family, name, limits, known.get((family, name)))
+            save(options.out, list(known.values()))
+            table.row(*cells(known[family, name]))
+        print("\n".join(["", *filter(None, (stays(known[family, name]) for name in listed))]))
+    print("\n## Summary\n")
+    table = Table(
+        "family", "models", "run", "equal", "frozen, median", "at most 10 %", "Torch-Pruning runs", "equal"
+    )
+    for family in options.families:
+        table.row(FAMILIES[family], *summary([row for row in known.values() if row["family"] == family]))
 
 
 if __name__ == "__main__":

@@ -186,3 +186,22 @@ def test_a_fit_keeps_what_the_loss_does_not_see(tmp_path: Any) -> None:
     assert model.body[0].out_channels == 4
     found = model(IMAGES)
     assert (found.logits.shape, found.embedding.shape) == ((2, 4), (2, 6))
+
+
+class Placed(nn.Module):
+    """Adds rows of a table to a result that is the network's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 6))
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        placed = rows + self.table[torch.arange(len(rows)) % 4]
+        return placed + self.two(self.one(placed).relu())
+
+
+def test_a_table_that_stays_has_the_reason_of_its_elements() -> None:
+    pruner = Pruner(Placed(), 0.5, structure=Channels(), schedule=None, example=torch.randn(5, 6))
+    assert {group.name: group.size for group in pruner.groups} == {"one": 8}
+    assert pruner.frozen["table"].startswith("feeds index, which addresses channels by position")

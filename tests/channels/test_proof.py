@@ -571,6 +571,31 @@ def test_a_cut_that_only_double_precision_sees_to_be_wrong_is_tried_with_the_num
     assert compact(model, pruner.masks, ROWS).width == 6
 
 
+class Router(nn.Module):
+    """Reads channels that others make, and keeps their number, as routers of mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_dim = 12
+        self.weight = nn.Parameter(torch.randn(3, 12))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.reshape(-1, self.hidden_dim) @ self.weight.T
+
+
+def test_modules_that_read_units_may_keep_their_number() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Sequential(nn.Sequential(Router(), nn.Linear(3, 3))))
+    pruner = pruned(model, ROWS)
+    assert {group.name: group.attributes for group in pruner.groups} == {
+        "0": (("2.0.0", "hidden_dim"),),
+        "2.0.0": (),
+    }
+    small = compact(model, pruner.masks, ROWS)
+    assert (small[0].out_features, small[2][0][0].hidden_dim) == (6, 6)
+    same(model, small, ROWS)
+
+
 class Squeezed(nn.Module):
     """Squeezes every dimension of size 1, also that of a last channel."""
 

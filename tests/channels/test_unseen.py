@@ -221,6 +221,52 @@ def test_what_is_left_to_do_is_true_whatever_the_masks_are_of(fails: bool) -> No
             compact(model, pruner.masks, ROWS)
 
 
+class Rotated(nn.Module):
+    """Keeps its first frequencies beside those in use, as many as another layer is wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("rates", torch.rand(4))
+        self.register_buffer("first_rates", self.rates.clone())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        angles = (rows[:, :1] * self.rates).repeat(1, 2)
+        return self.three(self.two(self.one(rows).relu()) * angles.cos())
+
+
+def test_a_double_of_a_buffer_meets_what_that_one_does() -> None:
+    found = pruned(Rotated(), ROWS)
+    assert {group.name: group.size for group in found.groups} == {"one": 4}
+    assert found.frozen["two"].startswith("may meet first_rates")
+    (other := Rotated()).first_rates.add_(1)
+    found = pruned(other, ROWS)
+    assert {group.name: group.size for group in found.groups} == {"two": 4}
+    assert found.frozen["one"].startswith("may meet first_rates")
+
+
+class Sorting(nn.Module):
+    """Sends each row to one of four matrices: all to the first one, until weights change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(6, 4, bias=False), nn.Parameter(torch.randn(4, 3, 6))
+        nn.init.zeros_(self.router.weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        chosen, result = self.router(rows).argmax(-1), rows.new_zeros(len(rows), 3)
+        for number in chosen.unique().tolist():
+            place = torch.where(chosen == number)[0]
+            result = result.index_add(0, place, rows[place] @ self.experts[number].T)
+        return result
+
+
+def test_where_values_choose_what_runs_a_larger_example_is_advised() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"where values choose what runs, .* give an example so large"):
+        pruned(Sorting(), ROWS)
+
+
 class Lit(LightningModule):
     def __init__(self, example: Any = None) -> None:
         super().__init__()

@@ -226,6 +226,37 @@ def test_heads_of_a_transformer_with_all_its_masks_go() -> None:
     assert [each.num_heads for each in attentions] == [3] * 3
 
 
+class Causal(nn.Module):
+    """Causal attention that hides padding by the least number, with a softmax in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = WIDTH // HEADS
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        query, key, value = (
+            layer(tokens).unflatten(-1, (-1, self.size)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        hidden = (attended == 0)[:, None, None] | later(tokens)
+        scores = (query @ key.transpose(-1, -2)).masked_fill(hidden, torch.finfo(query.dtype).min)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        return self.head((weights @ value).transpose(1, 2).flatten(2))
+
+
+def test_padding_in_integers_stays_at_the_end() -> None:
+    """With a hidden first position nothing would be left of it in double precision: 0 / 0."""
+    torch.manual_seed(0)
+    attended = (~PADDING).long()
+    pruner, _ = halved(Causal().double().eval(), (TOKENS.double(), attended))
+    assert {group.name: group.size for group in pruner.groups} == {"query": HEADS}
+    variant = variant_that_runs(as_probe((TOKENS, attended)), lambda probe: True)
+    assert variant is not None
+    assert all(tensors_in(variant)[1][:, 0] == 1)
+
+
 def test_a_causal_mask_of_another_length_is_causal() -> None:
     variant = variant_that_runs(as_probe(later(TOKENS)), lambda probe: True)
     assert variant is not None

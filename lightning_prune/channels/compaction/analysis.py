@@ -21,7 +21,7 @@ from lightning_prune.channels.compaction.tracing import check_same_ops, record_p
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.unseen import UnseenModules
 from lightning_prune.channels.graph.costs import budgets
-from lightning_prune.channels.graph.groups import find_groups
+from lightning_prune.channels.graph.groups import axis_reasons, find_groups
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.channels.graph.recorder import PassRecord
 from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM
@@ -149,6 +149,8 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
         whole = {part.name for part in group.masked if part.weight.ndim > 1} - covered - frozen.keys()
         frozen |= dict.fromkeys(sorted(whole), why)
         frozen[group.name] = why
+    stays = {name: why for name, why in axis_reasons(main).items() if name not in covered}
+    frozen = {**stays, **frozen}
     costs = budgets(model, traces, search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
     passed = tuple(group for group, _ in search.passed)

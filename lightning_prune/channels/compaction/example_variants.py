@@ -76,11 +76,20 @@ def _other_sizes(size: int) -> Iterator[int]:
 
 
 def _other_values(tensor: Tensor, factor: float) -> Tensor:
-    """Return the values of a tensor in other places, numbers times a factor; integers stay in range."""
-    if tensor.layout is not torch.strided or tensor.dtype == torch.bool or not tensor.ndim or is_mask(tensor):
+    """Return the values of a tensor in other places, numbers times a factor; integers stay in range.
+
+    Masks stay: with a first position that is hidden, causal attention of that position has nothing to look at.
+    """
+    if tensor.layout is not torch.strided or not tensor.ndim or is_mask(tensor) or _is_binary(tensor):
         return tensor
     rolled = tensor.roll(1, -1)
     return rolled * factor if tensor.is_floating_point() or tensor.is_complex() else rolled
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    """Return whether a tensor holds truth values, or integers that are 0 or 1, as masks of padding do."""
+    number = tensor.is_floating_point() or tensor.is_complex()
+    return not number and bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _resized(tensor: Tensor, size: int, other: int) -> Tensor:

@@ -23,8 +23,8 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
 
     Their values are above 1 and equal to the group's number of units, to the number of places that its units
     take up along a dimension of a weight, or to a half or a third of the latter. They belong to modules of
-    unknown kinds that hold the weights which make the units or split these from others, or to modules one or
-    two levels above those that hold weights.
+    unknown kinds that hold the weights which make or read the units or split these from others, or to modules
+    one or two levels above those that hold weights which make them.
 
     Args:
         model: The model.
@@ -63,10 +63,15 @@ def _counts(group: UnitGroup) -> set[int]:
 
 def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int]]) -> list[Attribute]:
     """Return the integer attributes with one of these values, of near modules first, then the first values."""
-    makers = [part.name.rpartition(".")[0] for part in group.slices]
+    makers, holders = (
+        [part.name.rpartition(".")[0] for part in parts] for parts in (group.slices, group.masked)
+    )
     parents = list(dict.fromkeys(maker.rpartition(".")[0] for maker in makers))
-    unknown = [maker for maker in makers if not has_widths(model.get_submodule(maker))]
-    levels = ([*unknown, *parents, *group.split_in], [name.rpartition(".")[0] for name in parents])
+    unknown, readers = (
+        [name for name in names if not has_widths(model.get_submodule(name))] for names in (makers, holders)
+    )
+    above = [name.rpartition(".")[0] for name in parents]
+    levels = ([*unknown, *parents, *group.split_in], above, readers)
     wanted = list(values)
     found = [
         (name, key)

@@ -17,6 +17,10 @@ from lightning_prune.core.probes import Deadline, NotFollowedError, Probe
 from lightning_prune.core.progress import count_pass
 
 _FEW_ELEMENTS = 2**22  # of all tensors of a pass: with fewer, their size is not what takes time
+_CHOSEN = (
+    "where values choose what runs, as tokens do with experts, give an example so large that all of it runs;"
+    " otherwise "
+)
 _WHAT_IS_LEFT = (
     "nothing can be cut out of it as a whole. Channels(include=...) follows a part alone that does not do so;"
     " Unstructured and Blocks set single weights or blocks to 0."
@@ -50,7 +54,7 @@ def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) ->
         raise NotFollowedError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little, so that channels cannot be followed through it",
-            _WHAT_IS_LEFT,
+            _CHOSEN * any(known.decided) + _WHAT_IS_LEFT,
         )
 
 

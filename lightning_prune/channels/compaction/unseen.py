@@ -35,6 +35,7 @@ class UnseenModules:
             for name, module in model.named_modules()
             if not f"{name}.".startswith(averages) and (unseen := _unseen_shapes(module, seen))
         }
+        self._doubles = _doubles(model, seen)
         self._running = {
             name
             for name, module in model.named_modules()
@@ -50,6 +51,9 @@ class UnseenModules:
         channels, or as many as the flattened activations of such a layer; or if one of its matrices has as many
         rows or columns as there are outputs of such a layer and of any other one, side by side.
 
+        A buffer that is the double of one that ran, as the first frequencies of rotary embeddings are, meets
+        what that one does.
+
         A copy of the part that the group lies in, such as a teacher, reads its own layers and not those of the
         group. Shapes alone do not tell a copy from a second head, so the user has to say so, by excluding it.
         """
@@ -58,9 +62,14 @@ class UnseenModules:
         widths = {part.weight.shape[part.dim] for part in axis_slices(group.masked)}
         readable = widths.union(*(_flat_sizes(shape, widths) for shape in self._shapes))
         sums = {width + other for width in widths for other in self._widths}
+        cut = {part.name for part in (*group.masked, *group.buffers)}
         for name, shapes in self._unseen.items():
             for leaf, shape in shapes.items():
-                if {size for size in shape if size > 1} & readable or (len(shape) > 1 and {*shape[:2]} & sums):
+                met = {size for size in shape if size > 1} & readable
+                if len(shape) > 1:
+                    met |= {*shape[:2]} & sums
+                doubled = self._doubles.get(f"{name}.{leaf}".lstrip("."))
+                if met if doubled is None else doubled & cut:
                     copied = self._copy_around(name, group)
                     if copied is not None and is_apart(self._model.get_submodule(copied)):
                         break
@@ -96,6 +105,18 @@ class UnseenModules:
                 1, f"exclude {copied} if it is a copy that reads its own layers only, as a teacher does"
             )
         return f"{what}: {', '.join(advice[:-1])}, or {advice[-1]}"
+
+
+def _doubles(model: nn.Module, seen: Container[int]) -> dict[str, set[str]]:
+    """Return, for each buffer that no pass runs, those of its module with the same values that one does."""
+    found: dict[str, set[str]] = {}
+    for prefix, module in model.named_modules():
+        own = dict(module.named_buffers(prefix, recurse=False))
+        ran = {name: each for name, each in own.items() if id(each) in seen and each.numel() > 1}
+        for name in own.keys() - ran.keys():
+            same = {other for other, each in ran.items() if torch.equal(own[name], each)}
+            found |= {name: same} if same else {}
+    return found
 
 
 def _unseen_shapes(module: nn.Module, seen: Container[int]) -> dict[str, torch.Size]:

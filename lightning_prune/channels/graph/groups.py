@@ -111,6 +111,18 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     return Units(unique_names(groups), frozen)
 
 
+def axis_reasons(trace: TraceRecord) -> dict[str, str]:
+    """Return, for each matrix of which something is frozen along a dimension, the reason for the first such."""
+    reasons = trace.labels.reasons()
+    found: dict[str, str] = {}
+    for name, axes in trace.axis_labels.items():
+        roots = trace.labels.find(torch.cat([*axes])).tolist() if len(axes) > 1 else []
+        why = next((reasons[root] for root in roots if root in reasons), None)
+        if why is not None:
+            found[name] = why
+    return found
+
+
 def _axes_with_role(trace: TraceRecord, role: Role) -> set[_AxisKey]:
     """Return the axes along which a label has this role."""
     flags = trace.has_role(role)

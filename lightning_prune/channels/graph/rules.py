@@ -31,6 +31,7 @@ _ENTRIES: tuple[tuple[Rule, str], ...] = (
         "alias clone contiguous detach lift lift_fresh _to_copy native_dropout bernoulli zero fill",
     ),
     (movement.same, "zeros_like ones_like empty_like rand_like full_like"),
+    (movement.same, "conj _conj _neg_view resolve_conj resolve_neg"),
     (movement.made_anew, "new_zeros new_ones new_full new_empty new_empty_strided"),
     (movement.copy, "copy"),
     (movement.restride, "as_strided"),
