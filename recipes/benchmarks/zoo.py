@@ -210,6 +210,8 @@ def peer_cells(row: Mapping[str, Any]) -> list[str]:
         return ["", ""]
     if "error" in peer:
         return [peer["error"] if peer["error"].startswith(LIMIT) else "fails", ""]
+    if peer["kept"] >= 1:
+        return [f"{peer['seconds']:.2f} s", "nothing goes"]
     return [f"{peer['seconds']:.2f} s", "equal" if peer["difference"] <= SAME else "differ"]
 
 
@@ -229,8 +231,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         *map(str, (len(rows), len(ran), len(equal))),
         f"{100 * frozen[len(frozen) // 2]:.1f} %" if frozen else "",
         f"{sum(share <= 0.1 for share in frozen)}",
-        str(len(peers)),
-        str(sum(each["difference"] <= SAME for each in peers)),
+        f"{len(peers)} of {sum('peer' in row for row in rows)}",
+        str(sum(each["difference"] <= SAME and each["kept"] < 1 for each in peers)),
     ]
 
 
