@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -119,9 +119,8 @@ class PruningFit:
         trained = trainer_queries.trained_parameters(trainer, self.module)
         self._marks.enter_context(training_only(self.module, trained.values()))
         state.note_trained(trained.keys())
-        probe = state.example.probe
         with self._progress_bars(), reshaping.reshaping(trainer) if state.resumes_cut else nullcontext():
-            state.bind(self.module, probe)
+            state.bind(self.module, state.example.probe)
         network = state.network
         network.mask()  # given masks may remove what is not 0 yet
         check_neighbours(parts, network, self.neighbours(), trainer, self.module)
@@ -134,47 +133,25 @@ class PruningFit:
         if network.pruner is not None and (network.plan is None) == (parts.shrinks and network.sparsity > 0):
             with self._whole():
                 pass  # the network is cut, or not, as another callback has left it
+            self._hook_steps()
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
         self._mask_averages()
 
     def _hook_steps(self) -> None:
         """Add the hooks of training steps, in place of those from before shapes have changed."""
-        network = self.state.network
+        network, queue = self.state.network, self.state.events.queue
         assert network.store is not None
         if self._step_hooks is not None:
             self._step_hooks.release()
-        queue = self.state.events.queue
         self._step_hooks = StepHooks(network.pruner, network.store, queue, self.trainer.optimizers)
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Give a network that is cut its dense shapes in a ``with`` block, then cut what masks have removed.
-
-        Raises:
-            CompactionError: If outputs would change, in all processes; the network is as it was before then.
-        """
-        network, trainer, before = self.state.network, self.trainer, self.state.network.plan
-        if before is None and not self.parts.shrinks:
-            yield
-            return
-        probe = self.state.example.probe
-        reshaping.check_optimizer_states(trainer.optimizers)
-        averages = trainer_queries.averages_in_callbacks(trainer, self.module)
-        with reshaping.reshaping(trainer):
-            if before is not None:
-                network.widen_(trainer.optimizers, averages)
-            try:
-                yield
-                if self.parts.shrinks:
-                    assert probe is not None
-                    plan = trainer_queries.all_succeed(trainer, lambda: network.prove_cut(probe))
-                    network.narrow_(plan, trainer.optimizers, averages)
-            except BaseException:
-                if before is not None and network.plan is None:
-                    network.narrow_(before, trainer.optimizers, averages)
-                raise
-        self._hook_steps()
+    def _whole(self) -> AbstractContextManager[None]:
+        """Return the context in which the network is pruned, and after which it is cut, if that is wanted."""
+        network, probe = self.state.network, self.state.example.probe if self.parts.shrinks else None
+        if network.plan is None and probe is None:
+            return nullcontext()
+        return reshaping.dense_shapes(self.trainer, self.module, network, probe)
 
     def _mask_averages(self) -> None:
         """Set masked weights to 0 in weight averages, where they then stay 0."""
@@ -227,6 +204,8 @@ class PruningFit:
             )
         if not pruned:
             return
+        if self.parts.shrinks:
+            self._hook_steps()
         self._log_event()
         if events.queue.finished and not events.queue.stopped and network.sparsity == 0:
             raise RuntimeError(
@@ -338,8 +317,7 @@ class PruningFit:
         ready = network.pruner is not None and network.sparsity > 0 and not state.events.to_be_continued
         if self.parts.compact and ready and probe is not None:
             averages = trainer_queries.averages_in_callbacks(trainer, self.module)
-            if network.plan is not None:
-                network.widen_(trainer.optimizers, averages)
+            network.widen_(trainer.optimizers, averages)
             with self._progress_bars():
                 network.compact_(
                     probe.to(self.module.device),

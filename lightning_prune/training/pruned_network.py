@@ -248,14 +248,15 @@ class PrunedNetwork:
         self.record = replace(report, proof=done.proof, unchanged=done.unchanged)
 
     def widen_(self, optimizers: Iterable[Optimizer], averages: Iterable[Average]) -> None:
-        """Give the network back what was cut of it, as zeros, so that it can be pruned further.
+        """Give the network back what was cut of it, if anything was, as zeros: it can be pruned further then.
 
         Args:
             optimizers: As for :meth:`compact_`.
             averages: As for :meth:`compact_`.
         """
         assert self.pruner is not None
-        assert self.plan is not None
+        if self.plan is None:
+            return
         expand_(cast(nn.Module, self.model), self.plan, optimizers, averages)
         self.pruner.widen_()
         self.store, self.plan = self.pruner.store, None

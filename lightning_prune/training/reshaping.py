@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from lightning_prune.core.averages import average_of, averaged_modules
+from lightning_prune.core.probes import Probe
 from lightning_prune.pruner import Pruner
 from lightning_prune.training import trainer_queries
 from lightning_prune.training.hooks import parameters_in
 from lightning_prune.training.lightning_packages import LightningModule, Trainer, classes
+from lightning_prune.training.pruned_network import PrunedNetwork
 
 _DDP = classes("strategies", "DDPStrategy")
 _FOLLOWING = (*classes("strategies", "SingleDeviceStrategy"), *_DDP)
@@ -108,3 +111,34 @@ def reshaping(trainer: Trainer) -> Iterator[None]:
     if wrapped:
         strategy.configure_ddp()
     torch.compiler.reset()  # each shape would count as one more version of the same code, of which few are kept
+
+
+@contextmanager
+def dense_shapes(
+    trainer: Trainer, module: LightningModule, network: PrunedNetwork, probe: Probe | None
+) -> Iterator[None]:
+    """Give a network that is cut its dense shapes in a ``with`` block, then cut what masks have removed.
+
+    Args:
+        trainer: The Trainer of the fit, between two steps.
+        module: The module.
+        network: The network, with its masks.
+        probe: Runs the module, to prove that its outputs stay the same; ``None`` to leave it dense.
+
+    Raises:
+        CompactionError: If outputs would change, in all processes; the network has the shapes from before then.
+    """
+    before, optimizers = network.plan, trainer.optimizers
+    check_optimizer_states(optimizers)
+    averages = trainer_queries.averages_in_callbacks(trainer, module)
+    with reshaping(trainer):
+        network.widen_(optimizers, averages)
+        try:
+            yield
+            if probe is not None:
+                plan = trainer_queries.all_succeed(trainer, partial(network.prove_cut, probe))
+                network.narrow_(plan, optimizers, averages)
+        except BaseException:
+            if before is not None and network.plan is None:
+                network.narrow_(before, optimizers, averages)
+            raise
