@@ -136,7 +136,7 @@ class PruningFit:
             self._hook_steps()
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
-        self._mask_averages()
+        _mask_averages(self.state.network, self.trainer, self.module, self._warn)
 
     def _hook_steps(self) -> None:
         """Add the hooks of training steps, in place of those from before shapes have changed."""
@@ -152,18 +152,6 @@ class PruningFit:
         if network.plan is None and probe is None:
             return nullcontext()
         return reshaping.dense_shapes(self.trainer, self.module, network, probe)
-
-    def _mask_averages(self) -> None:
-        """Set masked weights to 0 in weight averages, where they then stay 0."""
-        store = self.state.network.store
-        assert store is not None
-        held = [*trainer_queries.averaged_by_callbacks(self.trainer), *averaged_modules(self.module).items()]
-        for name, average_module in held:
-            average = average_of(self.module, average_module)
-            if average is None:
-                self._warn(self.trainer, _UNMASKED.format(name))
-            else:
-                store.apply_to_average_(average)
 
     def _loading(self, checkpoint: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Return the context manager in which the module takes the shapes of a checkpoint."""
@@ -212,7 +200,7 @@ class PruningFit:
                 f"{self.parts.selector!r} removed nothing at the last pruning event: raise the target, or the"
                 " level of a Threshold."
             )
-        self._mask_averages()
+        _mask_averages(self.state.network, self.trainer, self.module, self._warn)
 
     def _log_event(self) -> None:
         network, steps = self.state.network, self.state.events.queue.steps
@@ -342,3 +330,17 @@ class PruningFit:
         self._marks.close()
         if self._step_hooks is not None:
             self._step_hooks.release()
+
+
+def _mask_averages(
+    network: PrunedNetwork, trainer: Trainer, module: LightningModule, warn: trainer_queries.WarnOnce
+) -> None:
+    """Set masked weights to 0 in weight averages, where they then stay 0; warn of averages of no known part."""
+    assert network.store is not None
+    held = [*trainer_queries.averaged_by_callbacks(trainer), *averaged_modules(module).items()]
+    for name, average_module in held:
+        average = average_of(module, average_module)
+        if average is None:
+            warn(trainer, _UNMASKED.format(name))
+        else:
+            network.store.apply_to_average_(average)
