@@ -47,7 +47,7 @@ from lightning_prune import (
     Threshold,
 )
 
-CASES = int(os.environ.get("FUZZ_CASES", "400"))
+CASES = int(os.environ.get("FUZZ_CASES", "300"))
 CHUNK = 50
 
 # --- small networks
