@@ -105,7 +105,9 @@ def test_gradients_are_right_in_mixed_precision(
 
     strong = type("Strong", (explicit,), {"weight": 4.0})
     taught, wanted, plain = gradients(make, Distillation(weight=4)), gradients(strong), gradients(make)
-    assert float((taught - wanted).norm()) < 0.02 * float((taught - plain).norm())
+    # bfloat16 has 8 bits, and processors without units for it round otherwise
+    share = 0.04 if name == "bf16-mixed" else 0.02
+    assert float((taught - wanted).norm()) < share * float((taught - plain).norm())
 
 
 class Gradients(Callback):
