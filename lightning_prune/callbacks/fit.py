@@ -129,11 +129,10 @@ class PruningFit:
             self._log_event()
         if network.pruner is not None and parts.shrinks:
             reshaping.check_reshaping(trainer, self.module, network.pruner)
-        self._hook_steps()
         if network.pruner is not None and (network.plan is None) == (parts.shrinks and network.sparsity > 0):
             with self._whole():
                 pass  # the network is cut, or not, as another callback has left it
-            self._hook_steps()
+        self._hook_steps()
         monitor = trainer_queries.monitored_metric(trainer) if parts.guard is None else parts.guard.monitor
         state.history.begin_fit(monitor)
         _mask_averages(self.state.network, self.trainer, self.module, self._warn)

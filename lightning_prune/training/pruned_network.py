@@ -238,10 +238,9 @@ class PrunedNetwork:
         dense = _copy_with_trainer(model)
         pruner = self.pruner
         with slow_work("Compaction, with the proof that outputs stay the same,"):
-            done = compact_(model, pruner.masks, pruner.channel_groups, probe, optimizers, pruner.parts)
+            groups, parts = pruner.channel_groups, pruner.parts
+            done = compact_(model, pruner.masks, groups, probe, optimizers, averages, parts)
         self.plan, masks = done.plan, done.masks
-        for average in averages:
-            replay_(average.module, self.plan.renamed(average.names))
         self.store = _store_of(model, masks)
         self.pruner = None
         report = measured(partial(measure_compacted, report, dense, model, masks), [dense, model], work)

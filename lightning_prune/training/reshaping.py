@@ -99,6 +99,8 @@ def check_optimizer_states(optimizers: Sequence[Optimizer]) -> None:
 def reshaping(trainer: Trainer) -> Iterator[None]:
     """Let parameters change their shapes in a ``with`` block: gradient buckets and compiled code are made anew.
 
+    After an error, which ends the fit, the module stays without buckets: to make them takes all processes.
+
     Args:
         trainer: The Trainer of the fit, between two steps.
     """

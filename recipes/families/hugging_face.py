@@ -23,8 +23,7 @@ SIZES: Mapping[str, Any] = {
     "max_position_embeddings": 64,
 }
 # those that take other names for them
-BART: Mapping[str, Any] = {
-    "vocab_size": WORDS,
+ENCODER_DECODER: Mapping[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 2,
@@ -32,8 +31,8 @@ BART: Mapping[str, Any] = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
 }
+BART: Mapping[str, Any] = {**ENCODER_DECODER, "vocab_size": WORDS, "max_position_embeddings": 64}
 T5: Mapping[str, Any] = {
     "vocab_size": WORDS,
     "d_model": 32,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from families.hugging_face import BART, SIZES, SPECIAL, WORDS, entry, pixels, text
+from families.hugging_face import BART, ENCODER_DECODER, SIZES, SPECIAL, WORDS, entry, pixels, text
 
 _VIT = {
     key: SIZES[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -28,13 +28,15 @@ _SERIES = {
     "context_length": 12,
     "lags_sequence": [1, 2],
     "num_time_features": 2,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
+    **ENCODER_DECODER,
+}
+# series in patches
+_PATCHES = {
+    "num_input_channels": 3,
+    "context_length": 32,
+    "patch_length": 4,
+    "patch_stride": 4,
+    "prediction_length": 8,
 }
 _IMAGES = pixels()
 _TEXT = {**SIZES, **SPECIAL}
@@ -243,26 +245,18 @@ ENTRIES = {
     "PatchTSTForPrediction": entry(
         "PatchTSTForPrediction",
         lambda: {"past_values": torch.randn(2, 32, 3)},
-        num_input_channels=3,
-        context_length=32,
-        patch_length=4,
-        patch_stride=4,
+        _PATCHES,
         d_model=32,
         ffn_dim=48,
         num_attention_heads=4,
         num_hidden_layers=2,
-        prediction_length=8,
     ),
     "PatchTSMixerForPrediction": entry(
         "PatchTSMixerForPrediction",
         lambda: {"past_values": torch.randn(2, 32, 3)},
-        num_input_channels=3,
-        context_length=32,
-        patch_length=4,
-        patch_stride=4,
+        _PATCHES,
         d_model=16,
         num_layers=2,
-        prediction_length=8,
     ),
     "TimeSeriesTransformerForPrediction": entry(
         "TimeSeriesTransformerForPrediction", _past_and_future, _SERIES

@@ -149,8 +149,7 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
         whole = {part.name for part in group.masked if part.weight.ndim > 1} - covered - frozen.keys()
         frozen |= dict.fromkeys(sorted(whole), why)
         frozen[group.name] = why
-    stays = {name: why for name, why in axis_reasons(main).items() if name not in covered}
-    frozen = {**stays, **frozen}
+    frozen = {**axis_reasons(main, covered), **frozen}
     costs = budgets(model, traces, search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
     passed = tuple(group for group, _ in search.passed)

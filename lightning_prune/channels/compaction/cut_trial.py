@@ -32,8 +32,8 @@ class CutTrial:
         passes: The passes to run; the first one has to give the same outputs each time.
         known: Whether they come from the ``passes`` of a refined trial on the same network.
         perturbed: A copy of the model with other weights, for trials of any cut, in which the masked copy has
-            the weights of the units at 0. ``None`` if those of the model itself are 0
-            already where it is to be cut.
+            the weights of the units at 0. ``None`` if those of the model itself are 0 already where it is to be
+            cut.
         deadline: When trials have to end; ``None`` for no limit.
 
     Attributes:

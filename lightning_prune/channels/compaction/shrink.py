@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.whole_numbers import get_number
+from lightning_prune.core.averages import Average
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
 from lightning_prune.core.progress import pass_counter
@@ -37,35 +38,31 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _PROOF = "Prove that outputs stay the same"  # beside the counter of passes
 
 
-class Compacted(NamedTuple):
-    """What a compaction has done.
-
-    Attributes:
-        plan: The plan that was applied.
-        masks: The masks in the new shapes, without those that mask nothing any more.
-        proof: The comparison of outputs; ``None`` if the model has no unit groups.
-        unchanged: Whole numbers of modules that were left alone, as ``module.attribute=value``, although they
-            equal a width that changed.
-    """
-
-    plan: Plan
-    masks: dict[str, Tensor]
-    proof: Proof | None
-    unchanged: tuple[str, ...]
-
-
-class ProvenPlan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class ProvenPlan:
     """A plan of which trials have shown that it leaves outputs as they are.
 
     Attributes:
         plan: The plan.
-        proof: As of ``Compacted``.
-        unchanged: As of ``Compacted``.
+        proof: The comparison of outputs; ``None`` if the model has no unit groups.
+        unchanged: Whole numbers of modules that are left alone, as ``module.attribute=value``, although they
+            equal a width that changes.
     """
 
     plan: Plan
     proof: Proof | None
     unchanged: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Compacted(ProvenPlan):
+    """What a compaction has done: the plan that was applied, with its proof.
+
+    Attributes:
+        masks: The masks in the new shapes, without those that mask nothing any more.
+    """
+
+    masks: dict[str, Tensor]
 
 
 class CompactionError(RuntimeError):
@@ -129,6 +126,7 @@ def compact_(
     groups: Iterable[UnitGroup] | None,
     probe: Probe,
     optimizers: Iterable[Optimizer] = (),
+    averages: Iterable[Average] = (),
     parts: Sequence[str] = (),
     passes: Sequence[TrialPass] = (),
 ) -> Compacted:
@@ -140,6 +138,7 @@ def compact_(
         groups: Its unit groups, which have passed the trial cuts of an analysis; ``None`` to analyse the model.
         probe: Runs the model.
         optimizers: Optimizers of its parameters.
+        averages: Weight averages outside the model; they are cut in the same way.
         parts: Names of the modules in which alone the groups were found; none for the whole model.
         passes: The passes of that analysis, if it was one of the same network on the same example.
 
@@ -154,10 +153,10 @@ def compact_(
         emptied = _emptied(model, model, masks, probe)
         groups, parts, passes = emptied.units.groups, emptied.units.parts, emptied.passes
     found = prove_plan(model, remaining_units(model, masks, groups), probe, parts, passes)
-    replay_(model, found.plan, optimizers)
+    replay_(model, found.plan, optimizers, averages)
     cut_masks = {name: cut_tensor(mask, found.plan.cuts_of(name)) for name, mask in masks.items()}
     left = {name: mask for name, mask in cut_masks.items() if not mask.all()}
-    return Compacted(found.plan, left, found.proof, found.unchanged)
+    return Compacted(found.plan, found.proof, found.unchanged, left)
 
 
 def prove_plan(

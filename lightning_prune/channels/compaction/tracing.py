@@ -54,7 +54,7 @@ def check_same_ops(model: nn.Module, perturbed: nn.Module, known: PassRecord) ->
         raise NotFollowedError(
             f"{type(model).__name__} runs other ops, or makes tensors of other shapes, when its weights change"
             " a little, so that channels cannot be followed through it",
-            _CHOSEN * any(known.decided) + _WHAT_IS_LEFT,
+            f"{_CHOSEN}{_WHAT_IS_LEFT}" if any(known.decided) else _WHAT_IS_LEFT,
         )
 
 

@@ -111,12 +111,19 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     return Units(unique_names(groups), frozen)
 
 
-def axis_reasons(trace: TraceRecord) -> dict[str, str]:
-    """Return, for each matrix of which something is frozen along a dimension, the reason for the first such."""
+def axis_reasons(trace: TraceRecord, covered: Set[str]) -> dict[str, str]:
+    """Return, for each matrix of which something is frozen along a dimension, the reason for the first such.
+
+    Args:
+        trace: The record of the trace.
+        covered: Names of the matrices that need none.
+    """
     reasons = trace.labels.reasons()
     found: dict[str, str] = {}
     for name, axes in trace.axis_labels.items():
-        roots = trace.labels.find(torch.cat([*axes])).tolist() if len(axes) > 1 else []
+        if len(axes) < 2 or name in covered:
+            continue
+        roots = trace.labels.find(torch.cat([*axes])).tolist()
         why = next((reasons[root] for root in roots if root in reasons), None)
         if why is not None:
             found[name] = why

@@ -37,8 +37,7 @@ class Reconstruct(Part):
     outputs, its running mean takes the shift. From the first of these layers on, batch norms in training mode
     normalize by the statistics of each batch, as in training, and their running statistics become those of the
     calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor gradients are used.
-    Layers are those of the
-    kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
+    Layers are those of the kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
     ``nn.MultiheadAttention``, and the weights by which the first layer of a recurrent module multiplies its
     input, with torch's own ``forward``; what is left alone is in the report, with the reason.
 
