@@ -5,6 +5,9 @@ Where all queries share them, queries go.
 
 from __future__ import annotations
 
+from operator import attrgetter
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,13 +22,15 @@ TOKENS = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0)).do
 class Grouped(nn.Module):
     """Causal attention; ``way`` says which numbers the code needs, and how keys and values are repeated."""
 
-    def __init__(self, way: str) -> None:
+    def __init__(self, way: str, config: SimpleNamespace | None = None) -> None:
         super().__init__()
         self.way, self.head_dim, self.repeats = way, SIZE, QUERIES // KEYS
         if way == "sizes":
             self.query_size, self.key_size = QUERIES * SIZE, KEYS * SIZE
-        elif way in ("heads", "kernel"):
+        elif way in ("heads", "kernel", "slices"):
             self.query_heads, self.key_heads = QUERIES, KEYS
+        elif way == "configuration":
+            self.config = config or SimpleNamespace(query_heads=QUERIES, key_heads=KEYS, name="small")
         if way in ("expand", "repeat"):
             self.query = nn.Linear(WIDTH, QUERIES * SIZE)
             self.key, self.value = (nn.Linear(WIDTH, KEYS * SIZE) for _ in range(2))
@@ -38,7 +43,11 @@ class Grouped(nn.Module):
             return self.query(x), self.key(x), self.value(x)
         if self.way == "sizes":
             return self.all(x).split([self.query_size, self.key_size, self.key_size], -1)
-        query, key = self.query_heads * self.head_dim, self.key_heads * self.head_dim
+        numbers = self.config if self.way == "configuration" else self
+        query, key = numbers.query_heads * self.head_dim, numbers.key_heads * self.head_dim
+        if self.way == "slices":
+            made = self.all(x)
+            return made[..., :query], made[..., query : query + key], made[..., query + key :]
         return self.all(x).split([query, key, key], -1)
 
     def repeat(self, tensor: Tensor) -> Tensor:
@@ -62,6 +71,8 @@ NUMBERS = {
     "sizes": {"query_size", "key_size"},
     "heads": {"query_heads", "key_heads"},
     "kernel": {"query_heads", "key_heads"},
+    "slices": {"query_heads", "key_heads"},
+    "configuration": {"config.query_heads", "config.key_heads"},
 }
 
 
@@ -79,7 +90,25 @@ def test_a_key_goes_with_all_queries_that_share_it(way: str, numbers: set[str]) 
     assert smaller.out.in_features == 4 * SIZE
     assert smaller.repeats == QUERIES // KEYS
     for name in numbers:
-        assert getattr(smaller, name) * 3 == getattr(model, name) * 2
+        assert attrgetter(name)(smaller) * 3 == attrgetter(name)(model) * 2
+
+
+def test_modules_that_share_a_configuration_have_numbers_of_their_own_after_a_cut() -> None:
+    torch.manual_seed(0)
+    config = SimpleNamespace(query_heads=QUERIES, key_heads=KEYS, name="small")
+    blocks = [Grouped("configuration", config) for _ in range(2)]
+    for block in blocks:
+        block.head = nn.Linear(WIDTH, WIDTH)
+    model = nn.Sequential(*blocks).double().eval()
+    structure = Heads(include="1*")
+    pruner = Pruner(model, 1 / 3, structure=structure, schedule=None, example=TOKENS)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, TOKENS)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(TOKENS), model(TOKENS), rtol=1e-12, atol=1e-12)
+    first, second = (block.config for block in smaller)
+    assert vars(first) == vars(config) == {"query_heads": 6, "key_heads": 3, "name": "small"}
+    assert vars(second) == {"query_heads": 4, "key_heads": 2, "name": "small"}
 
 
 class Shared(nn.Module):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import combinations, islice
 from typing import TypeAlias
 
 from torch import nn
 
 from lightning_prune.channels.compaction.module_widths import has_widths
-from lightning_prune.channels.compaction.whole_numbers import attribute_of, whole_numbers
+from lightning_prune.channels.compaction.whole_numbers import settings, whole_numbers
 from lightning_prune.units.groups import UnitGroup
-from lightning_prune.units.slices import axis_slices
+from lightning_prune.units.slices import Slice, axis_slices
 
 Attribute: TypeAlias = tuple[str, str]  # names of a module and of a whole number that it keeps
+_Numbers: TypeAlias = Callable[[nn.Module], Mapping[str, int]]
 
 _MOST_CHOICES = 48
 
@@ -33,7 +34,7 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
     Returns:
         The attributes, the likeliest first: those of near modules, and those equal to the number of units.
     """
-    counts = _counts(group)
+    counts = _counts(group.slices)
     # a projection may compute keys and values, or queries, keys and values, at once
     shares = {count // share for count in counts for share in (2, 3)}
     return _equal_to(model, group, ({group.size}, counts, shares))
@@ -44,25 +45,37 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
 
     A number that the network does not depend on is therefore left alone: the same set without it comes first.
     Of many candidates only the first sets are tried, then those of one name in all modules, such as the blocks
-    of a stage. For heads, sets with other parts of a width come last: the number of queries, or their size,
-    where several share a key.
+    of a stage. For heads, sets with their number in a configuration follow, then those with other parts of a
+    width: the number of queries, or their size, where several share a key.
     """
-    likely = _sets(size_attributes(model, group))
+    own = size_attributes(model, group)
+    likely = _sets(own)
     if not group.heads:
         return likely
-    parts = {part for count in _counts(group) for part in range(2, count) if count % part == 0}
+    # several heads may share a key, and what reads them has the places of their queries alone
+    numbers = {part for part in _divisors(_counts(group.masked)) if part % group.size == 0}
+    configured = _equal_to(model, group, ({group.size}, numbers), settings)
     # items of lists are windows and shifts rather than parts of a width
-    every = [each for each in _equal_to(model, group, (parts,)) if attribute_of(each[1]) == each[1]]
-    return list(dict.fromkeys([*likely, *_sets(every)]))
+    parts = _equal_to(model, group, (_divisors(_counts(group.slices)),))
+    every = [each for each in parts if each[1].isidentifier()]
+    sets = [*likely, *(_sets([*own, *configured]) if configured else ()), *_sets(every)]
+    return list(dict.fromkeys(sets))
 
 
-def _counts(group: UnitGroup) -> set[int]:
-    """Return the numbers of places that the units of a group take up along dimensions of weights."""
-    return {int((part.index >= 0).sum()) for part in axis_slices(group.slices) if part.index is not None}
+def _counts(slices: Iterable[Slice]) -> set[int]:
+    """Return the numbers of places that units take up along dimensions of weights."""
+    return {int((part.index >= 0).sum()) for part in axis_slices(slices) if part.index is not None}
 
 
-def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int]]) -> list[Attribute]:
-    """Return the integer attributes with one of these values, of near modules first, then the first values."""
+def _divisors(counts: Iterable[int]) -> set[int]:
+    """Return the divisors of these numbers, without 1 and the numbers themselves."""
+    return {part for count in counts for part in range(2, count) if count % part == 0}
+
+
+def _equal_to(
+    model: nn.Module, group: UnitGroup, values: Iterable[Container[int]], numbers: _Numbers = whole_numbers
+) -> list[Attribute]:
+    """Return the numbers of modules with one of these values, of near modules first, then the first values."""
     makers, holders = (
         [part.name.rpartition(".")[0] for part in parts] for parts in (group.slices, group.masked)
     )
@@ -78,7 +91,7 @@ def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int
         for level in levels
         for each in wanted
         for name in dict.fromkeys(level)
-        for key, value in whole_numbers(model.get_submodule(name)).items()
+        for key, value in numbers(model.get_submodule(name)).items()
         if value in each and value > 1
     ]
     return list(dict.fromkeys(found))
@@ -87,6 +100,6 @@ def _equal_to(model: nn.Module, group: UnitGroup, values: Iterable[Container[int
 def _sets(found: Sequence[Attribute]) -> list[tuple[Attribute, ...]]:
     """Return the sets of attributes, small ones first, and no more of them than are tried."""
     sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
-    names = dict.fromkeys(attribute_of(key) for _, key in found)
-    alike = (tuple(each for each in found if attribute_of(each[1]) == name) for name in names)
+    names = dict.fromkeys(key.partition("[")[0] for _, key in found)
+    alike = (tuple(each for each in found if each[1].partition("[")[0] == name) for name in names)
     return list(dict.fromkeys([*islice(sets, _MOST_CHOICES), *alike]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations, pairwise
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from lightning_prune.channels.graph.label_fields import (
     varying_dims,
 )
 from lightning_prune.channels.graph.labels import NOT_CUT
+from lightning_prune.channels.graph.sliced_parts import couple_alike
 
 
 def same(call: Call) -> Sequence[Fields]:
@@ -218,27 +219,14 @@ def stack(call: Call) -> Sequence[Fields]:
 
 
 def split(call: Call) -> Sequence[Fields]:
-    """Couple the labels of parts of equal size, so that each keeps the same indices.
-
-    Parts of different sizes are units of different groups.
-    """
-    dim = call.argument("dim") % call.tensors[0].ndim
-    parts = move(call)
-    firsts: dict[int, Fields] = {}
-    for output, fields in zip(call.outputs, parts, strict=True):
-        first = firsts.setdefault(output.shape[dim], fields)
-        if len(first) == len(fields):
-            for left, right in zip(first, fields, strict=True):
-                call.labels.couple(left, right)
-    if len(firsts) > 1:
-        for fields in parts:
-            _note_parts(call, partition(fields, [dim])[0])
-    return parts
-
-
-def _note_parts(call: Call, fields: Iterable[Tensor]) -> None:
-    for field in fields:
-        call.record.note_part(field)
+    """Couple the labels of parts of equal size; parts of different sizes are units of different groups."""
+    tensor = call.tensors[0]
+    dim = call.argument("dim") % tensor.ndim
+    ends = list(accumulate((output.shape[dim] for output in call.outputs), initial=0))
+    for field in partition(call.fields(tensor), [dim])[0]:
+        for part in couple_alike(call.labels, field, dim, pairwise(ends)).values():
+            call.record.note_part(part)
+    return move(call)
 
 
 def picked(places: Callable[[Call], Mapping[int, int | None]]) -> Rule:
@@ -272,10 +260,9 @@ def _single(call: Call, index: Any) -> int | None:
 
 
 def cut_out(call: Call) -> Sequence[Fields]:
-    """Couple the labels of a slice with those of the other parts, if it is one of several of equal size.
+    """Note the part that a slice takes: with which others it is coupled shows at the end of the pass.
 
-    Otherwise what lies before, in and after the slice is of different groups. Of a slice with steps the
-    elements of each step are coupled.
+    Of a slice with steps the elements of each step are coupled.
     """
     tensor = call.tensors[0]
     dim = call.argument("dim") % tensor.ndim
@@ -285,27 +272,14 @@ def cut_out(call: Call) -> Sequence[Fields]:
     along, _ = partition(call.fields(tensor), [dim])
     if not length or (step > 1 and whole % step):
         call.freeze(along, call.by_position)
-    for field in along if length else ():
-        if step > 1 and whole % step == 0:
+        return move(call)
+    for field in along:
+        if step > 1:
             steps = field.unflatten(dim, (-1, step))
             call.labels.couple(steps, steps.narrow(dim + 1, 0, 1))
-        elif _is_a_share(whole, start, length):
-            first, *rest = field.split(length, dim)
-            for part in rest:
-                call.labels.couple(first, part)
         elif length < whole:
-            sizes = [start, length, whole - start - length]
-            _note_parts(call, (part for part in field.split(sizes, dim) if part.numel()))
+            call.record.note_slice(field, dim, (start, start + length))
     return move(call)
-
-
-def _is_a_share(whole: int, start: int, length: int) -> bool:
-    """Return whether a slice is taken to be one of several of equal size: a half, or one that is not the first.
-
-    One element is none: it stands for itself.
-    """
-    shares = whole % length == 0 and start % length == 0
-    return shares and length > 1 and (start > 0 or 2 * length == whole)
 
 
 def pad(call: Call) -> Sequence[Fields]:

@@ -73,6 +73,8 @@ class Trace(OpMode):
             result = known.probe(copied)
         self._set_place("")
         self._check(not self._steps)
+        for record in self.records:
+            record.couple_slices()
         returned = reachable_tensors(result)
         held = {id(tensor) for tensor in returned}
         kept = [tensor for tensor in (each() for each in self._outputs) if tensor is not None]

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.channels.graph.label_fields import Fields
 from lightning_prune.channels.graph.labels import Labels
+from lightning_prune.channels.graph.sliced_parts import SlicedParts
 from lightning_prune.channels.graph.splits import Split
 from lightning_prune.core.tensors import named_tensors
 
@@ -77,6 +78,7 @@ class TraceRecord:
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._parts: list[tuple[Tensor, str]] = []
+        self._sliced = SlicedParts()
         self._least: list[tuple[Tensor, int]] = []
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
         tensors = _floating_point(model)
@@ -181,6 +183,15 @@ class TraceRecord:
         are tried, and have to stay, apart.
         """
         self._parts.append((_flat_copy(field), self.labels.place))
+
+    def note_slice(self, field: Tensor, dim: int, bounds: tuple[int, int]) -> None:
+        """Record that a slice takes the part of a dimension between these bounds."""
+        self._sliced.note(field, dim, bounds, self.labels.place)
+
+    def couple_slices(self) -> None:
+        """Couple the parts of equal size that slices have taken in the pass that has ended."""
+        self._parts += [(_flat_copy(part), place) for part, place in self._sliced.couple(self.labels)]
+        self._sliced = SlicedParts()
 
     def parts(self) -> dict[int, tuple[Part, ...]]:
         """Return for the least of coupled labels the parts in which these lie, if any."""
