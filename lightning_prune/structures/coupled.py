@@ -102,7 +102,9 @@ class Coupled(Structure):
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
         found = self.search(model, as_probe(example))
-        left_out = {group.name: why for group in found.groups if (why := self._left_out(group)) is not None}
+        left_out = {
+            group.name: why for group in found.groups if (why := self._left_out(group, found)) is not None
+        }
         limited = tuple(self._limited(group) for group in found.groups)
         whole = {
             group.name: f"keeps all: no smaller number is a multiple of round_to={self.round_to}"
@@ -127,10 +129,11 @@ class Coupled(Structure):
         """Return whether ``include`` matches a weight that makes the units."""
         return any(matches(part.name, self.include) for part in group.slices)
 
-    def _left_out(self, group: UnitGroup) -> str | None:
+    def _left_out(self, group: UnitGroup, found: Units) -> str | None:
         """Return why the arguments leave a group out; ``None`` if they do not."""
         if not self.includes(group):
-            return f"is not of the kind that {type(self).__name__} prunes"
+            failed = (found.failed_heads[part.name] for part in group.slices if part.name in found.failed_heads)
+            return next(failed, f"is not of the kind that {type(self).__name__} prunes")
         if any(matches(part.name, self.exclude) for part in group.slices):
             return "exclude names it"
         return None if self.include is None or self._named(group) else "include does not name it"

@@ -189,6 +189,7 @@ class Units:
         written: Names of the parameters that a pass of the network updates by itself, as a step does with a
             momentum encoder.
         parts: Names of the modules that were followed alone; empty if the whole network was.
+        failed_heads: Name of a parameter whose attention heads cannot go whole, to the reason.
     """
 
     groups: tuple[UnitGroup, ...]
@@ -196,6 +197,7 @@ class Units:
     budgets: Mapping[str, CostFunction] = field(default_factory=dict)
     written: frozenset[str] = frozenset()
     parts: tuple[str, ...] = ()
+    failed_heads: Mapping[str, str] = field(default_factory=dict)
 
     def without_refused(self, refuses: Callable[[UnitGroup], str | None], who: str) -> Units:
         """Return the same units, with the groups frozen that a part cannot handle.

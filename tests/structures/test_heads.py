@@ -352,3 +352,18 @@ def test_heads_whose_size_is_worked_out_of_the_embedding_stay() -> None:
     assert {group.name: group.size for group in units.groups} == {"0.attn.cpb_mlp.0": 512, "0.mlp.0": 32}
     assert "cannot be cut: RuntimeError: shape" in units.frozen["0.attn.qkv"]
     assert "(swin_transformer.py:" in units.frozen["0.attn.qkv"]
+
+
+class Written(Fused):
+    """The number of heads is in the code, so that channels within heads go alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.proj(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_where_heads_fail_and_channels_go_the_reason_is_that_of_heads() -> None:
+    model = nn.Sequential(Residual(Written(fused_kernel=False)), nn.Linear(WIDTH, 2)).eval()
+    Pruner(model, 0.5, structure=Channels(), schedule=None, example=TOKENS)
+    with pytest.raises(ValueError, match=r"0\.inner\.qkv: cannot be cut: .*test_heads.py:"):
+        Pruner(model, 0.5, structure=Heads(), schedule=None, example=TOKENS)

@@ -153,7 +153,10 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
     costs = budgets(model, traces, search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
     passed = tuple(group for group, _ in search.passed)
-    return Analysis(Units(passed, frozen, costs, written, followed.parts), tuple(trial.passes))
+    as_heads = [each.frozen for each, split in zip(found, _SPLITS, strict=True) if split.heads]
+    stuck = {name: why for each in as_heads for name, why in each.items() if name not in found[0].frozen}
+    units = Units(passed, frozen, costs, written, followed.parts, stuck | head_reasons)
+    return Analysis(units, tuple(trial.passes))
 
 
 def _average_alone(group: UnitGroup, averages: Mapping[str, str], reasons: Mapping[str, str]) -> str | None:
