@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from quick import render_nothing, time_latency_quickly
+from quick import draw_nothing, time_latency_quickly
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -38,7 +38,7 @@ def quick_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Make the report at the end of each fit quick; tests marked ``renders`` look at its picture."""
     time_latency_quickly(monkeypatch.setattr)
     if "renders" not in request.keywords:
-        render_nothing(monkeypatch.setattr)
+        draw_nothing(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lightnings import NAME, Trainer
 from lit import same
-from quick import render_nothing, time_latency_quickly
+from quick import draw_nothing, time_latency_quickly
 from runs import PARTS, EveryEpoch, EveryStep, resumable, run
 
 from lightning_prune import Pruner
@@ -124,7 +124,7 @@ def main() -> None:
     logging.getLogger(NAME).setLevel(logging.ERROR)
     torch.set_num_threads(1)  # a process with threads cannot be forked
     time_latency_quickly()
-    render_nothing()
+    draw_nothing()
     draw = random.Random(options.seed)
     trials = [(name, place) for name in PARTS if name != "no pruning" for place in PLACES]
     draw.shuffle(trials)

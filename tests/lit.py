@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,17 @@ from torch.utils.data import DataLoader, TensorDataset
 Factory = Callable[[Any], Optimizer]
 
 
-def digits(batch_size: int = 64, examples: int = 320) -> DataLoader[Any]:
-    """scikit-learn's handwritten digits as 1 x 8 x 8 images, in order."""
+@functools.cache
+def all_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's handwritten digits as 1 x 8 x 8 images, in order, and their labels."""
     pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    return DataLoader(TensorDataset(images[:examples], torch.tensor(labels[:examples])), batch_size)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+
+
+def digits(batch_size: int = 64, examples: int = 320) -> DataLoader[Any]:
+    """The first of the handwritten digits."""
+    images, labels = all_digits()
+    return DataLoader(TensorDataset(images[:examples], labels[:examples]), batch_size)
 
 
 class Lit(LightningModule):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightnings import Callback, Trainer, seed_everything
 from lit import Lit, digits, seeded, trainer
-from quick import render_nothing, time_latency_quickly
+from quick import draw_nothing, time_latency_quickly
 from resumable import ResumableLoader
 from runs import EveryStep
 from torch import Tensor, nn
@@ -199,6 +199,6 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time_latency_quickly()
-    render_nothing()
+    draw_nothing()
     seed_everything(0, verbose=False)
     main(Path(sys.argv[1]))

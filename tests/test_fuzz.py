@@ -10,7 +10,6 @@ import inspect
 import io
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ from lightning_prune import (
     Threshold,
 )
 
-CASES = int(os.environ.get("FUZZ_CASES", "300"))
+CASES = int(os.environ.get("FUZZ_CASES", "200"))
 CHUNK = 50
 
 # --- small networks
@@ -389,10 +388,8 @@ def check_count(pruning: PruningCallback) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("chunk", range(0, CASES, CHUNK))
 def test_any_settings_train_with_all_invariants_or_are_refused_before_the_first_step(
-    tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, chunk: int
 ) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):  # plots would take half of the time
-        monkeypatch.setitem(sys.modules, name, None)
     found: Counter[str] = Counter()
     for seed in range(chunk, min(chunk + CHUNK, CASES)):
         print(f"case {seed}")

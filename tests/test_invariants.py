@@ -524,7 +524,7 @@ class Tensors(Callback):
         self.counts: list[int] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step % 20 == 10:
+        if trainer.global_step % 10 == 5:
             gc.collect()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -534,8 +534,8 @@ class Tensors(Callback):
 @pytest.mark.parametrize("structure", [Unstructured(), Channels()])
 def test_nothing_piles_up_over_many_events(tmp_path: Path, structure: Any) -> None:
     pruning = PruningCallback(
-        0.5, criterion=Taylor(), structure=structure, schedule=Cubic("20st", "280st", every="20st")
+        0.5, criterion=Taylor(), structure=structure, schedule=Cubic("10st", "140st", every="10st")
     )
-    fit(tmp_path, Lit(), pruning, tensors := Tensors(), max_epochs=60, limit_val_batches=0)
+    fit(tmp_path, Lit(), pruning, tensors := Tensors(), max_epochs=30, limit_val_batches=0)
     assert len([entry for entry in pruning.report.history if entry.metric is None]) == 14
     assert len(set(tensors.counts[1:14])) == 1, tensors.counts

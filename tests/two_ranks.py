@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightnings import Callback, ModelParallelStrategy
 from lit import Lit, fit, seeded
-from quick import render_nothing, time_latency_quickly
+from quick import draw_nothing, time_latency_quickly
 from torch.optim import SGD
 
 import lightning_prune
@@ -61,6 +61,6 @@ def run(folder: Path, name: str, criterion: Criterion) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time_latency_quickly()
-    render_nothing()
+    draw_nothing()
     for criterion in sys.argv[3:]:
         run(Path(sys.argv[1]) / criterion, sys.argv[2], getattr(lightning_prune, criterion)())

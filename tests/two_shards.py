@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightnings import Callback, LightningModule, ModelParallelStrategy, Trainer
 from lit import Lit, digits, seeded, trainer
-from quick import render_nothing, time_latency_quickly
+from quick import draw_nothing, time_latency_quickly
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -276,7 +276,7 @@ def all_fits(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time_latency_quickly()
-    render_nothing()
+    draw_nothing()
     place, rank = Path(sys.argv[1]), int(sys.argv[2])
     dist.init_process_group("gloo", init_method=f"file://{place / 'meeting'}", rank=rank, world_size=2)
     # FSDP2 of torch 2.6 does not run on the CPU

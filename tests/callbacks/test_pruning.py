@@ -667,6 +667,7 @@ def test_multiply_adds_are_those_of_the_layers(tmp_path: Path) -> None:
     assert pruning.report.params == SIZE + 8 + 16 + 16 + 10
 
 
+@pytest.mark.renders
 def test_nothing_optional_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

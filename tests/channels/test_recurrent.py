@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightnings import LightningModule
-from lit import seeded, trainer
-from sklearn.datasets import load_digits
+from lit import all_digits, seeded, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -515,9 +514,8 @@ class Reader(LightningModule):
 
 
 def rows(examples: int = 320) -> DataLoader[Any]:
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16
-    return DataLoader(TensorDataset(images[:examples], torch.tensor(labels[:examples])), 64)
+    images, labels = all_digits()
+    return DataLoader(TensorDataset(images[:examples, 0], labels[:examples]), 64)
 
 
 def callback(criterion: Any, **options: Any) -> PruningCallback:

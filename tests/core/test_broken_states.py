@@ -168,7 +168,7 @@ def bound(kind: str) -> tuple[Lit, PruningCallback]:
 
 @pytest.mark.filterwarnings("ignore:The checkpoint's network is compacted:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=240, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(data=st.data())
 def test_a_broken_state_is_refused_before_anything_changes_or_does_no_harm(kind: str, data: Any) -> None:
     model, pruning = bound(kind)
@@ -352,7 +352,7 @@ def test_states_of_earlier_versions_load() -> None:
 # --- plans and packed files
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data())
 def test_a_broken_plan_is_refused_before_anything_changes_or_does_no_harm(data: Any) -> None:
     good = checkpoint("compacted")
