@@ -138,6 +138,7 @@ def of_channels(speedup: float) -> dict[str, Arm]:
         "Taylor, in steps": in_steps(speedup),
         "Taylor, reconstructed": cut(speedup, Reconstruct()),
         "Taylor, distilled": distilled(cut(speedup)),
+        "Taylor, in steps, distilled": distilled(in_steps(speedup)),
         "Taylor, reconstructed, distilled": distilled(cut(speedup, Reconstruct())),
         "Torch-Pruning": cut_by_torch_pruning(speedup),
         "Torch-Pruning, distilled": distilled(cut_by_torch_pruning(speedup)),
