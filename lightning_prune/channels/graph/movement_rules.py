@@ -229,6 +229,16 @@ def split(call: Call) -> Sequence[Fields]:
     return move(call)
 
 
+def unbind(call: Call) -> Sequence[Fields]:
+    """Couple the labels of all parts, so that each keeps the same indices."""
+    first, *others = parts = move(call)
+    for fields in others:
+        if len(first) == len(fields):
+            for left, right in zip(first, fields, strict=True):
+                call.labels.couple(left, right)
+    return parts
+
+
 def picked(places: Callable[[Call], Mapping[int, int | None]]) -> Rule:
     """Return the rule for ops that address elements by index.
 
