@@ -6,6 +6,9 @@ Both arms remove the 80 % of the weights with the least magnitude in the whole n
 turns in one process; times are medians, and the ratio is that of the medians. For the peak memory each arm and
 size runs in a new process, in which freed memory is returned to the system at once; the memory that is resident
 before the event is subtracted (Linux only).
+
+Last, an event of channels in linear layers of 2,000, of which half of the channels or of the multiply-adds go,
+by the same criterion; the analysis that finds them comes before the event, and is not timed.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from resident import apart, forget_peak, give_back_freed, peak, resident
@@ -21,10 +25,13 @@ from torch import nn
 from torch.nn.utils import prune
 from torchvision.models import resnet18
 
-from lightning_prune import Pruner
+from lightning_prune import Channels, Global, Magnitude, Pruner
 
 AMOUNT = 0.8
 GROWTH = (1, 4, 16, 64, 250, 500)
+WIDTH = 2000
+CHANNELS = (4, 10, 20, 50)  # thousands
+BUDGETS = ("units", "macs")
 
 
 def network(millions: int) -> nn.Module:
@@ -97,12 +104,35 @@ def compare(millions: int, rounds: int) -> dict[str, float]:
     return row
 
 
+def seconds_of_channels(thousands: int, budget: Any) -> float:
+    """Return the seconds of one event that removes half of a budget by channels, on a new network.
+
+    Args:
+        thousands: Number of channels, in thousands.
+        budget: The selector's budget.
+    """
+    layers = (each for _ in range(1000 * thousands // WIDTH) for each in (nn.Linear(WIDTH, WIDTH), nn.ReLU()))
+    model = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
+    pruner = Pruner(
+        model,
+        0.5,
+        criterion=Magnitude(),
+        structure=Channels(),
+        selector=Global(budget=budget),
+        example=torch.ones(1, WIDTH),
+    )
+    begun = time.perf_counter()
+    pruner.prune(1.0)
+    return time.perf_counter() - begun
+
+
 def main() -> None:
-    """Print both tables and write JSON."""
+    """Print all tables and write JSON."""
     parser = arguments(__doc__, "event.json")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[11, 120])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[11, 120])
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH)
+    parser.add_argument("--channels", type=int, nargs="*", default=CHANNELS, help="thousands of them")
     options = parser.parse_args()
     torch.set_num_threads(2)
     table = Table("weights", "ours", "global_unstructured", "ratio", "ours, peak", "global_unstructured, peak")
@@ -121,7 +151,20 @@ def main() -> None:
         median = statistics.median(taken)
         grown.append({"millions": millions, "seconds": median})
         table.row(f"{millions} M", f"{median:.3f} s", f"{1000 * median / millions:.1f}")
-    save(options.out, {"compared": compared, "grown": grown})
+    print()
+    table = Table("channels", "weights", *(f"half of the {budget}" for budget in BUDGETS), "us a channel")
+    of_channels = []
+    for thousands in options.channels:
+        medians = [
+            statistics.median(seconds_of_channels(thousands, budget) for _ in range(options.rounds))
+            for budget in BUDGETS
+        ]
+        of_channels.append({"thousands": thousands, **dict(zip(BUDGETS, medians, strict=True))})
+        taken_each = (f"{median:.3f} s" for median in medians)
+        table.row(
+            f"{thousands},000", f"{2 * thousands} M", *taken_each, f"{1000 * max(medians) / thousands:.1f}"
+        )
+    save(options.out, {"compared": compared, "grown": grown, "channels": of_channels})
 
 
 if __name__ == "__main__":
