@@ -16,6 +16,7 @@ from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.shards import Shards, Unsharded
 
 _SAMPLED, _BLOCK = 16, 64  # a sample has one of every _SAMPLED blocks of _BLOCK scores
+_SEVERAL = 8  # scores of units of so many weights take little memory beside these
 
 
 class Candidates:
@@ -57,6 +58,8 @@ class Candidates:
         self._dtype = dtype
         self._here = group.here
         self._ranges = criterion.pieces(self._here)
+        self._several = sum(part.weight.numel() for part in group.slices) >= _SEVERAL * group.size
+        self._scores: Tensor | None = None  # the criterion's own, computed once, of units of several weights
         self._below = torch.tensor(-math.inf, dtype=dtype, device=kept.device)
         self._shield: Tensor | None = None
         self._highest: float | None = None
@@ -100,17 +103,24 @@ class Candidates:
         """Yield a sample of the scores, spread over the group; shielded units have their own scores here."""
         if self._criterion.pointwise and self.group.divisible:
             group, statistics = self._here.view(_sample_blocks), self._statistics.view(_sample_blocks)
-            yield self._adjusted(group, statistics, _sample_blocks)
+            yield self._adjusted(self._own(group, statistics), _sample_blocks)
         else:
             yield self._score(0, self._here.shape[0])
 
     def _score(self, start: int, stop: int) -> Tensor:
-        rows, statistics = self._here.rows(start, stop), self._statistics.rows(start, stop)
-        return self._adjusted(rows, statistics, lambda units: units[start:stop])
+        if self._several:
+            if self._scores is None:
+                self._scores = self._own(self._here, self._statistics)
+            own = self._scores[start:stop]
+        else:
+            own = self._own(self._here.rows(start, stop), self._statistics.rows(start, stop))
+        return self._adjusted(own, lambda units: units[start:stop])
 
-    def _adjusted(self, group: UnitGroup, statistics: Statistics, part: Callable[[Tensor], Tensor]) -> Tensor:
+    def _own(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        return self._criterion.score(group, statistics).to(self._dtype)
+
+    def _adjusted(self, score: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the adjusted scores of a part of the units, which ``part`` selects from a tensor of all."""
-        score = self._criterion.score(group, statistics).to(self._dtype)
         if self._factors is not None:
             score = score * part(self._factors)
         if self._scale is not None:

@@ -155,17 +155,28 @@ class AxisSlice(Slice):
         """Whether the tensor holds one number for each index along ``dim``."""
         return self.weight.numel() == self.weight.shape[self.dim]
 
+    def sum(self, elements: Tensor) -> Tensor:
+        """Return the sum of the elements of each unit: those of each index first, which is a single pass."""
+        others = [dim for dim in range(elements.ndim) if dim != self.dim]
+        return self._by_unit((elements.sum(others) if others else elements)[:, None]).sum(1)
+
     def vectors(self, elements: Tensor) -> Tensor:
         """Return the elements at all indices of each unit as one row, in the order of the indices."""
-        rows = elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1)
+        return self._by_unit(elements.movedim(self.dim, 0).reshape(elements.shape[self.dim], -1))
+
+    def _by_unit(self, rows: Tensor) -> Tensor:
+        """Return the rows of all indices of each unit as one row, padded with zeros."""
         if self.index is None:
             return rows
         order = self.index.argsort(stable=True)[self.index.eq(-1).sum() :]
         unit = self.index[order]
         size = self.shape[0]
         counts = unit.bincount(minlength=size)
+        most = int(counts.max())
+        if most == 1 and len(order) == size:
+            return rows[order]
         rank = torch.arange(len(unit), device=unit.device) - (counts.cumsum(0) - counts)[unit]
-        laid_out = rows.new_zeros(size, int(counts.max()), rows.shape[1])
+        laid_out = rows.new_zeros(size, most, rows.shape[1])
         laid_out[unit, rank] = rows[order]
         return laid_out.flatten(1)
 

@@ -97,6 +97,23 @@ def test_units_are_kept_that_have_a_kept_element(shape: tuple[list[int]], data: 
     ]
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+def test_units_have_the_elements_at_their_places(sizes: list[int], data: st.DataObject) -> None:
+    dim = data.draw(st.integers(0, len(sizes) - 1))
+    units = data.draw(st.lists(st.integers(-1, 2), min_size=sizes[dim], max_size=sizes[dim]))
+    elements = torch.arange(1.0, 1 + numpy.prod(sizes)).view(sizes)
+    index = torch.tensor([*units[:-1], 2])
+    part = AxisSlice("weight", torch.zeros(sizes), dim, index)
+    expected: list[list[float]] = [[], [], []]
+    for place, unit in enumerate(index.tolist()):
+        if unit >= 0:
+            expected[unit] += elements.select(dim, place).flatten().tolist()
+    found = part.vectors(elements)
+    assert [row[: len(each)].tolist() for row, each in zip(found, expected, strict=True)] == expected
+    assert found.sum(1).tolist() == part.sum(elements).tolist() == list(map(sum, expected))
+
+
 class Narrowing(nn.Module):
     """Layers of one width between norms, which a literal number fixes."""
 

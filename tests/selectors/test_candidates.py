@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_prune import Channels, Global, Pruner
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.selectors.candidates import Candidates
 from lightning_prune.selectors.selection import remove_lowest
@@ -91,3 +94,30 @@ def test_what_cannot_be_scored_changes_nothing(rows: list[list[int]], data: st.D
     with pytest.raises(ValueError, match="must give finite scores"):
         remove_lowest(found, sum(gone) + 1)
     assert torch.cat([each.kept for each in found]).tolist() == [not flag for flag in gone]
+
+
+class Counted(Criterion):
+    """L1 norms, and how often they were computed for each group."""
+
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def score(self, group: UnitGroup, statistics: Statistics) -> Tensor:
+        self.counts[group.name] += 1
+        return group.sum(torch.abs, group.weights)
+
+
+def test_channels_are_scored_once_an_event_however_often_their_scores_are_read() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 2))
+    Counted.counts.clear()
+    pruner = Pruner(
+        model,
+        0.5,
+        criterion=Counted(),
+        structure=Channels(),
+        selector=Global(budget="macs"),
+        schedule=None,
+        example=torch.ones(1, 8),
+    )
+    pruner.prune(1.0)
+    assert Counted.counts == {"0": 1, "2": 1}
