@@ -276,7 +276,9 @@ def test_averages_shrink_along(tmp_path: Path, name: str) -> None:
         fit(tmp_path, model, pruning(compact=compact), average, max_epochs=5, **DOUBLE)
         net = average.mean.module if name == "own" else model.net
         found.append((net.double().eval()(IMAGES.double()), size(net)))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-8, atol=1e-10)
+    # Lightning begins this average before the model is in double precision, and keeps it in single precision
+    rtol, atol = (1e-5, 1e-6) if name == "ema" else (1e-8, 1e-10)
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=rtol, atol=atol)
     assert found[1][1] < found[0][1]
 
 
