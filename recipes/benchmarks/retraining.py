@@ -5,11 +5,12 @@
 
 All arms have the same initial weights, data, seeds, optimizer and number of epochs. Channels ("2.1x": fewer
 multiply-adds) are cut before the first epoch, with scores of 1,024 training images, by Torch-Pruning and by
-"Taylor"; "in steps": masked by ordinary training steps 10 to 60, and cut at the end. Single weights ("90 %")
-and 2:4 are masked before training step 10; "gradually": from that step to half of the fit. "Reconstructed":
-with Reconstruct, on 1,024 images. "Distilled": with the dense network as the teacher. The accuracy "at once"
-is that on the validation images before the first epoch; the others are those after the last one, and the test
-set is evaluated once, at the end. Runs that the JSON file has already are not repeated.
+"Taylor"; "in steps": masked by ordinary training steps 10 to 60, and cut at the end; "gradually": from step 10
+to the peak of the learning rate. Single weights ("90 %") and 2:4 are masked before training step 10;
+"gradually": from that step to half of the fit. "Reconstructed": with Reconstruct, on 1,024 images.
+"Distilled": with the dense network as the teacher. The accuracy "at once" is that on the validation images
+before the first epoch; the others are those after the last one, and the test set is evaluated once, at the
+end. Runs that the JSON file has already are not repeated.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from lightning_prune import (
     PruningCallback,
     Random,
     Reconstruct,
+    Schedule,
     Selector,
     compact,
 )
@@ -59,6 +61,7 @@ Arm = Callable[[Classifier, list[Batch]], list[Callback]]
 
 _BATCHES = 8
 _IN_STEPS = Cubic(start="10st", end="60st", every="10st")
+_TO_THE_PEAK = Cubic(start="10st", end="30%", every="20st")
 _AT_STEP_10 = OneShot("10st")
 _GRADUALLY = Cubic(start="10st", end="50%", every="20st")
 
@@ -86,11 +89,11 @@ def cut(speedup: float, reconstruct: Reconstruct | None = None) -> Arm:
     return arm
 
 
-def in_steps(speedup: float) -> Arm:
+def in_steps(speedup: float, schedule: Schedule = _IN_STEPS) -> Arm:
     """Return an arm that masks channels in training, step by step, and removes them at the end."""
 
     def arm(model: Classifier, batches: list[Batch]) -> list[Callback]:
-        return [PruningCallback(**by_taylor(speedup), schedule=_IN_STEPS, compact=True)]
+        return [PruningCallback(**by_taylor(speedup), schedule=schedule, compact=True)]
 
     return arm
 
@@ -139,6 +142,7 @@ def of_channels(speedup: float) -> dict[str, Arm]:
         "Taylor, reconstructed": cut(speedup, Reconstruct()),
         "Taylor, distilled": distilled(cut(speedup)),
         "Taylor, in steps, distilled": distilled(in_steps(speedup)),
+        "Taylor, gradually, distilled": distilled(in_steps(speedup, _TO_THE_PEAK)),
         "Taylor, reconstructed, distilled": distilled(cut(speedup, Reconstruct())),
         "Torch-Pruning": cut_by_torch_pruning(speedup),
         "Torch-Pruning, distilled": distilled(cut_by_torch_pruning(speedup)),
