@@ -61,7 +61,7 @@ def as_url(link: re.Match[str], source: File, files: Files) -> str:
 
 
 class Roles(griffe.Extension):
-    """Turns Sphinx's roles and doctests in docstrings into Markdown, and names of the package into links."""
+    """Turns roles and doctests in docstrings into Markdown, and names of the package and papers into links."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of an object."""
@@ -70,8 +70,9 @@ class Roles(griffe.Extension):
 
 
 def markdown(text: str) -> str:
-    """Return a docstring with links for its roles, and a block of code for each doctest."""
+    """Return a docstring with links for its roles and papers, and a block of code for each doctest."""
     text = re.sub(r":math:`([^`]*)`", r"\\(\1\\)", text)
+    text = re.sub(r"\barXiv\s+(\d{4}\.\d{5})\b", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
     text = re.sub(r":(?:class|func|meth|attr):`([^`]*)`", lambda found: linked(found[1]), text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     return re.sub(r"^( *)>>> .*?(?=\n\n|\Z)", r"\1```pycon\n\g<0>\n\1```", text, flags=re.DOTALL | re.MULTILINE)

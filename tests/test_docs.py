@@ -23,6 +23,7 @@ from lightning_prune.training.lightning_packages import LightningCLI
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_prune"
+NOTEBOOKS = sorted((ROOT / "docs/tutorials").glob("*.ipynb"))
 
 
 START = "docs/index.md"  # whose first block is digits.py
@@ -173,7 +174,7 @@ def test_the_methods_page_has_every_part() -> None:
     assert [name for name in parts if f"`{name}" not in text] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs/tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_have_the_outputs_of_one_run(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
@@ -181,11 +182,24 @@ def test_notebooks_have_the_outputs_of_one_run(path: Path) -> None:
     assert kinds <= {"stdout", "display_data"}  # no error, and nothing of a log
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_links_lead_to_files_of_the_repository(name: str) -> None:
-    targets = re.findall(r"""(?:\]\(|src=")([^)"#:]+)(?:#[^)]*)?[)"]""", (ROOT / name).read_text())
-    assert targets
-    assert [target for target in targets if not (ROOT / target).is_file()] == []
+def prose(path: Path) -> str:
+    """Returns the Markdown of a page or a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+# those of the other pages are checked where the site is built
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *NOTEBOOKS], ids=lambda path: path.stem)
+def test_links_lead_to_files_of_the_repository_and_their_headings(path: Path) -> None:
+    links = re.findall(r"""(?:\]\(|src=")([^)"#:]+)(?:#([^)"]*))?[)"]""", prose(path))
+    assert links or path.stem == "SECURITY"
+    for target, heading in links:
+        page = path.parent / target
+        assert page.is_file(), target
+        titles = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE) if heading else [""]
+        assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
 def test_versions_agree() -> None:

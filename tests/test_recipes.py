@@ -30,7 +30,7 @@ def cli(*arguments: str) -> PruningCLI:
 @pytest.mark.filterwarnings("ignore:epoch .* max_drop:UserWarning")
 @pytest.mark.filterwarnings("ignore:Reconstruct. .* rows of calibration data:UserWarning")
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
-def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path) -> None:
+def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = cli(
         *("fit", "--config", str(RECIPES / recipe), "--data", "Digits", "--data.train_size", "256"),
         *("--model.network", "cifar_cnn", "--trainer.default_root_dir", str(tmp_path)),
@@ -48,6 +48,10 @@ def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path) -> None:
     elif target is not None:
         assert saved["removed"] == round(target * saved["size"])
     assert run.trainer.test(run.model, run.datamodule, verbose=False)[0]["test_acc"] >= 0
+    best, settings = run.trainer.checkpoint_callback.best_model_path, next(tmp_path.rglob("config.yaml"))
+    capsys.readouterr()
+    cli("report", "--config", str(settings), "--ckpt_path", best)
+    assert f"{saved['removed']:,} of {saved['size']:,} weights removed" in capsys.readouterr().out
 
 
 def test_flags_change_everything(tmp_path: Path) -> None:

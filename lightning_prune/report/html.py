@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import compress
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -20,12 +21,17 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem aut
 input {{ font: inherit; width: 100%; box-sizing: border-box; padding: .4rem .6rem; }}
 input {{ position: sticky; top: .5rem; }}
 section {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
+table {{ border-collapse: collapse; min-width: min(100%, 48rem); font-size: 14px; }}
 th, td {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line); }}
-td {{ overflow-wrap: anywhere; }}
+td {{ overflow-wrap: anywhere; min-width: 5.5rem; }}
+td:first-child {{ min-width: 9rem; }}
+td.number {{ min-width: 0; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .share {{ background: linear-gradient(90deg, var(--bar) var(--share), transparent var(--share)); }}
-svg {{ width: 100%; max-width: 48rem; }}
+svg {{ display: block; width: 100%; max-width: 48rem; height: 11rem; }}
+.curve {{ display: inline-block; margin-right: 2rem; }}
+.curve::before {{ content: ""; display: inline-block; width: 1rem; border-top: 3px solid var(--colour); }}
+.curve::before {{ margin-right: .5rem; vertical-align: middle; }}
 </style>
 </head>
 <body>
@@ -47,7 +53,7 @@ input.addEventListener("input", () => {{
 </html>
 """
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c")
-_WIDTH, _HEIGHT, _MARGIN = 720, 200, 24  # of a chart, in units of its own
+_WIDTH, _HEIGHT, _MARGIN = 720, 200, 4  # of a chart, in units of its own; a browser stretches it
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Section:
         curves: Name to points (x, y) of each curve of the chart; x are optimizer steps, and each
             curve has a vertical scale of its own.
         head: Titles of the columns.
-        rows: Cells by row: text, numbers, shares, or ``None`` for what is not known.
+        rows: Cells by row: text, numbers, shares, or ``None`` for what is not known. A column in which nothing
+            is known is left out.
     """
 
     title: str
@@ -84,9 +91,10 @@ class Section:
         if self.curves:
             parts.append(_chart(self.curves))
         if self.rows:
-            head = "".join(f"<th>{escape(name)}</th>" for name in self.head)
-            rows = (f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
-            parts += [f"<table><thead><tr>{head}</tr></thead><tbody>", *rows, "</tbody></table>"]
+            known = [any(row[place] is not None for row in self.rows) for place in range(len(self.head))]
+            head = map(_heading, compress(self.head, known), compress(zip(*self.rows, strict=True), known))
+            rows = (f"<tr>{''.join(map(_cell, compress(row, known)))}</tr>" for row in self.rows)
+            parts += [f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>", *rows, "</tbody></table>"]
         return "\n".join(("<section>", *parts, "</section>"))
 
 
@@ -99,6 +107,12 @@ def page(title: str, sections: Sequence[Section]) -> str:
     """
     shown = (part.html() for part in sections if part.lines or part.curves or part.rows)
     return _PAGE.format(title=escape(title), sections="\n".join(shown))
+
+
+def _heading(name: str, column: Sequence[str | float | Share | None]) -> str:
+    """Return the heading of a column, on the side where its cells are."""
+    side = "" if any(isinstance(cell, str) for cell in column) else ' class="number"'
+    return f"<th{side}>{escape(name)}</th>"
 
 
 def _cell(value: str | float | Share | None) -> str:
@@ -114,23 +128,23 @@ def _chart(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Return curves over one horizontal axis as SVG, with the least and the largest value of each."""
     points = [point for curve in curves.values() for point in curve]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    parts = []
+    labels, lines = [], []
     for place, (name, curve) in enumerate(curves.items()):
         low, high = min(y for _, y in curve), max(y for _, y in curve)
         drawn = " ".join(
             f"{_scaled(x, left, right) * (_WIDTH - 2 * _MARGIN) + _MARGIN:.1f},"
-            f"{_HEIGHT - _MARGIN - _scaled(y, low, high) * (_HEIGHT - 3 * _MARGIN):.1f}"
+            f"{_HEIGHT - _MARGIN - _scaled(y, low, high) * (_HEIGHT - 2 * _MARGIN):.1f}"
             for x, y in (curve[0], *curve)  # a point alone is drawn, too
         )
-        colour = f'"{_COLOURS[place % len(_COLOURS)]}"'
+        colour = _COLOURS[place % len(_COLOURS)]
         label = escape(f"{name}: {low:.4g} to {high:.4g}")
-        parts += [
-            f'<polyline points="{drawn}" fill="none" stroke={colour} stroke-width="2" stroke-linecap="round"/>',
-            f'<text x="{_MARGIN + place * _WIDTH // 2}" y="16" fill={colour} font-size="13">{label}</text>',
-        ]
-    steps = f"step {left:,} to {right:,}"
-    axis = f'<text x="{_MARGIN}" y="{_HEIGHT - 4}" fill="currentColor" font-size="12">{steps}</text>'
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}{axis}</svg>'
+        labels.append(f'<span class="curve" style="--colour: {colour}">{label}</span>')
+        lines.append(
+            f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"'
+            ' stroke-linecap="round" vector-effect="non-scaling-stroke"/>'
+        )
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img">{"".join(lines)}</svg>'
+    return f"<p>{' '.join(labels)}</p>{svg}<p>step {left:,} to {right:,}</p>"
 
 
 def _scaled(value: float, low: float, high: float) -> float:

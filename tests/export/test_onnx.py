@@ -266,8 +266,7 @@ def test_an_example_that_shows_nothing_is_refused(path: Path, run_: Callable[...
 
 
 @needs_onnx
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_model_that_cannot_be_exported_says_why(path: Path) -> None:
     lazy = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"^'0\.weight' has no shape yet: run a batch through the model first"):

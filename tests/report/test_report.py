@@ -106,6 +106,17 @@ def test_the_page_holds_all_of_the_report_and_refers_to_nothing() -> None:
     assert all(each in found.text for each in ("epoch 1: halved", "acc<1>: 0.9 to 0.9", "e", "step 0 to 9"))
 
 
+def test_headings_stand_where_their_columns_do_and_none_is_over_nothing() -> None:
+    layers = (Layer("a", (8, 3), 24, 6), Layer("b", (2, 8), 16, None))
+    text = Report(layers, 42, 168, 60, history=(HistoryEntry(0, 5, 0.5),)).to_html()
+    assert re.findall(r"<th\b(.*?)>(.*?)</th>", text) == [
+        ("", "layer"),
+        ("", "shape"),
+        *((' class="number"', name) for name in ("weights", "kept", "removed", "width before")),
+        *((' class="number"', name) for name in ("epoch", "step", "sparsity")),
+    ]
+
+
 def test_a_comparison_gives_exact_numbers() -> None:
     dense = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
     half = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
