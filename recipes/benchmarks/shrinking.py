@@ -100,7 +100,8 @@ def main() -> None:
     add_training(parser, epochs=30, train_size=None)
     parser.add_argument("--batches", type=int, help="training batches an epoch; all by default")
     parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16_bn"])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    pruned = [arm for arm in ARMS if arm != "dense"]
+    parser.add_argument("--arms", nargs="+", default=pruned, choices=pruned, help="beside the dense one")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     table = Table(
@@ -108,7 +109,7 @@ def main() -> None:
     )
     rows = []
     for name in options.networks:
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ("dense", *options.arms)}
         for _ in range(options.rounds):
             for arm, fits in found.items():
                 fits.append(apart(fit, arm, name, options))
