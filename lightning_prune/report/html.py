@@ -91,8 +91,9 @@ class Section:
         if self.curves:
             parts.append(_chart(self.curves))
         if self.rows:
-            known = [any(row[place] is not None for row in self.rows) for place in range(len(self.head))]
-            head = map(_heading, compress(self.head, known), compress(zip(*self.rows, strict=True), known))
+            columns = list(zip(*self.rows, strict=True))
+            known = [any(cell is not None for cell in column) for column in columns]
+            head = map(_heading, compress(self.head, known), compress(columns, known))
             rows = (f"<tr>{''.join(map(_cell, compress(row, known)))}</tr>" for row in self.rows)
             parts += [f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>", *rows, "</tbody></table>"]
         return "\n".join(("<section>", *parts, "</section>"))
@@ -143,7 +144,8 @@ def _chart(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
             f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"'
             ' stroke-linecap="round" vector-effect="non-scaling-stroke"/>'
         )
-    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img">{"".join(lines)}</svg>'
+    shape = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true"'
+    svg = f"<svg {shape}>{''.join(lines)}</svg>"
     return f"<p>{' '.join(labels)}</p>{svg}<p>step {left:,} to {right:,}</p>"
 
 

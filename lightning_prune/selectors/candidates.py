@@ -16,7 +16,6 @@ from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.shards import Shards, Unsharded
 
 _SAMPLED, _BLOCK = 16, 64  # a sample has one of every _SAMPLED blocks of _BLOCK scores
-_SEVERAL = 8  # scores of units of so many weights take little memory beside these
 
 
 class Candidates:
@@ -58,8 +57,8 @@ class Candidates:
         self._dtype = dtype
         self._here = group.here
         self._ranges = criterion.pieces(self._here)
-        self._several = sum(part.weight.numel() for part in group.slices) >= _SEVERAL * group.size
-        self._scores: Tensor | None = None  # the criterion's own, computed once, of units of several weights
+        # the criterion's own, computed once: those of units of several weights take little memory
+        self._scores: Tensor | None = None
         self._below = torch.tensor(-math.inf, dtype=dtype, device=kept.device)
         self._shield: Tensor | None = None
         self._highest: float | None = None
@@ -83,6 +82,8 @@ class Candidates:
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield the scores, one range of rows after the other: -inf for removed units, inf for shielded ones.
+
+        They are not to be written to.
 
         Raises:
             ValueError: If a score of the criterion is nan or infinite.
@@ -108,12 +109,12 @@ class Candidates:
             yield self._score(0, self._here.shape[0])
 
     def _score(self, start: int, stop: int) -> Tensor:
-        if self._several:
+        if self.group.divisible:
+            own = self._own(self._here.rows(start, stop), self._statistics.rows(start, stop))
+        else:
             if self._scores is None:
                 self._scores = self._own(self._here, self._statistics)
             own = self._scores[start:stop]
-        else:
-            own = self._own(self._here.rows(start, stop), self._statistics.rows(start, stop))
         return self._adjusted(own, lambda units: units[start:stop])
 
     def _own(self, group: UnitGroup, statistics: Statistics) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_prune.structures.coupled import Coupled
-from lightning_prune.units.groups import UnitGroup
+from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
 
@@ -80,6 +80,11 @@ class Heads(Coupled):
     def includes(self, group: UnitGroup) -> bool:
         """Return whether the units of the group are attention heads."""
         return group.heads
+
+    def why_not(self, group: UnitGroup, found: Units) -> str | None:
+        """Return why the heads cannot go whole, where channels within them can."""
+        failed = found.failed_heads
+        return next((failed[part.name] for part in group.slices if part.name in failed), None)
 
     def sizes(self, group: UnitGroup) -> set[int]:
         """Return 1: a unit is one head."""

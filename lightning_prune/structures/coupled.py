@@ -74,6 +74,15 @@ class Coupled(Structure):
     def includes(self, group: UnitGroup) -> bool:
         """Return whether this structure prunes groups of this kind."""
 
+    def why_not(self, group: UnitGroup, found: Units) -> str | None:
+        """Return why a group is of another kind than this structure prunes, if there is more to say.
+
+        Args:
+            group: A group that is not included.
+            found: All that the search has found.
+        """
+        return None
+
     @abstractmethod
     def sizes(self, group: UnitGroup) -> set[int]:
         """Return how much a unit counts in each of its layers, for ``round_to`` and ``minimum``."""
@@ -132,8 +141,7 @@ class Coupled(Structure):
     def _left_out(self, group: UnitGroup, found: Units) -> str | None:
         """Return why the arguments leave a group out; ``None`` if they do not."""
         if not self.includes(group):
-            failed = (found.failed_heads[part.name] for part in group.slices if part.name in found.failed_heads)
-            return next(failed, f"is not of the kind that {type(self).__name__} prunes")
+            return self.why_not(group, found) or f"is not of the kind that {type(self).__name__} prunes"
         if any(matches(part.name, self.exclude) for part in group.slices):
             return "exclude names it"
         return None if self.include is None or self._named(group) else "include does not name it"

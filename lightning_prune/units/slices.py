@@ -131,7 +131,7 @@ class AxisSlice(Slice):
     Args:
         name: The tensor's name in ``named_parameters()`` or ``named_buffers()``.
         weight: The tensor.
-        dim: The dimension along which units lie.
+        dim: The dimension along which units lie, counted from 0.
         index: Int tensor with the unit number of each index along ``dim``, -1 for an index without a unit.
             ``None`` if index ``i`` belongs to unit ``i``.
         scale: Whether the tensor is the scale of a batch norm.

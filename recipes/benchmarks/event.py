@@ -7,8 +7,8 @@ turns in one process; times are medians, and the ratio is that of the medians. F
 size runs in a new process, in which freed memory is returned to the system at once; the memory that is resident
 before the event is subtracted (Linux only).
 
-Last, an event of channels in linear layers of 2,000, of which half of the channels or of the multiply-adds go,
-by the same criterion; the analysis that finds them comes before the event, and is not timed.
+Last, events that remove channels of linear layers with 2,000 each, by the same criterion: half of the channels,
+or as many as make half of the multiply-adds. The analysis that finds channels comes before, and is not timed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import torch
 from resident import apart, forget_peak, give_back_freed, peak, resident
@@ -30,8 +30,8 @@ from lightning_prune import Channels, Global, Magnitude, Pruner
 AMOUNT = 0.8
 GROWTH = (1, 4, 16, 64, 250, 500)
 WIDTH = 2000
-CHANNELS = (4, 10, 20, 50)  # thousands
-BUDGETS = ("units", "macs")
+LAYERS = (2, 5, 10, 25)
+BUDGETS: tuple[Literal["units", "macs"], ...] = ("units", "macs")
 
 
 def network(millions: int) -> nn.Module:
@@ -104,15 +104,15 @@ def compare(millions: int, rounds: int) -> dict[str, float]:
     return row
 
 
-def seconds_of_channels(thousands: int, budget: Any) -> float:
+def seconds_of_channels(layers: int, budget: Literal["units", "macs"]) -> float:
     """Return the seconds of one event that removes half of a budget by channels, on a new network.
 
     Args:
-        thousands: Number of channels, in thousands.
+        layers: Number of layers with ``WIDTH`` channels each.
         budget: The selector's budget.
     """
-    layers = (each for _ in range(1000 * thousands // WIDTH) for each in (nn.Linear(WIDTH, WIDTH), nn.ReLU()))
-    model = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
+    pairs = (each for _ in range(layers) for each in (nn.Linear(WIDTH, WIDTH), nn.ReLU()))
+    model = nn.Sequential(*pairs, nn.Linear(WIDTH, 10))
     pruner = Pruner(
         model,
         0.5,
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="*", default=[11, 120])
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH)
-    parser.add_argument("--channels", type=int, nargs="*", default=CHANNELS, help="thousands of them")
+    parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help="of events of channels")
     options = parser.parse_args()
     torch.set_num_threads(2)
     table = Table("weights", "ours", "global_unstructured", "ratio", "ours, peak", "global_unstructured, peak")
@@ -152,18 +152,21 @@ def main() -> None:
         grown.append({"millions": millions, "seconds": median})
         table.row(f"{millions} M", f"{median:.3f} s", f"{1000 * median / millions:.1f}")
     print()
-    table = Table("channels", "weights", *(f"half of the {budget}" for budget in BUDGETS), "us a channel")
+    table = Table("channels", "weights", *(f"half of the {budget}" for budget in BUDGETS), "macs, us a channel")
     of_channels = []
-    for thousands in options.channels:
+    for layers in options.layers:
         medians = [
-            statistics.median(seconds_of_channels(thousands, budget) for _ in range(options.rounds))
+            statistics.median(seconds_of_channels(layers, budget) for _ in range(options.rounds))
             for budget in BUDGETS
         ]
-        of_channels.append({"thousands": thousands, **dict(zip(BUDGETS, medians, strict=True))})
-        taken_each = (f"{median:.3f} s" for median in medians)
-        table.row(
-            f"{thousands},000", f"{2 * thousands} M", *taken_each, f"{1000 * max(medians) / thousands:.1f}"
+        channels = layers * WIDTH
+        of_channels.append(
+            {"channels": channels}
+            | {f"half of the {budget}": median for budget, median in zip(BUDGETS, medians, strict=True)}
         )
+        taken_each = (f"{median:.3f} s" for median in medians)
+        rate = f"{1e6 * medians[-1] / channels:.1f}"
+        table.row(f"{channels:,}", f"{channels * WIDTH / 1e6:.0f} M", *taken_each, rate)
     save(options.out, {"compared": compared, "grown": grown, "channels": of_channels})
 
 

@@ -150,4 +150,4 @@ def percent(*shares: float) -> list[str]:
 
 def save(path: Path, rows: Sequence[Any] | dict[str, Any]) -> None:
     """Write results as JSON."""
-    path.write_text(json.dumps(rows, indent=2))
+    path.write_text(f"{json.dumps(rows, indent=2)}\n")

@@ -6,6 +6,7 @@ Where all queries share them, queries go.
 from __future__ import annotations
 
 from operator import attrgetter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune import Heads, Pruner, compact
+from lightning_prune import Heads, Pruner, compact, load_packed, save_packed
+from lightning_prune.channels.compaction.shrink import compact_
+from lightning_prune.core.probes import as_probe
 
 WIDTH, QUERIES, KEYS, SIZE = 12, 6, 3, 4
 TOKENS = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0)).double()
@@ -109,6 +112,47 @@ def test_modules_that_share_a_configuration_have_numbers_of_their_own_after_a_cu
     first, second = (block.config for block in smaller)
     assert vars(first) == vars(config) == {"query_heads": 6, "key_heads": 3, "name": "small"}
     assert vars(second) == {"query_heads": 4, "key_heads": 2, "name": "small"}
+
+
+class Single(SimpleNamespace):
+    """There is one for all modules, also in copies of them."""
+
+    def __copy__(self) -> Single:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Single:
+        return self
+
+
+class Lazy:
+    """Has no attributes, and fails where they are looked for."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(name) if name == "__dict__" else AttributeError(name)
+
+
+def test_a_configuration_that_cannot_be_copied_stays_as_it_is() -> None:
+    block = Grouped("configuration", Single(query_heads=QUERIES, key_heads=KEYS)).double()
+    block.lazy = Lazy()
+    with pytest.raises(ValueError, match=r"Heads.* finds nothing to prune"):
+        Heads().units(block, TOKENS)
+    assert vars(block.config) == {"query_heads": QUERIES, "key_heads": KEYS}
+
+
+def test_numbers_of_a_configuration_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Grouped("configuration").double().eval()
+    pruner = Pruner(model, 1 / 3, structure=Heads(), schedule=None, example=TOKENS)
+    pruner.prune(1.0)
+    done = compact_(model, pruner.masks, pruner.groups, as_probe(TOKENS))
+    save_packed(model, done.masks, tmp_path / "small.pt", plans=[done.plan])
+    fresh = Grouped("configuration").double().eval()
+    fresh.config.folder = tmp_path  # no plain value
+    load_packed(tmp_path / "small.pt", fresh)
+    assert (fresh.config.query_heads, fresh.config.key_heads) == (4, 2)
+    assert torch.equal(fresh(TOKENS), model(TOKENS))
 
 
 class Shared(nn.Module):

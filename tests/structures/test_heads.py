@@ -367,3 +367,26 @@ def test_where_heads_fail_and_channels_go_the_reason_is_that_of_heads() -> None:
     Pruner(model, 0.5, structure=Channels(), schedule=None, example=TOKENS)
     with pytest.raises(ValueError, match=r"0\.inner\.qkv: cannot be cut: .*test_heads.py:"):
         Pruner(model, 0.5, structure=Heads(), schedule=None, example=TOKENS)
+
+
+class Fed(nn.Module):
+    """One layer makes queries, keys and values, and the units that are fed forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.inner = HEADS, 10
+        self.all = nn.Linear(WIDTH, 3 * WIDTH + self.inner)
+        self.out, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(self.inner, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = self.heads * SIZE
+        *made, units = self.all(x).split([width, width, width, self.inner], -1)
+        q, k, v = (part.unflatten(-1, (self.heads, SIZE)).transpose(1, 2) for part in made)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(y) + self.down(units.relu())
+
+
+def test_units_beside_heads_that_go_are_of_another_kind() -> None:
+    units = Heads().units(nn.Sequential(Fed(), nn.Linear(WIDTH, 2)), TOKENS)
+    assert [(group.name, group.size) for group in units.groups] == [("0.all", HEADS)]
+    assert units.frozen["0.all[2]"] == "is not of the kind that Heads prunes"

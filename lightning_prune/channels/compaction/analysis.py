@@ -153,9 +153,9 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
     costs = budgets(model, traces, search.passed)
     written = frozenset[str]().union(*(each.written for each in passes))
     passed = tuple(group for group, _ in search.passed)
-    as_heads = [each.frozen for each, split in zip(found, _SPLITS, strict=True) if split.heads]
-    stuck = {name: why for each in as_heads for name, why in each.items() if name not in found[0].frozen}
-    units = Units(passed, frozen, costs, written, followed.parts, stuck | head_reasons)
+    whole_heads = {part.name for group in passed if group.heads for part in group.slices}
+    failed_heads = {name: why for name, why in head_reasons.items() if name not in whole_heads}
+    units = Units(passed, frozen, costs, written, followed.parts, failed_heads)
     return Analysis(units, tuple(trial.passes))
 
 

@@ -46,8 +46,8 @@ class Plan:
 
     Args:
         cuts: The cuts, in any order; a tensor may be cut along several dimensions.
-        attributes: Module name to the attributes that change, or items of lists in them such as ``sizes[1]``,
-            each with its value before and after.
+        attributes: Module name to the attributes that change, items of lists in them such as ``sizes[1]``, and
+            numbers in objects in them such as ``config.heads``, each with its value before and after.
         removed: Names of the experts that lose all weights, and give zeros.
         numbered: Names of the stacks of experts that are called with the numbers from before the cut, each with
             whether it takes no number above the last.

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from lightning_prune.channels.compaction.module_widths import has_widths
-from lightning_prune.channels.compaction.whole_numbers import settings, whole_numbers
+from lightning_prune.channels.compaction.whole_numbers import configured_numbers, whole_numbers
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import Slice, axis_slices
 
@@ -54,10 +54,10 @@ def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribut
         return likely
     # several heads may share a key, and what reads them has the places of their queries alone
     numbers = {part for part in _divisors(_counts(group.masked)) if part % group.size == 0}
-    configured = _equal_to(model, group, ({group.size}, numbers), settings)
+    configured = _equal_to(model, group, ({group.size}, numbers), configured_numbers)
     # items of lists are windows and shifts rather than parts of a width
     parts = _equal_to(model, group, (_divisors(_counts(group.slices)),))
-    every = [each for each in parts if each[1].isidentifier()]
+    every = [each for each in parts if "[" not in each[1]]
     sets = [*likely, *(_sets([*own, *configured]) if configured else ()), *_sets(every)]
     return list(dict.fromkeys(sets))
 

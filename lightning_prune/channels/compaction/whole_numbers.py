@@ -1,4 +1,4 @@
-"""Whole numbers that modules keep: attributes, items of lists and tuples there, settings of a configuration."""
+"""Whole numbers that modules keep: attributes, items of lists and tuples there, and in configurations."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def whole_numbers(module: nn.Module) -> dict[str, int]:
     return found
 
 
-def settings(module: nn.Module) -> dict[str, int]:
+def configured_numbers(module: nn.Module) -> dict[str, int]:
     """Return the whole numbers in objects of plain values that a module refers to, such as a configuration.
 
     >>> from types import SimpleNamespace
     >>> module = nn.Module()
     >>> module.config = SimpleNamespace(heads=4, name="small")
-    >>> settings(module)
+    >>> configured_numbers(module)
     {'config.heads': 4}
     """
     return {
@@ -46,29 +46,37 @@ def settings(module: nn.Module) -> dict[str, int]:
 
 
 def _plain_values(value: Any) -> Mapping[str, Any]:
-    """Return the attributes of an object if all of them are plain values, and none otherwise."""
-    found: Mapping[str, Any] = getattr(value, "__dict__", {})
-    return found if all(isinstance(each, _PLAIN) for each in found.values()) else {}
+    """Return the attributes of an object that has plain values alone and can be copied, and none of others."""
+    if callable(value):
+        return {}
+    try:
+        found = vars(value)
+        plain = all(isinstance(each, _PLAIN) for each in found.values())
+        return found if plain and copy.copy(value) is not value else {}
+    except Exception:  # an object may raise anything where it is looked at, and most have no attributes
+        return {}
 
 
 def get_number(module: nn.Module, key: str) -> Any:
-    """Return an attribute, an item of one, or a setting, by name; ``None`` if there is none."""
-    if key.isidentifier():
-        return getattr(module, key, None)
-    return (settings(module) if "." in key else whole_numbers(module)).get(key)
+    """Return an attribute, an item of one, or a number in a configuration; ``None`` if there is none."""
+    name, _, inner = key.partition(".")
+    if inner and key not in vars(module):
+        return getattr(getattr(module, name, None), "__dict__", {}).get(inner)
+    return whole_numbers(module).get(key) if "[" in key else getattr(module, key, None)
 
 
 def set_number_(module: nn.Module, key: str, number: Any) -> None:
-    """Set an attribute, an item of one, or a setting, by name.
+    """Set an attribute, an item of one, or a number in a configuration.
 
     Other modules may share a list or a configuration: the module gets a copy of its own.
     """
-    name, _, setting = key.partition(".")
-    if setting:
+    name, _, inner = key.partition(".")
+    if inner and key not in vars(module):
         own = copy.copy(getattr(module, name))
-        vars(own)[setting] = number  # past a __setattr__ that would change other settings, or refuse
-        number = own
-    name, _, place = name.rstrip("]").partition("[")
+        vars(own)[inner] = number  # past a __setattr__ that would change other values, or refuse
+        setattr(module, name, own)
+        return
+    name, _, place = key.rstrip("]").partition("[")
     if place:
         values = getattr(module, name)
         number = type(values)(number if each == int(place) else value for each, value in enumerate(values))

@@ -18,6 +18,7 @@ class Labels:
 
     Attributes:
         place: Name of the module that runs, which is added to reasons; "" if none does, or the whole model.
+        lenient: Whether ``freeze`` does nothing, as for ops that no result depends on.
 
     >>> labels = Labels()
     >>> left, right = labels.new(3), labels.new(3)
@@ -32,7 +33,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent = torch.zeros(1, dtype=torch.int64)
         self._frozen: list[tuple[Tensor, str]] = []
-        self._lenient = False
+        self.lenient = False
         self.place = ""
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class Labels:
 
     def freeze(self, labels: Tensor, why: str) -> None:
         """Freeze these labels, and all that are or will be coupled with them, for the reason ``why``."""
-        if self._lenient:
+        if self.lenient:
             return
         labels = torch.unique(labels)
         labels = labels[labels != 0]
@@ -92,11 +93,11 @@ class Labels:
     @contextmanager
     def without_freezing(self, yes: bool) -> Iterator[None]:
         """Return a context in which ``freeze`` does nothing if ``yes``, and works as usual otherwise."""
-        before, self._lenient = self._lenient, yes
+        before, self.lenient = self.lenient, yes
         try:
             yield
         finally:
-            self._lenient = before
+            self.lenient = before
 
     def reasons(self) -> dict[int, str]:
         """Return the least label of each frozen set of coupled labels, with the first reason given for it."""

@@ -11,13 +11,14 @@ from torch import Tensor
 from lightning_prune.channels.graph.labels import Labels
 
 _Bounds: TypeAlias = tuple[int, int]  # where a part begins and ends
+_Taken: TypeAlias = dict[_Bounds, list[str]]  # the modules that take each part
 
 
 class SlicedParts:
     """Collects the parts that slices take in one pass, and couples the labels of those of equal size."""
 
     def __init__(self) -> None:
-        self._taken: dict[tuple[object, ...], tuple[Tensor, int, dict[_Bounds, str]]] = {}
+        self._taken: dict[tuple[object, ...], tuple[Tensor, int, _Taken]] = {}
 
     def note(self, field: Tensor, dim: int, bounds: _Bounds, place: str) -> None:
         """Record that a slice takes a part.
@@ -30,7 +31,7 @@ class SlicedParts:
         """
         # fields are kept, so that no other one gets the same memory
         key = (field.data_ptr(), field.shape, field.stride(), dim)
-        self._taken.setdefault(key, (field, dim, {}))[2].setdefault(bounds, place)
+        self._taken.setdefault(key, (field, dim, {}))[2].setdefault(bounds, []).append(place)
 
     def couple(self, labels: Labels) -> list[tuple[Tensor, str]]:
         """Couple the labels of parts of equal size, so that each keeps the same indices.
@@ -42,24 +43,25 @@ class SlicedParts:
             labels: The labels that the fields contain.
 
         Returns:
-            The labels of the parts that are units of groups of their own, each with the module that takes it.
+            The labels of the other parts, whose units are of groups of their own, once for each module that
+            takes a part of the same dimension: its numbers may say where this part ends.
         """
         apart: list[tuple[Tensor, str]] = []
         for field, dim, taken in self._taken.values():
             whole = field.shape[dim]
-            if _fill(taken, whole):
+            filled = _fill(taken, whole)
+            if filled:
+                modules = list(dict.fromkeys(place for places in taken.values() for place in places))
+                labels.place = modules[0]
                 alike = couple_alike(labels, field, dim, taken)
-                apart += [(part, taken[bounds]) for bounds, part in alike.items()]
-                continue
-            for (start, end), place in taken.items():
-                length = end - start
-                if _is_a_share(whole, start, length):
-                    first, *rest = field.split(length, dim)
-                    for part in rest:
-                        labels.couple(first, part)
+                apart += [(part, place) for place in modules for part in alike.values()]
+            for (start, end), places in () if filled else taken.items():
+                labels.place = places[0]
+                if _is_a_share(whole, start, end - start):
+                    couple_alike(labels, field, dim, pairwise(range(0, whole + 1, end - start)))
                 else:
-                    parts = field.split([start, length, whole - end], dim)
-                    apart += [(part, place) for part in parts if part.numel()]
+                    parts = field.split([start, end - start, whole - end], dim)
+                    apart += [(part, place) for place in places for part in parts if part.numel()]
         return apart
 
 
@@ -92,9 +94,9 @@ def _fill(taken: Iterable[_Bounds], whole: int) -> bool:
 
 
 def _is_a_share(whole: int, start: int, length: int) -> bool:
-    """Return whether a slice is taken to be one of several of equal size: a half, or one that is not the first.
+    """Return whether a part is taken to be one of several of equal size: a half, or one that is not the first.
 
-    One element is none: it stands for itself.
+    A single element is not: code that takes one by its number takes no others of its kind.
     """
     shares = whole % length == 0 and start % length == 0
     return shares and length > 1 and (start > 0 or 2 * length == whole)

@@ -185,13 +185,15 @@ class TraceRecord:
         self._parts.append((_flat_copy(field), self.labels.place))
 
     def note_slice(self, field: Tensor, dim: int, bounds: tuple[int, int]) -> None:
-        """Record that a slice takes the part of a dimension between these bounds."""
-        self._sliced.note(field, dim, bounds, self.labels.place)
+        """Record that a slice takes the part of a dimension between these bounds, if a result depends on it."""
+        if not self.labels.lenient:
+            self._sliced.note(field, dim, bounds, self.labels.place)
 
     def couple_slices(self) -> None:
         """Couple the parts of equal size that slices have taken in the pass that has ended."""
         self._parts += [(_flat_copy(part), place) for part, place in self._sliced.couple(self.labels)]
         self._sliced = SlicedParts()
+        self.labels.place = ""
 
     def parts(self) -> dict[int, tuple[Part, ...]]:
         """Return for the least of coupled labels the parts in which these lie, if any."""
