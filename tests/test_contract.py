@@ -30,6 +30,7 @@ from lightning_prune import (
     Losses,
     NofM,
     OptimalBrainSurgeon,
+    Oracle,
     ParticleFilter,
     Pruner,
     Reconstruct,
@@ -57,8 +58,9 @@ EXAMPLES: dict[type[Part], list[Part]] = {
     Threshold: [Threshold(value=2.5), Threshold(quantile=0.5)],
     Global: [Global(), Global(most=0.8)],
     Blocks: [Blocks(2, 2), Blocks(1, 4)],
-    # a small population is enough to see what all of them keep to
+    # little work is enough to see what all of them keep to
     ParticleFilter: [ParticleFilter(population=3, rounds=2)],
+    Oracle: [Oracle(batches=1)],
 }
 # For selectors that take none; the others are given one half.
 TARGETS: dict[type[Part], float | None] = {Threshold: None}
