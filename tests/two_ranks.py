@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightnings import Callback, ModelParallelStrategy
 from lit import Lit, fit, seeded
 from quick import draw_nothing, time_latency_quickly
@@ -62,5 +63,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     time_latency_quickly()
     draw_nothing()
-    for criterion in sys.argv[3:]:
-        run(Path(sys.argv[1]) / criterion, sys.argv[2], getattr(lightning_prune, criterion)())
+    try:
+        for criterion in sys.argv[3:]:
+            run(Path(sys.argv[1]) / criterion, sys.argv[2], getattr(lightning_prune, criterion)())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads may abort the process as the interpreter exits

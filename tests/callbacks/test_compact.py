@@ -650,7 +650,7 @@ def test_two_processes_compact_alike(compacted_by_two: Path, criterion: str) -> 
 )
 def test_strategies_under_which_it_cannot_work_are_refused(tmp_path: Path, strategy: str, why: str) -> None:
     run = run_script("two_ranks.py", tmp_path, strategy, "Taylor")
-    assert run.returncode == 1
+    assert run.returncode != 0
     assert why in run.stderr
 
 
