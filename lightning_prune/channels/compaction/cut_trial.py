@@ -157,17 +157,19 @@ class CutTrial:
         Raises:
             ValueError: If the deadline has passed.
         """
-        if not kept:
-            return {}
-        reason = self._failure([*passed, *kept])
-        if reason is None:
-            return {}
+        reason = self._failure([*passed, *kept]) if kept else None
+        return {} if reason is None else self._apart(kept, passed, reason)
+
+    def _apart(self, kept: Kept, passed: Kept, reason: str) -> dict[str, str]:
+        """Return which groups of some that fail together, for this reason, cannot be cut."""
         if len(kept) == 1:
             return {kept[0][0].name: reason}
-        middle = len(kept) // 2
-        failing = self.failing(kept[:middle], passed)
-        passing = [each for each in kept[:middle] if each[0].name not in failing]
-        return failing | self.failing(kept[middle:], [*passed, *passing])
+        first, second = kept[: len(kept) // 2], kept[len(kept) // 2 :]
+        failing = self.failing(first, passed)
+        if not failing:  # the second half has failed beside the first one already
+            return self._apart(second, [*passed, *first], reason)
+        passing = [each for each in first if each[0].name not in failing]
+        return failing | self.failing(second, [*passed, *passing])
 
     def _failure(self, kept: Kept) -> str | None:
         """Return why these groups cannot be cut together; ``None`` if they can."""

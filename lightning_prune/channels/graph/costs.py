@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,25 +28,21 @@ def budgets(
         The budgets "params", in parameters, and "macs", in multiply-adds of one pass.
     """
     main = traces[0]
-    owner = _owners(main, groups)
-    known: dict[tuple[int, ...], Axis] = {}
+    owners = _Owners.of(traces, groups)
+    known: dict[bytes, Axis] = {}
 
     def axis(labels: Tensor) -> Axis:
         """Return one axis for these labels, the same object each time, so that its share is computed once."""
-        key = tuple(labels.tolist())
+        key = labels.numpy().tobytes()
         if key not in known:
-            units: dict[str, list[int]] = defaultdict(list)
-            for label in key:
-                if label in owner:
-                    group, unit, _ = owner[label]
-                    units[group].append(unit)
-            parts = tuple((group, torch.tensor(numbers)) for group, numbers in units.items())
-            known[key] = Axis(len(key), len(key) - sum(map(len, units.values())), parts)
+            owned = labels[owners.group[labels] >= 0]
+            numbers = owners.group[owned]
+            parts = [
+                (groups[number][0].name, owners.unit[owned[numbers == number]])
+                for number in dict.fromkeys(numbers.tolist())
+            ]
+            known[key] = Axis(len(labels), len(labels) - len(owned), tuple(parts))
         return known[key]
-
-    def trace_of(labels: Tensor) -> int:
-        """Return the greatest trace index among the groups of these labels, 0 if none has a group."""
-        return max((owner[label][2] for label in labels.tolist() if label in owner), default=0)
 
     params = [
         Term(parameter.numel(), tuple(map(axis, main.axis_labels.get(name, ()))))
@@ -61,20 +57,35 @@ def budgets(
             for number, (_, lines) in enumerate(same_op)
             # the least of coupled labels is that of a weight; others may have been made on the way
             for labels in map(traces[number].labels.find, lines)
-            if trace_of(labels) == number
+            if int(owners.trace[labels].amax()) == number
         ]
         macs.append(Term(same_op[0][0], tuple(map(axis, factors))))
     return {"params": Budget(params), "macs": Budget(macs)}
 
 
-def _owners(trace: TraceRecord, groups: Sequence[tuple[UnitGroup, int]]) -> Mapping[int, tuple[str, int, int]]:
-    """Map each label to the name of its group, the number of its unit and the index of the trace."""
-    owner = {}
-    for group, number in groups:
-        for part in axis_slices((*group.masked, *group.buffers)):
-            assert part.index is not None
-            labels = trace.axis_labels[part.name][part.dim].tolist()
-            for label, unit in zip(labels, part.index.tolist(), strict=True):
-                if unit >= 0:
-                    owner[label] = (group.name, unit, number)
-    return owner
+class _Owners(NamedTuple):
+    """What each label belongs to.
+
+    Attributes:
+        group: The number of its group, -1 for none.
+        unit: The number of its unit in the group.
+        trace: The number of the trace that has found the group, 0 for none.
+    """
+
+    group: Tensor
+    unit: Tensor
+    trace: Tensor
+
+    @classmethod
+    def of(cls, traces: Sequence[TraceRecord], groups: Sequence[tuple[UnitGroup, int]]) -> _Owners:
+        """Return the owners of all labels of these traces."""
+        count = max(len(trace.labels) for trace in traces)
+        found = cls(torch.full((count,), -1), *torch.zeros(2, count, dtype=torch.int64))
+        for number, (group, trace) in enumerate(groups):
+            for part in axis_slices((*group.masked, *group.buffers)):
+                assert part.index is not None
+                index = part.index.cpu()
+                labels = traces[0].axis_labels[part.name][part.dim][index >= 0]
+                found.group[labels], found.trace[labels] = number, trace
+                found.unit[labels] = index[index >= 0]
+        return found

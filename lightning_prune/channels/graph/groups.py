@@ -179,18 +179,41 @@ def _alike(places: _Places, parts: Mapping[int, tuple[Part, ...]]) -> Iterator[_
     roots, first, unit = numpy.unique(places.root, return_index=True, return_inverse=True)
     order = first.argsort()  # of units, by their first place
     roots, unit = roots[order], order.argsort()[unit]
-    # each axis of each unit once, for a unit may have several indices along it
     count = int(places.axis.max(initial=0)) + 1
+    # each axis of each unit once, for a unit may have several indices along it
     lines = numpy.divmod(numpy.unique(unit * count + places.axis), count)
-    numbers: dict[tuple[bytes, tuple[Part, ...]], int] = {}
-    kinds = numpy.zeros(len(roots), dtype=int)
-    for number, line in enumerate(_divided(lines[0], len(roots))):
-        key = lines[1][line].tobytes(), parts.get(int(roots[number]), ())
-        kinds[number] = numbers.setdefault(key, len(numbers))
-    for (_, own), chosen in zip(numbers, _divided(kinds[unit], len(numbers)), strict=True):
+    numbers = {(): 0} | {own: number for number, own in enumerate(dict.fromkeys(parts.values()), 1)}
+    split = numpy.array([numbers[parts.get(root, ())] for root in roots.tolist()] if parts else 0)
+    kinds = _kinds(*lines, numpy.broadcast_to(split, roots.shape))
+    for chosen in _divided(kinds[unit], int(kinds.max(initial=-1)) + 1):
         members, units = numpy.unique(unit[chosen], return_inverse=True)
         taken = _Places(*(each[chosen] for each in places))
-        yield _Alike(int(roots[members[0]]), own, len(members), units, taken)
+        root = int(roots[members[0]])
+        yield _Alike(root, parts.get(root, ()), len(members), units, taken)
+
+
+def _kinds(owners: NDArray[Any], values: NDArray[Any], kinds: NDArray[Any]) -> NDArray[Any]:
+    """Return a number for each owner, the same one for those that have the same values and were of one kind.
+
+    Args:
+        owners: For each value the number of its owner, in ascending order; each owner has at least one.
+        values: Numbers from 0.
+        kinds: The kinds that the owners are of before.
+
+    Returns:
+        Numbers from 0, in the order in which the kinds occur first.
+    """
+    starts = numpy.searchsorted(owners, numpy.arange(len(kinds) + 1))
+    counts = numpy.diff(starts)
+    many, kinds = int(values.max(initial=0)) + 1, kinds * (int(counts.max(initial=0)) + 1) + counts
+    turn, left = 0, numpy.arange(len(counts))
+    while len(left := left[counts[left] > turn]):
+        fresh = int(kinds.max()) + 1
+        pairs = numpy.unique(kinds[left], return_inverse=True)[1] * many + values[starts[left] + turn]
+        kinds[left] = fresh + numpy.unique(pairs, return_inverse=True)[1]
+        turn += 1
+    _, first, kinds = numpy.unique(kinds, return_index=True, return_inverse=True)
+    return numpy.argsort(numpy.argsort(first))[kinds]
 
 
 def _divided(kinds: NDArray[Any], count: int) -> list[NDArray[Any]]:
