@@ -25,12 +25,16 @@ class Entry:
     def build(self) -> nn.Module:
         """Return the model in evaluation mode, the same one each time.
 
-        Noise is added to all parameters, so that none is exactly 0 or 1, and means of batch norms are random.
+        Kernels are drawn such that signals keep their size through many layers, or what is lost early would not
+        be seen in the output. Noise is added to all parameters, so that none is exactly 0 or 1, and means of
+        batch norms are random.
         """
         torch.manual_seed(0)
         model = self.make().eval()
         with torch.no_grad():
             for parameter in model.parameters():
+                if parameter.ndim > 2:
+                    nn.init.kaiming_normal_(parameter, nonlinearity="relu")
                 parameter.add_(0.02 * torch.randn_like(parameter))
             for leaf, buffer in model.named_buffers():
                 if leaf.endswith("running_mean"):
