@@ -253,6 +253,13 @@ def placed(m: Any, y: Tensor) -> Tensor:
     return y + torch.cat([columns, rows], -1).flatten(0, 1)[: y.shape[1]]
 
 
+def clipped(m: Any, y: Tensor) -> Tensor:
+    """Write one number where a mask of all elements says so."""
+    y = y.clone()
+    y[y < 0.1] = 0.1
+    return y
+
+
 def by_rows(m: Any, y: Tensor) -> Tensor:
     """Fill zeros row by row, as where each level of a pyramid pools the regions of its size."""
     rows = y.flatten(0, 1)
@@ -380,6 +387,15 @@ def pooled_neighbours(m: Any, x: Tensor, reduce: str) -> Tensor:
     return result
 
 
+def with_loops(m: Any, x: Tensor) -> Tensor:
+    """Edges with those of each node to itself, in which node numbers are joined with expanded ones."""
+    loops = torch.arange(5)[None].expand(2, -1)
+    start, end = torch.cat([torch.stack([FROM, TO]), loops], 1)
+    hidden = m.one(x).relu()
+    result: Tensor = m.two(torch.zeros_like(hidden).index_add_(0, end, hidden[start]))
+    return result
+
+
 class GraphAttention(nn.Module):
     """Attention of each node to its neighbours, of two heads."""
 
@@ -471,6 +487,7 @@ CASES = [
     tokens("reads at positions", "sorted", lambda m, y: y.gather(1, y.argsort(1))),
     tokens("reads at positions", "index_put", assigned),
     tokens("reads at positions", "index_put of rows", by_rows),
+    tokens("reads at positions", "index_put of a number", clipped),
     images(
         "sums, order and spectra of other dimensions", "logsumexp", lambda m, y: y.logsumexp(2, keepdim=True)
     ),
@@ -500,6 +517,7 @@ CASES = [
         )
         for reduce in ("mean", "amax")
     ),
+    Case("graph layers by hand", "edges to themselves", nodes(with_loops, **two_linear()), TOKENS, [8]),
     Case("graph layers by hand", "attention", GraphAttention, TOKENS, [4]),
     Case("graph layers by hand", "sparse", nodes(sparse, **two_linear()), TOKENS, [8]),
 ]

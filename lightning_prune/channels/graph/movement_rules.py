@@ -101,8 +101,8 @@ def varying(fields: Iterable[Tensor]) -> Fields:
 def _move_coupled(
     call: Call, free: Iterable[int], known: Mapping[int, Fields] = MappingProxyType({})
 ) -> Sequence[Fields]:
-    """Move the labels to the op's only output, and couple them along all dimensions that are not free."""
-    (moved,) = moved_fields(call, call.func, known=known)
+    """Move the labels of all tensors to the only output, and couple them along dimensions that are not free."""
+    (moved,) = moved_fields(call, call.func, call.tensors, known)
     return [varying(couple_across(call.labels, field, free) for field in moved)]
 
 

@@ -67,9 +67,14 @@ def gather(call: Call) -> Sequence[Fields]:
 
 
 def index_put(call: Call) -> Sequence[Fields]:
-    """Freeze labels along indexed dimensions, and couple the others with those of what is written."""
+    """Freeze labels along indexed dimensions, and couple the others with those of what is written.
+
+    A mask of all elements addresses none by position: one number written there is ``masked_fill``.
+    """
     tensor, indices, values = call.args[:3]
     given = [index for index in indices if index is not None]
+    if given[0].dtype is torch.bool and given[0].shape == tensor.shape and values.numel() == 1:
+        return [couple_operands(call, [tensor, given[0]], frozenset())]
     if len(given) == 1 and given[0].ndim == 1:  # what is written has the dimensions of the tensor
         call.freeze(call.fields(given[0]), call.deciding)
         return [couple_operands(call, [tensor, values], frozenset(indexed(call)))]
