@@ -120,10 +120,10 @@ class State(nn.Module):
 class Partial(nn.Module):
     """A block that convolves some of its channels and passes the others, as in FasterNet."""
 
-    def __init__(self) -> None:
+    def __init__(self, some: int = 3) -> None:
         super().__init__()
-        self.some, self.others = 3, 5
-        self.spatial, self.wide, self.narrow = conv(3, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+        self.some, self.others = some, 8 - some
+        self.spatial, self.wide, self.narrow = conv(some, some), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
 
     def sizes(self) -> Sequence[int]:
         return self.some, self.others
@@ -434,6 +434,13 @@ CASES = [
     Case("splits in unequal parts", "state", State, IMAGES, [6, 5]),
     Case("splits in unequal parts", "partial", partial(partial_blocks, 1), IMAGES, [3, 5, 3, 12]),
     Case("splits in unequal parts", "stage", partial(partial_blocks, 2), IMAGES, [3, 5, 3, 12, 3, 12]),
+    Case(
+        "splits in unequal parts",
+        "one of them a third of the other",
+        partial(partial_blocks, 2, partial(Partial, 2)),
+        IMAGES,
+        [2, 6, 2, 12, 2, 12],
+    ),
     *(
         Case(
             "splits in unequal parts",

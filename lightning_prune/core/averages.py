@@ -75,6 +75,8 @@ def is_apart(module: nn.Module) -> bool:
 
 def recognise_twin(model: nn.Module, twin: nn.Module) -> None:
     """Note of the modules of a copied model what is known of those of the original."""
+    if not _KNOWN and not _APART:
+        return
     pairs = list(zip(model.modules(), twin.modules(), strict=False))
     for known in (_KNOWN, _APART):
         known.update([other for one, other in pairs if one in known])
@@ -131,8 +133,13 @@ def averages_within(model: nn.Module) -> dict[str, Average]:
 
 def averaged_names(model: nn.Module) -> dict[str, str]:
     """Return the name of each parameter and buffer of an average in a model, to that of what it averages."""
-    averages = averages_within(model).items()
-    return {f"{place}.{own}": name for place, average in averages for name, own in average.names.items()}
+    return names_in(averages_within(model))
+
+
+def names_in(averages: Mapping[str, Average]) -> dict[str, str]:
+    """Return the names of :func:`averaged_names` of averages that are known."""
+    found = averages.items()
+    return {f"{place}.{own}": name for place, average in found for name, own in average.names.items()}
 
 
 def average_reasons(model: nn.Module) -> dict[str, str]:

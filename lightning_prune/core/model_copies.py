@@ -121,7 +121,8 @@ class _Copies:
                 if not value.is_leaf:
                     self._memo[id(value)] = value.detach()
             elif kind in _DICTS:
-                self._keep_uncopied(value.values())
+                if value:
+                    self._keep_uncopied(value.values())
             elif kind in _ROWS:
                 self._keep_uncopied(value)
             elif isinstance(value, torch.jit.ScriptFunction):

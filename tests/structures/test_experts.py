@@ -224,7 +224,7 @@ def test_what_was_cut_is_pruned_further_and_expanded_again() -> None:
         smaller = compact(small, again.masks, ROWS)
         assert difference(small, smaller) == 0
         assert size(net) - size(smaller) == 2 * EXPERT
-        plan = make_plan(net, remaining_units(net, pruner.masks, pruner.groups))
+        plan = make_plan(net, remaining_units(net, pruner.masks, pruner.groups), {})
         twin = copy.deepcopy(net)
         replay_(twin, PLAN(plan.to_state()))
         assert size(twin) == size(small)

@@ -6,16 +6,28 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[2])
 
 
 def described(error: Exception) -> str:
-    """Return the type and the first line of an error, and the innermost line of code outside libraries.
+    """Return the type and the first line of an error, the innermost line of code outside libraries, and module.
 
-    These libraries are PyTorch and this package.
+    These libraries are PyTorch and this package. The module is the innermost one that was running, by its name
+    in the network.
     """
     message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if not any(map(Path(each.filename).is_relative_to, _LIBRARIES))]
-    return f"{message} ({Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else message
+    line = [f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}"] if own else []
+    places = [*line, *([f"module {name}"] if (name := _module_name(error)) else [])]
+    return f"{message} ({', '.join(places)})" if places else message
+
+
+def _module_name(error: Exception) -> str:
+    """Return the name of the innermost module that ran, within the outermost one; "" if none did."""
+    found = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [each for each in found if isinstance(each, nn.Module)]
+    names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
+    return next((names[id(each)] for each in reversed(modules) if id(each) in names), "")

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import nn
 
+from lightning_prune.channels.compaction.attribute_trials import AttributeTrials
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.size_attributes import Attribute, attribute_choices
 from lightning_prune.channels.compaction.trial_cuts import least_cut, uneven_cut
@@ -130,13 +131,19 @@ class GroupSearch:
         """Return why a group cannot be cut without adjusted attributes."""
         return self._reasons.get(_cut_places(group), "shares weights with units that failed their trial")
 
-    def _try(self, groups: Sequence[UnitGroup]) -> tuple[list[UnitGroup], dict[str, str]]:
+    def _try(
+        self, groups: Sequence[UnitGroup], *, unlikely: bool = False
+    ) -> tuple[list[UnitGroup], dict[str, str]]:
         """Return the groups that can be cut, and for the others name to reason.
 
         All are tried together at first. If that fails: groups whose parameter names differ in numbers only, as
         those of the blocks of a transformer, and that adjust the same attributes, are taken to be alike. The
         first, the middle and the last one are tried. If all three fail, the others are taken to fail for the
         same reason as the first.
+
+        Args:
+            groups: The groups.
+            unlikely: Whether most are likely to fail: the first and the last one are tried, each alone.
         """
         if not groups or self._trial.can_cut(uneven_cut(groups)):
             return list(groups), {}
@@ -146,9 +153,12 @@ class GroupSearch:
             families[layers, tuple(key for _, key in group.attributes)].append(group)
         tried: dict[str, UnitGroup] = {}
         for family in families.values():
-            tried |= {group.name: group for group in (family[0], family[len(family) // 2], family[-1])}
-        failing = self._trial.failing(uneven_cut(list(tried.values())))
-        rest = []
+            middle = [] if unlikely else [family[len(family) // 2]]
+            tried |= {group.name: group for group in (family[0], *middle, family[-1])}
+        failing: dict[str, str] = {}
+        for part in [[group] for group in tried.values()] if unlikely else [list(tried.values())]:
+            failing |= self._trial.failing(uneven_cut(part))
+        rest = [group for group in tried.values() if group.name not in failing] if unlikely else []
         for family in families.values():
             others = [group for group in family if group.name not in tried]
             if all(group.name in failing for group in family if group.name in tried):
@@ -166,43 +176,73 @@ class GroupSearch:
         Returns:
             Whether any group was added.
         """
-        left = [(found, attribute_choices(self._model, found.group)) for found in candidates]
+        left = [(found, self._attribute_trials(found.group)) for found in candidates]
         count = len(self.passed)
-        for turn in range(max((len(sets) for _, sets in left), default=0)):
-            now = [
-                Found(replace(found.group, attributes=sets[turn]), found.trace)
-                for found, sets in left
-                if turn < len(sets)
-            ]
-            self._try_joined(now)
-            self._try_first(now)
+        while now := [
+            (Found(replace(found.group, attributes=chosen), found.trace), trials)
+            for found, trials in left
+            if (chosen := trials.next()) is not None
+        ]:
+            chosen_now = [found for found, _ in now]
+            failures = self._try_joined(chosen_now) | self._try_apart(chosen_now)
+            for each, trials in now:
+                if id(each) in failures:
+                    trials.note(each.group.attributes, failures[id(each)])
             free = {id(group) for group in self.apart(found.group for found, _ in left)}
             left = [each for each in left if id(each[0].group) in free]
         return len(self.passed) > count
 
-    def _try_joined(self, now: Sequence[Found]) -> None:
-        """Try each group joined with those that adjust the same attribute, also with those that have passed."""
-        fresh = {id(found) for found in now}
+    def _attribute_trials(self, group: UnitGroup) -> AttributeTrials:
+        return AttributeTrials(attribute_choices(self._model, group), self._reasons.get(_cut_places(group)))
+
+    def _try_joined(self, now: Sequence[Found]) -> dict[int, str]:
+        """Try each group joined with those that adjust the same attribute, also with those that have passed.
+
+        Returns:
+            Why groups have failed, by ``id``.
+        """
+        fresh = set(map(id, now))
         sets = [
             each
             for each in _sharing_attributes([*self.passed, *now])
             if not fresh.isdisjoint(map(id, each)) and _can_join(each)
         ]
         joined = [_join(members) for members in sets]
-        passed = {id(group) for group in self._try([group for group, _ in joined])[0]}
+        reasons = self._try([group for group, _ in joined], unlikely=True)[1]
+        failures: dict[int, str] = {}
         for found, members in zip(joined, sets, strict=True):
-            if id(found.group) in passed:
-                gone = set(map(id, members))
+            gone = set(map(id, members))
+            if found.group.name in reasons:
+                failures |= dict.fromkeys(gone, reasons[found.group.name])
+            else:
                 self.passed = [other for other in self.passed if id(other) not in gone] + [found]
+        return failures
 
-    def _try_first(self, now: Sequence[Found]) -> None:
-        """Try the first of the groups that adjust the same attribute, if they have not passed as one group."""
+    def _try_apart(self, now: Sequence[Found]) -> dict[int, str]:
+        """Try groups that adjust the same attribute, and have not passed as one, until one of them passes.
+
+        Of those that might be one the first alone is tried.
+
+        Returns:
+            Why groups have failed, by ``id``.
+        """
         free = {id(group) for group in self.apart(group for group, _ in now)}
         known = set(map(id, self.passed))
-        sets = _sharing_attributes([*self.passed, *(found for found in now if id(found.group) in free)])
-        first = [each[0] for each in sets if len(each) > 1 and known.isdisjoint(map(id, each))]
-        passed = {id(group) for group in self._try([group for group, _ in first])[0]}
-        self.passed += [found for found in first if id(found.group) in passed]
+        sets = [
+            each[:1] if _can_join(each) else each
+            for each in _sharing_attributes(
+                [*self.passed, *(found for found in now if id(found.group) in free)]
+            )
+            if len(each) > 1 and known.isdisjoint(map(id, each))
+        ]
+        failures: dict[int, str] = {}
+        while sets:
+            first = [each[0] for each in sets]
+            reasons = self._try([group for group, _ in first], unlikely=True)[1]
+            failures |= {id(each): reasons[each.group.name] for each in first if each.group.name in reasons}
+            self.passed += [each for each in first if id(each) not in failures]
+            sets = [each[1:] for each in sets if id(each[0]) in failures and len(each) > 1]
+        return failures
 
 
 def _sharing_attributes(found: Iterable[Found]) -> list[list[Found]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.compaction.module_widths import widths
 from lightning_prune.channels.compaction.whole_numbers import get_number
 from lightning_prune.core import schema
-from lightning_prune.core.averages import averages_within
+from lightning_prune.core.averages import Average
 from lightning_prune.core.tensors import tensors_by_name
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.slices import axis_slices
@@ -165,14 +165,16 @@ def check_attributes(model: nn.Module, plan: Plan) -> None:
             that contradicts the shapes of the tensors.
     """
     modules = dict(model.named_modules())
-    required = _widths(model, shapes_after(model, [plan]))
+    required = _widths(model, shapes_after(model, [plan]), plan.attributes)
     for name, changes in plan.attributes.items():
         if name not in modules:
             raise ValueError(f"the plan changes {name!r}, which this model does not have.")
         for key, (before, after) in changes.items():
             present = get_number(modules[name], key)
             # an attribute that no tensor shape determines must be a count of units, such as heads
-            allowed = key in required[name] or (type(present) is type(after) is int and 0 < after <= before)
+            allowed = key in required.get(name, ()) or (
+                type(present) is type(after) is int and 0 < after <= before
+            )
             if present != before or not allowed:
                 raise ValueError(
                     f"the plan changes {name}.{key} from {before} to {after}, but in this model it is"
@@ -220,12 +222,13 @@ def check_experts(model: nn.Module, plan: Plan) -> None:
             raise ValueError(f"the plan numbers the experts of {name!r} anew, but does not cut them alike.")
 
 
-def make_plan(model: nn.Module, kept: Kept) -> Plan:
+def make_plan(model: nn.Module, kept: Kept, averages: Mapping[str, Average]) -> Plan:
     """Return the plan that cuts units out of a model, and out of averages within it (``AveragedModel``).
 
     Args:
         model: The model before the cut.
         kept: Groups, each with a bool mask over its units, False for a unit to cut.
+        averages: What ``averages_within`` returns for the model.
     """
     places: dict[tuple[str, int], Tensor] = {}
     for group, units in kept:
@@ -253,19 +256,19 @@ def make_plan(model: nn.Module, kept: Kept) -> Plan:
         if not keep
     )
     numbered = (each for group, _ in changed for each in group.numbered)
-    plan = _with_averages(model, Plan(cuts, counts, tuple(removed), tuple(numbered)))
+    plan = _with_averages(Plan(cuts, counts, tuple(removed), tuple(numbered)), averages)
     attributes = _attributes(model, shapes_after(model, [plan]))
     for name, changes in plan.attributes.items():
         attributes.setdefault(name, {}).update(changes)
     return replace(plan, attributes=attributes)
 
 
-def _with_averages(model: nn.Module, plan: Plan) -> Plan:
+def _with_averages(plan: Plan, averages: Mapping[str, Average]) -> Plan:
     """Return a plan extended by the same changes to the averages (``AveragedModel``) within the model."""
     cuts = {(cut.name, cut.dim): cut for cut in plan.cuts}
     attributes = dict(plan.attributes)
     removed, numbered = plan.removed, plan.numbered
-    for place, average in averages_within(model).items():
+    for place, average in averages.items():
         names = {name: f"{place}.{own}".rstrip(".") for name, own in average.names.items()}
         same = plan.renamed(names)
         cuts |= {(cut.name, cut.dim): cut for cut in same.cuts}
@@ -285,16 +288,23 @@ def _attributes(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str,
     return found
 
 
-def _widths(model: nn.Module, shapes: Mapping[int, torch.Size]) -> dict[str, dict[str, Any]]:
+def _widths(
+    model: nn.Module, shapes: Mapping[int, torch.Size], others: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Return the size attributes that modules have with these shapes, by module name.
 
     Args:
         model: The model before the cut.
         shapes: ``id`` of each parameter and buffer to its shape after the cut.
+        others: Names of modules that are told of even if none of their tensors changes its shape.
     """
     found = {}
     for name, module in model.named_modules():
-        tensors = (*module._parameters.items(), *module._buffers.items())
-        own = {leaf: shapes[id(tensor)] for leaf, tensor in tensors if tensor is not None}
-        found[name] = widths(module, own)
+        tensors = [
+            (leaf, tensor)
+            for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        ]
+        if name in others or any(tensor.shape != shapes[id(tensor)] for _, tensor in tensors):
+            found[name] = widths(module, {leaf: shapes[id(tensor)] for leaf, tensor in tensors})
     return found

@@ -23,7 +23,7 @@ from lightning_prune.channels.compaction.size_attributes import size_attributes
 from lightning_prune.channels.compaction.tracing import record_passes
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.channels.compaction.whole_numbers import get_number
-from lightning_prune.core.averages import Average
+from lightning_prune.core.averages import Average, averages_within
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import NotFollowedError, Probe, as_probe
 from lightning_prune.core.progress import pass_counter
@@ -188,7 +188,7 @@ def prove_plan(
     if failing:
         faults = "; ".join(f"{name} {why}" for name, why in failing.items())
         raise CompactionError(f"{type(model).__name__} stays as it was. {faults}")
-    plan = make_plan(model, kept)
+    plan = make_plan(model, kept, averages_within(model))
     return ProvenPlan(plan, trial.proof, _unchanged(model, kept, plan))
 
 

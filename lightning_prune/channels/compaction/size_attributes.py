@@ -41,12 +41,12 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
 
 
 def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribute, ...]]:
-    """Return the sets of attributes to shrink with a group, in the order of their trials: small sets first.
+    """Return the sets of attributes to shrink with a group, in the order of their trials: single ones first.
 
-    A number that the network does not depend on is therefore left alone: the same set without it comes first.
-    Of many candidates only the first sets are tried, then those of one name in all modules, such as the blocks
-    of a stage. For heads, sets with their number in a configuration follow, then those with other parts of a
-    width: the number of queries, or their size, where several share a key.
+    A number that the network does not depend on is therefore left alone. Those of one name in all modules, such
+    as the blocks of a stage, follow, then other sets, small ones first. Of many only the first are tried. For
+    heads, sets with their number in a configuration follow, then those with other parts of a width: the number
+    of queries, or their size, where several share a key.
     """
     own = size_attributes(model, group)
     likely = _sets(own)
@@ -99,7 +99,8 @@ def _equal_to(
 
 def _sets(found: Sequence[Attribute]) -> list[tuple[Attribute, ...]]:
     """Return the sets of attributes, small ones first, and no more of them than are tried."""
-    sets = (chosen for size in range(1, len(found) + 1) for chosen in combinations(found, size))
+    single = [(each,) for each in found[:_MOST_CHOICES]]
     names = dict.fromkeys(key.partition("[")[0] for _, key in found)
     alike = (tuple(each for each in found if each[1].partition("[")[0] == name) for name in names)
-    return list(dict.fromkeys([*islice(sets, _MOST_CHOICES), *alike]))
+    several = (chosen for size in range(2, len(found) + 1) for chosen in combinations(found, size))
+    return list(dict.fromkeys([*single, *alike, *islice(several, max(0, _MOST_CHOICES - len(single)))]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.compaction.perturbation import perturb_, scale_
 from lightning_prune.channels.compaction.plan import Kept, make_plan
 from lightning_prune.channels.compaction.replay import replay_
-from lightning_prune.core.averages import averaged_names
+from lightning_prune.core.averages import averages_within, names_in
 from lightning_prune.core.model_copies import copy_model, copy_sharing_weights
 from lightning_prune.core.tensors import cast_model_
 
@@ -35,7 +35,7 @@ class TrialCopies:
 
     def __init__(self, model: nn.Module, perturbed: nn.Module | None, written: frozenset[str]) -> None:
         self._model, self._perturbed, self._written = model, perturbed, written
-        self._averages = averaged_names(model)
+        self._averages = averages_within(model)
         # whose memory copies share, but for what they change; None if each has memory of its own
         self._shared: nn.Module | None = None
         self.masked = perturbed is None
@@ -103,7 +103,7 @@ class TrialCopies:
     def cut_(self, copied: nn.Module, kept: Kept) -> nn.Module:
         """Take the units that are not kept out of a copy, and return it."""
         # the plan of the model itself: averages are known by their values, which trials perturb
-        replay_(copied, make_plan(self._model, kept))
+        replay_(copied, make_plan(self._model, kept, self._averages))
         return copied
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class TrialCopies:
                 weight = self._model.get_parameter(part.name)
                 factor = part.spread(units.to(weight.device, self.dtype))
                 factors.setdefault(part.name, []).append(factor)
-        factors |= {own: factors[name] for own, name in self._averages.items() if name in factors}
+        factors |= {own: factors[name] for own, name in names_in(self._averages).items() if name in factors}
         model = self.whole(factors)
         for name, each in factors.items():
             for factor in each:

@@ -20,6 +20,7 @@ from lightning_prune.channels.latency.layer_times import Run, layer_times
 from lightning_prune.channels.latency.machine import machine_of
 from lightning_prune.channels.latency.module_calls import CallTimes
 from lightning_prune.channels.latency.table import LatencyTable
+from lightning_prune.core.averages import averages_within
 from lightning_prune.core.clock import compute_time, timed
 from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe, as_probe, evaluation_mode, resize_batch, tensors_in
@@ -96,7 +97,7 @@ def _narrow(model: nn.Module, groups: Sequence[UnitGroup], counts: Mapping[str, 
     """Return a copy of a model with as many units in its groups as ``counts`` says, the first ones."""
     kept = [(group, torch.arange(group.size) < counts.get(group.name, group.size)) for group in groups]
     smaller = copy_model(model)
-    replay_(smaller, make_plan(model, kept))
+    replay_(smaller, make_plan(model, kept, averages_within(model)))
     return smaller
 
 

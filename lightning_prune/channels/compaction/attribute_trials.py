@@ -1,0 +1,58 @@
+"""Which sets of integer attributes are worth a trial with a group, given how earlier sets have failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lightning_prune.channels.compaction.size_attributes import Attribute
+
+_Set = tuple[Attribute, ...]
+
+
+class AttributeTrials:
+    """The sets of attributes that a group is tried with, in their order.
+
+    A cut stops at the first line that does not fit. A set that passes gets beyond it, so it has an attribute
+    that makes the failure another one, and among the failures that this leads to a next one, and so on. A set
+    without such a chain is left out.
+
+    Args:
+        sets: All sets, as ``attribute_choices`` returns them.
+        failure: Why the group fails with no attribute adjusted; ``None`` if that is not known.
+    """
+
+    def __init__(self, sets: Iterable[_Set], failure: str | None) -> None:
+        self._left = iter(list(sets))
+        self._failures: dict[frozenset[Attribute], str | None] = {frozenset(): failure}
+        self._left_out: set[frozenset[Attribute]] = set()
+
+    def next(self) -> _Set | None:
+        """Return the next set that is worth a trial; ``None`` if there is none."""
+        for each in self._left:
+            if self._is_promising(frozenset(each)):
+                return each
+            self._left_out.add(frozenset(each))
+        return None
+
+    def note(self, attributes: _Set, failure: str) -> None:
+        """Record why the group has failed with these attributes adjusted."""
+        self._failures[frozenset(attributes)] = failure
+
+    def _is_promising(self, chosen: frozenset[Attribute]) -> bool:
+        smaller = list(_without_one(chosen))
+        known = self._failures.keys() | self._left_out
+        # of an attribute in all modules no smaller set is tried before
+        return known.isdisjoint(smaller) or any(map(self._leads_on, smaller))
+
+    def _leads_on(self, chosen: frozenset[Attribute]) -> bool:
+        """Return whether a set has made the failure of a smaller one, which does so, too, another one."""
+        if chosen not in self._failures:
+            return False
+        failure = self._failures[chosen]
+        return not chosen or any(
+            self._leads_on(each) and self._failures[each] != failure for each in _without_one(chosen)
+        )
+
+
+def _without_one(chosen: frozenset[Attribute]) -> Iterator[frozenset[Attribute]]:
+    return (chosen - {each} for each in chosen)
