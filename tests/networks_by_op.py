@@ -437,9 +437,9 @@ CASES = [
     Case(
         "splits in unequal parts",
         "one of them a third of the other",
-        partial(partial_blocks, 2, partial(Partial, 2)),
+        partial(partial_blocks, 2, partial(Partial, 6)),
         IMAGES,
-        [2, 6, 2, 12, 2, 12],
+        [6, 2, 6, 12, 6, 12],
     ),
     *(
         Case(

@@ -31,7 +31,7 @@ _SERIES = {
     **ENCODER_DECODER,
 }
 # series in patches
-_PATCHES = {
+_PATCHED_SERIES = {
     "num_input_channels": 3,
     "context_length": 32,
     "patch_length": 4,
@@ -147,7 +147,7 @@ ENTRIES = {
         _IMAGES,
         embed_dim=[16, 32, 64],
         num_heads=[1, 2, 4],
-        depth=[1, 1, 2],
+        depth=[1, 2, 3],
         cls_token=[False, False, True],
     ),
     "LevitForImageClassification": entry(
@@ -245,7 +245,7 @@ ENTRIES = {
     "PatchTSTForPrediction": entry(
         "PatchTSTForPrediction",
         lambda: {"past_values": torch.randn(2, 32, 3)},
-        _PATCHES,
+        _PATCHED_SERIES,
         d_model=32,
         ffn_dim=48,
         num_attention_heads=4,
@@ -254,7 +254,7 @@ ENTRIES = {
     "PatchTSMixerForPrediction": entry(
         "PatchTSMixerForPrediction",
         lambda: {"past_values": torch.randn(2, 32, 3)},
-        _PATCHES,
+        _PATCHED_SERIES,
         d_model=16,
         num_layers=2,
     ),

@@ -11,7 +11,7 @@ from torchvision import models
 from families.entry import Entry, images
 
 # frames and pixels that a model asks for; others take 8 frames of 64 pixels
-_SIZES = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "s3d": (16, 64)}
+_SIZES = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "s3d": (16, 224)}
 
 
 def _flow() -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -186,3 +187,29 @@ def test_what_computes_something_else_is_no_norm_and_keeps_its_width(norm: Calla
     units = Channels().units(model, IMAGES)
     assert [(group.name, group.size) for group in units.groups] == [("3", 6)]
     assert units.frozen["0.weight"].endswith("which mixes all channels (in 1)")
+
+
+class Told(nn.Module):
+    """Puts a learned token before others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.cat([self.token.expand(len(x), 1, 8), x.flatten(1, -2)], 1)
+
+
+class Pair(Told):
+    def forward(self, x: Tensor) -> Any:
+        return x * self.token, x
+
+
+class Single(Told):
+    def forward(self, x: Tensor) -> Any:
+        return (x * self.token).float()
+
+
+@pytest.mark.parametrize("kind", [Told, Pair, Single])
+def test_what_gives_another_shape_or_type_is_no_norm(kind: Callable[[], nn.Module]) -> None:
+    assert own_norm(kind()) is None

@@ -106,7 +106,7 @@ class GroupSearch:
 
     def _sort(self) -> None:
         order = {name: place for place, (name, _) in enumerate(self._model.named_parameters())}
-        self.passed.sort(key=lambda found: order[found.group.slices[0].name])
+        self.passed.sort(key=lambda found: (order[found.group.slices[0].name], _first_place(found.group)))
         named = unique_names(group for group, _ in self.passed)
         self.passed = [Found(group, trace) for group, (_, trace) in zip(named, self.passed, strict=True)]
 
@@ -145,7 +145,10 @@ class GroupSearch:
             groups: The groups.
             unlikely: Whether most are likely to fail: the first and the last one are tried, each alone.
         """
-        if not groups or self._trial.can_cut(uneven_cut(groups)):
+        if len(groups) < 2:
+            failing = self._trial.failing(uneven_cut(groups))
+            return [group for group in groups if group.name not in failing], failing
+        if self._trial.can_cut(uneven_cut(groups)):
             return list(groups), {}
         families: dict[object, list[UnitGroup]] = defaultdict(list)
         for group in groups:
@@ -155,7 +158,7 @@ class GroupSearch:
         for family in families.values():
             middle = [] if unlikely else [family[len(family) // 2]]
             tried |= {group.name: group for group in (family[0], *middle, family[-1])}
-        failing: dict[str, str] = {}
+        failing = {}
         for part in [[group] for group in tried.values()] if unlikely else [list(tried.values())]:
             failing |= self._trial.failing(uneven_cut(part))
         rest = [group for group in tried.values() if group.name not in failing] if unlikely else []
@@ -292,6 +295,13 @@ def _united(parts: Iterable[Slice]) -> tuple[Slice, ...]:
         index = torch.where(other.index < 0, part.index, other.index)
         found[part.name, part.dim] = replace(other, index=index)
     return tuple(found.values())
+
+
+def _first_place(group: UnitGroup) -> int:
+    """Return the first index of a group's units in the first weight that makes them."""
+    part = axis_slices(group.slices)[0]
+    assert part.index is not None
+    return int((part.index >= 0).int().argmax())
 
 
 def _made_places(group: UnitGroup) -> Mapping[tuple[str, int], int]:
