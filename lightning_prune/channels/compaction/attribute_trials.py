@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from lightning_prune.channels.compaction.failures import place_of
 from lightning_prune.channels.compaction.size_attributes import Attribute
 
 _Set = tuple[Attribute, ...]
@@ -14,7 +15,8 @@ class AttributeTrials:
 
     A cut stops at the first line that does not fit. A set that passes gets beyond it, so it has an attribute
     that makes the failure another one, and among the failures that this leads to a next one, and so on. A set
-    without such a chain is left out.
+    without such a chain is left out. So is one with an attribute that has changed nothing of a failure at the
+    line where the others stop.
 
     Args:
         sets: All sets, as ``attribute_choices`` returns them.
@@ -25,6 +27,7 @@ class AttributeTrials:
         self._left = iter(list(sets))
         self._failures: dict[frozenset[Attribute], str | None] = {frozenset(): failure}
         self._left_out: set[frozenset[Attribute]] = set()
+        self._idle: set[tuple[Attribute, str]] = set()  # attributes, and where they have changed nothing
 
     def next(self) -> _Set | None:
         """Return the next set that is worth a trial; ``None`` if there is none."""
@@ -36,13 +39,21 @@ class AttributeTrials:
 
     def note(self, attributes: _Set, failure: str) -> None:
         """Record why the group has failed with these attributes adjusted."""
-        self._failures[frozenset(attributes)] = failure
+        chosen = frozenset(attributes)
+        self._failures[chosen] = failure
+        self._idle |= {
+            (each, place_of(failure))
+            for each, others in _without_one(chosen)
+            if self._failures.get(others) == failure
+        }
 
     def _is_promising(self, chosen: frozenset[Attribute]) -> bool:
-        smaller = list(_without_one(chosen))
         known = self._failures.keys() | self._left_out
         # of an attribute in all modules no smaller set is tried before
-        return known.isdisjoint(smaller) or any(map(self._leads_on, smaller))
+        return known.isdisjoint(others for _, others in _without_one(chosen)) or any(
+            self._leads_on(others) and (each, place_of(self._failures[others] or "")) not in self._idle
+            for each, others in _without_one(chosen)
+        )
 
     def _leads_on(self, chosen: frozenset[Attribute]) -> bool:
         """Return whether a set has made the failure of a smaller one, which does so, too, another one."""
@@ -50,9 +61,10 @@ class AttributeTrials:
             return False
         failure = self._failures[chosen]
         return not chosen or any(
-            self._leads_on(each) and self._failures[each] != failure for each in _without_one(chosen)
+            self._leads_on(others) and self._failures[others] != failure for _, others in _without_one(chosen)
         )
 
 
-def _without_one(chosen: frozenset[Attribute]) -> Iterator[frozenset[Attribute]]:
-    return (chosen - {each} for each in chosen)
+def _without_one(chosen: frozenset[Attribute]) -> Iterator[tuple[Attribute, frozenset[Attribute]]]:
+    """Yield each attribute of a set, and the others."""
+    return ((each, chosen - {each}) for each in chosen)

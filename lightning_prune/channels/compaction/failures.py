@@ -25,6 +25,11 @@ def described(error: Exception) -> str:
     return f"{message} ({', '.join(places)})" if places else message
 
 
+def place_of(failure: str) -> str:
+    """Return the line and the module that :func:`described` has ended a text with."""
+    return failure.rpartition(" (")[2]
+
+
 def _module_name(error: Exception) -> str:
     """Return the name of the innermost module that ran, within the outermost one; "" if none did."""
     found = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]

@@ -143,12 +143,12 @@ class GroupSearch:
 
         Args:
             groups: The groups.
-            unlikely: Whether most are likely to fail: the first and the last one are tried, each alone.
+            unlikely: Whether most are likely to fail: the first and the last of them are tried, each alone.
         """
         if len(groups) < 2:
             failing = self._trial.failing(uneven_cut(groups))
             return [group for group in groups if group.name not in failing], failing
-        if self._trial.can_cut(uneven_cut(groups)):
+        if not unlikely and self._trial.can_cut(uneven_cut(groups)):
             return list(groups), {}
         families: dict[object, list[UnitGroup]] = defaultdict(list)
         for group in groups:
@@ -158,17 +158,18 @@ class GroupSearch:
         for family in families.values():
             middle = [] if unlikely else [family[len(family) // 2]]
             tried |= {group.name: group for group in (family[0], *middle, family[-1])}
-        failing = {}
+        failing, rest = {}, []
         for part in [[group] for group in tried.values()] if unlikely else [list(tried.values())]:
             failing |= self._trial.failing(uneven_cut(part))
-        rest = [group for group in tried.values() if group.name not in failing] if unlikely else []
         for family in families.values():
             others = [group for group in family if group.name not in tried]
             if all(group.name in failing for group in family if group.name in tried):
                 failing |= {group.name: failing[family[0].name] for group in others}
             else:
                 rest += others
-        failing |= self._trial.failing(uneven_cut(rest))
+        alone = [group for group in tried.values() if group.name not in failing] if unlikely else []
+        if rest or len(alone) > 1:
+            failing |= self._trial.failing(uneven_cut([*alone, *rest]))
         return [group for group in groups if group.name not in failing], failing
 
     def _try_adjusted(self, candidates: Iterable[Found]) -> bool:
@@ -180,14 +181,15 @@ class GroupSearch:
             Whether any group was added.
         """
         left = [(found, self._attribute_trials(found.group)) for found in candidates]
-        count = len(self.passed)
+        count, unlikely = len(self.passed), False
         while now := [
             (Found(replace(found.group, attributes=chosen), found.trace), trials)
             for found, trials in left
             if (chosen := trials.next()) is not None
         ]:
             chosen_now = [found for found, _ in now]
-            failures = self._try_joined(chosen_now) | self._try_apart(chosen_now)
+            failures = self._try_joined(chosen_now, unlikely=unlikely) | self._try_apart(chosen_now)
+            unlikely = True  # what did not pass with the likeliest set
             for each, trials in now:
                 if id(each) in failures:
                     trials.note(each.group.attributes, failures[id(each)])
@@ -198,8 +200,12 @@ class GroupSearch:
     def _attribute_trials(self, group: UnitGroup) -> AttributeTrials:
         return AttributeTrials(attribute_choices(self._model, group), self._reasons.get(_cut_places(group)))
 
-    def _try_joined(self, now: Sequence[Found]) -> dict[int, str]:
+    def _try_joined(self, now: Sequence[Found], *, unlikely: bool) -> dict[int, str]:
         """Try each group joined with those that adjust the same attribute, also with those that have passed.
+
+        Args:
+            now: The groups.
+            unlikely: As for :meth:`_try`.
 
         Returns:
             Why groups have failed, by ``id``.
@@ -211,7 +217,7 @@ class GroupSearch:
             if not fresh.isdisjoint(map(id, each)) and _can_join(each)
         ]
         joined = [_join(members) for members in sets]
-        reasons = self._try([group for group, _ in joined], unlikely=True)[1]
+        reasons = self._try([group for group, _ in joined], unlikely=unlikely)[1]
         failures: dict[int, str] = {}
         for found, members in zip(joined, sets, strict=True):
             gone = set(map(id, members))
