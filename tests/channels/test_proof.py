@@ -124,8 +124,14 @@ def single(model: Rows, hidden: Tensor) -> Tensor:
     return hidden.relu()
 
 
-def test_a_model_of_single_precision_is_compared_in_it() -> None:
-    proof = proof_of(Rows(single), ROWS)
+def overflowing(model: Rows, hidden: Tensor) -> Tensor:
+    """Hide no position, by a mask of single precision times the least number of the weights' type."""
+    return hidden.relu() + (1 - torch.ones(1)) * torch.finfo(hidden.dtype).min
+
+
+@pytest.mark.parametrize("between", [single, overflowing], ids=["error", "nan"])
+def test_a_model_of_single_precision_is_compared_in_it(between: Any) -> None:
+    proof = proof_of(Rows(between), ROWS)
     assert proof.precision == "float32"
     assert proof.difference < 1e-6
     assert proof_of(Rows(), ROWS).precision == "float64"

@@ -181,12 +181,12 @@ class CutTrial:
             if self._uses_single_precision(kept):
                 return self._failure(kept)
             return f"cannot be cut: {described(error)}"
-        self._double_runs |= self._copies.dtype is torch.float64
         if largest_difference(expected, expected):  # nan
-            if self._copies.scale == 1:
+            if self._copies.scale == 1 and not self._falls_back():
                 return "cannot be compared: the network gives nan"
             self._copies.scale = 1
             return self._failure(kept)
+        self._double_runs |= self._copies.dtype is torch.float64
         difference = largest_difference(expected, found)
         precision = (
             str(self._copies.dtype).removeprefix("torch.") if self._copies.cast else "the types of the model"
@@ -213,10 +213,16 @@ class CutTrial:
             self._outputs(self._copies.with_zeros(kept))
             self._double_runs = True
         except Exception:  # a user's forward may raise anything where its code fixes a type
-            self._copies.dtype = torch.float32
-            self._passes, self._copies.cast = self._narrow
-            return True
+            return self._falls_back()
         return False
+
+    def _falls_back(self) -> bool:
+        """Change to single precision if the model has given no numbers in double precision; return whether so."""
+        if self._copies.dtype is not torch.float64 or self._double_runs:
+            return False
+        self._copies.dtype = torch.float32
+        self._passes, self._copies.cast = self._narrow
+        return True
 
     def _tolerance(self, kept: Kept, expected: Sequence[list[Tensor]], difference: float) -> float:
         """Return the largest difference that rounding errors may make."""
