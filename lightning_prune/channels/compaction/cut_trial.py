@@ -217,7 +217,7 @@ class CutTrial:
         return False
 
     def _falls_back(self) -> bool:
-        """Change to single precision if the model has given no numbers in double precision; return whether so."""
+        """Change to single precision if double precision has given no numbers so far; return whether so."""
         if self._copies.dtype is not torch.float64 or self._double_runs:
             return False
         self._copies.dtype = torch.float32
