@@ -506,7 +506,7 @@ CASES = [
     tokens("sums, order and spectra of other dimensions", "fft", lambda m, y: torch.fft.fft(y, dim=1).real),
     images("sums, order and spectra of other dimensions", "rfft2", filtered),
     tokens("sums, order and spectra of other dimensions", "conj", correlated_with_itself),
-    Case("weights standardised over their inputs", "batch_norm", standardised, IMAGES, [7, 6]),
+    Case("weights standardised over their inputs", "sub", standardised, IMAGES, [8, 7, 6]),
     Case("products and distances of two layers", "Bilinear", bilinear, TOKENS, [8, 7, 5]),
     Case("products and distances of two layers", "cdist", distances, TOKENS, [8, 7]),
     Case("products and distances of two layers", "cdist of many", distances, TOKENS.repeat(1, 8, 1), [8, 7]),

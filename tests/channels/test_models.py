@@ -25,6 +25,7 @@ SAMPLE = [
     ("u_nets", "Demucs", 0.001),
     ("u_nets", "diffusion U-Net", 0.01),
     ("image_models", "resnet10t", 0.001),
+    ("image_models", "nf_regnet_b0", 0.001),
     ("decoders", "LlamaForCausalLM", 0.001),
     ("encoders", "BertForSequenceClassification", 0.01),
 ]

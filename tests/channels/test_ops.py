@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from networks_by_coupling import IMAGES, Net, conv, head
-from networks_by_op import CASES, Case, blur, of_images, partial_blocks, standardised
+from networks_by_op import CASES, Case, blur, of_images, partial_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,11 +87,6 @@ def test_one_number_of_all_blocks_is_a_choice_however_many_there_are() -> None:
     choices = attribute_choices(model, replace(rest, split_in=split_in, followers=()))
     assert choices[7] == tuple((str(number), "others") for number in range(1, 8))
     assert sorted(map(len, choices)) == [1] * 7 + [2] * 21 + [3] * 20 + [7]
-
-
-def test_what_a_standardised_weight_reads_stays() -> None:
-    why = "is read by a weight that is standardised over all its inputs, those that are 0 as well (in 2)"
-    assert frozen(standardised())["0.weight"] == why
 
 
 def test_parts_of_literal_sizes_stay() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_prune.channels.compaction.norm_forms import Form, NarrowNorm, form_of
+from lightning_prune.channels.compaction.standardised import (
+    NarrowStandardised,
+    Standardised,
+    may_standardise,
+    standardised,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Scales:
             norm.register_forward_hook(_ScaleOutput(self.width), prepend=True)
 
 
-OwnNorm: TypeAlias = Scales | Form
+OwnNorm: TypeAlias = Scales | Form | Standardised
 
 
 # what was found, by what it depends on: each trial makes copies of the same norms
@@ -53,10 +59,13 @@ _found: dict[Hashable, OwnNorm | None] = {}
 def own_norm(module: nn.Module) -> OwnNorm | None:
     """Return what lets a norm of users' code, or a group norm of one group, be narrower; ``None`` for others.
 
-    Such a norm holds nothing but parameters with an element a channel.
+    Such a norm holds nothing but parameters with an element a channel. A layer whose code standardises its
+    weight is one as well, of its inputs.
     """
-    if isinstance(module, NarrowNorm):
+    if isinstance(module, NarrowNorm | NarrowStandardised):
         return module.form
+    if may_standardise(module):
+        return _remembered(module, standardised)
     own = [*module.parameters()]
     holds_more = any(True for _ in module.children()) or any(True for _ in module.buffers())
     width = max((each.numel() for each in own), default=0)
@@ -68,10 +77,15 @@ def own_norm(module: nn.Module) -> OwnNorm | None:
     hooks = _own_hooks(module._forward_hooks)
     if hooks:
         return Scales(max(hook.width for hook in hooks.values()))
+    return _remembered(module, lambda norm: Scales(width) if is_root_mean_square(norm) else form_of(norm))
+
+
+def _remembered(module: nn.Module, find: Callable[[nn.Module], OwnNorm | None]) -> OwnNorm | None:
+    """Return what is found of a module, which is remembered for others that compute the same."""
     key = _state(module)
     if key is None or key not in _found:
         with torch.random.fork_rng(devices=()):  # a norm may have dropout
-            found = Scales(width) if is_root_mean_square(module) else form_of(module)
+            found = find(module)
         if key is None:
             return found
         _found[key] = found
@@ -81,9 +95,10 @@ def own_norm(module: nn.Module) -> OwnNorm | None:
 def _state(module: nn.Module) -> Hashable | None:
     """Return what the outputs of a module depend on but for values of its parameters; ``None`` if not known."""
     own = {name: value for name, value in vars(module).items() if name not in _PLAIN}
-    if not all(isinstance(value, bool | int | float | str | tuple | None) for value in own.values()):
+    listed = (each for value in own.values() for each in (value if type(value) is list else (value,)))
+    if not all(isinstance(value, bool | int | float | str | tuple | None) for value in listed):
         return None
-    shapes = tuple((name, each.shape) for name, each in module.named_parameters())
+    shapes = tuple((name, each.shape, each.dtype) for name, each in module.named_parameters())
     return type(module), shapes, repr(own)
 
 

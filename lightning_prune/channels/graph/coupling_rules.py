@@ -22,7 +22,20 @@ from lightning_prune.channels.graph.trace_record import Role
 def pointwise(call: Call) -> Sequence[Fields]:
     """Couple the labels of all operands that meet in the same element of the output."""
     fields = couple_operands(call, call.tensors, frozenset())
+    if call.name.rstrip("_") in ("add", "sub") and all(map(call.of_weights, call.tensors)):
+        _note_shifted(call)
     return [fields for _ in call.outputs]
+
+
+def _note_shifted(call: Call) -> None:
+    """Note the inputs of weights that are shifted by one number for all, as by their mean: 0 is 0 no more."""
+    rank = call.outputs[0].ndim
+    operands = [tuple(align_rank(field, rank) for field in call.fields(each)) for each in call.tensors]
+    for place, fields in enumerate(operands):
+        met = frozenset[int]().union(*map(varying_dims, sum(operands[:place] + operands[place + 1 :], ())))
+        for field in fields if len(operands) > 1 else ():
+            if varying_dims(field).isdisjoint(met):
+                call.record.note(Role.SUMMED, field)
 
 
 def each_pointwise(call: Call) -> Sequence[Fields]:
