@@ -28,6 +28,7 @@ SAMPLE = [
     ("image_models", "nf_regnet_b0", 0.001),
     ("decoders", "LlamaForCausalLM", 0.001),
     ("encoders", "BertForSequenceClassification", 0.01),
+    ("encoders", "SqueezeBertForSequenceClassification", 0.02),
 ]
 
 

@@ -159,6 +159,46 @@ def test_the_numbers_of_a_group_norm_come_back_with_its_shapes() -> None:
     assert torch.equal(small(IMAGES), model(IMAGES))
 
 
+class Turned(nn.LayerNorm):
+    """As in SqueezeBERT: the norm of PyTorch, on sequences with channels first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.LayerNorm.forward(self, x.permute(0, 2, 1)).permute(0, 2, 1)
+
+
+def test_a_norm_of_sequences_with_channels_first_is_known() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 1), Turned(8, eps=1e-12), nn.GELU(), nn.Conv1d(8, 6, 1), nn.GELU(), nn.Conv1d(6, 4, 1)
+    ).double()
+    form = own_norm(model[1])
+    assert form is not None
+    assert (form.formula, form.dim, form.width, form.eps) == (layer_norm, 1, 8, 1e-12)
+    words = torch.randn(2, 3, 5, dtype=torch.float64)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=words)
+    assert [(group.name, group.size) for group in pruner.groups] == [("0", 8), ("3", 6)]
+    pruner.prune(1.0)
+    small = compact(model, pruner.masks, words)
+    assert small[1].weight.shape == (4,)
+    torch.testing.assert_close(small(words), model(words), rtol=1e-12, atol=1e-12)
+
+
+class ByType(ByHand):
+    """As in diffusion models: epsilon is another one in single precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        eps = 1e-5 if x.dtype == torch.float32 else 1e-6
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return self.weight[:, None, None] * (x - mean) * (variance + eps).rsqrt() + self.bias[:, None, None]
+
+
+def test_a_constant_has_to_be_that_of_the_type_of_the_norm() -> None:
+    assert own_norm(ByType(8).float()) is None
+    form = own_norm(ByType(8).double())
+    assert form is not None
+    assert form.eps == 1e-6
+
+
 class Shifted(Norm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.1

@@ -120,7 +120,8 @@ _SCALES = (1.0, 1e-3, 1e-6)  # with small inputs epsilon counts
 def form_of(module: nn.Module) -> Form | None:
     """Return what a norm of users' code computes; ``None`` if that is no known formula.
 
-    A copy of it has to give what the formula does for a few inputs, with other weights, in both modes.
+    A copy of it has to give what the formula does for a few inputs, with other weights, in both modes, in
+    double precision and in the type that it has, on which its epsilon may depend.
 
     Args:
         module: Its parameters have an element a channel.
@@ -133,15 +134,31 @@ def form_of(module: nn.Module) -> Form | None:
         for formula, eps in product(_FORMULAS.get(len(own), ()), dict.fromkeys((*kept, *_USUAL_EPS)))
         for dim in (-1, 1)
     ]
-    for shape in ((2, 3, width), (2, 3, 4, width), (2, width, 3, 4)) if forms else ():
+    for shape in ((2, 3, width), (2, 3, 4, width), (2, width, 3), (2, width, 3, 4)) if forms else ():
         try:
-            tried = [_Sample.of(module, shape, scale) for scale in _SCALES]
+            tried = [_Sample.of(module, shape, *each) for each in scales_and_types(own[0].dtype)]
         except Exception:  # a user's forward may raise anything, as for an input of another rank
             continue
         for form in forms:
             if shape[form.dim] == width and all(each.fits(form) for each in tried):
                 return form
     return None
+
+
+def scales_and_types(own: torch.dtype) -> list[tuple[float, torch.dtype]]:
+    """Return the scales of samples, each with its type: all in double precision, one in the module's own."""
+    found = [(scale, torch.float64) for scale in _SCALES]
+    return found if own is torch.float64 else [*found, (_SCALES[1], own)]
+
+
+def close(found: Any, expected: Tensor) -> bool:
+    """Return whether tensors are equal, to rounding errors of their type, or of single precision at least."""
+    epsilon = max(1e-6, torch.finfo(expected.dtype).eps)
+    return (
+        isinstance(found, Tensor)
+        and (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        and torch.allclose(found, expected, rtol=100 * epsilon, atol=10 * epsilon * float(expected.abs().max()))
+    )
 
 
 class _Sample(NamedTuple):
@@ -152,9 +169,9 @@ class _Sample(NamedTuple):
     outputs: Sequence[Any]
 
     @classmethod
-    def of(cls, module: nn.Module, shape: Sequence[int], scale: float) -> _Sample:
-        """Return the sample with an input of this shape and scale, and a shift of the same scale."""
-        probe = copy.deepcopy(module).double()
+    def of(cls, module: nn.Module, shape: Sequence[int], scale: float, dtype: torch.dtype) -> _Sample:
+        """Return the sample with an input of this shape, scale and type, and a shift of the same scale."""
+        probe = copy.deepcopy(module).to(dtype)
         generator = torch.Generator().manual_seed(0)
         parameters = [*probe.parameters()]
         for number, parameter in enumerate(parameters):
@@ -165,12 +182,6 @@ class _Sample(NamedTuple):
         return cls(tensor, parameters, outputs)
 
     def fits(self, form: Form) -> bool:
-        """Return whether a form gives these outputs, to the rounding errors of single precision."""
+        """Return whether a form gives these outputs."""
         expected = form(self.tensor, *self.parameters)
-        slack = 1e-5 * float(expected.abs().max())
-        return all(
-            isinstance(found, Tensor)
-            and (found.shape, found.dtype) == (expected.shape, expected.dtype)
-            and torch.allclose(found, expected, rtol=1e-4, atol=slack)
-            for found in self.outputs
-        )
+        return all(close(found, expected) for found in self.outputs)

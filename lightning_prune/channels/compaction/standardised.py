@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.channels.compaction.norm_forms import at_least_single
+from lightning_prune.channels.compaction.norm_forms import at_least_single, close, scales_and_types
 
 Formula: TypeAlias = Callable[[Tensor, int, float], Tensor]
 
@@ -158,7 +158,6 @@ def _padded(layer: _ConvNd, x: Tensor) -> Tensor:
 
 _FORMULAS: tuple[Formula, ...] = (by_variance, by_deviation)
 _USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-10, 1e-12)  # of layers that keep it in no attribute
-_SCALES = (1.0, 1e-3, 1e-6)  # with small weights epsilon counts
 _FEW = 4
 
 
@@ -184,8 +183,8 @@ def standardised(module: nn.Module) -> Standardised | None:
         module: One that :func:`may_standardise`.
     """
     try:
-        drawn = _drawn(module)
-        samples = [_Sample(module, drawn, scale, dtype) for scale, dtype in _samples_of(module)]
+        drawn, own = _drawn(module), cast(Tensor, module.weight).dtype
+        samples = [_Sample(module, drawn, scale, dtype) for scale, dtype in scales_and_types(own)]
         for form in map(samples[0].with_factor, _forms(module)):
             # first few filters: a network has many large layers
             if all(each.fits(form, whole=whole) for whole in (False, True) for each in samples):
@@ -203,13 +202,6 @@ def _forms(module: nn.Module) -> Iterator[Standardised]:
     ways = (False, True) if isinstance(module, _ConvNd) else (False,)
     for formula, eps, same in product(_FORMULAS, dict.fromkeys((*kept, *_USUAL_EPS)), ways):
         yield Standardised(formula, eps, 1.0, gain, same, width, type(module))
-
-
-def _samples_of(module: nn.Module) -> Iterator[tuple[float, torch.dtype]]:
-    """Yield the sizes of the weights to try, with their type: one may decide what epsilon is."""
-    yield from ((scale, torch.float64) for scale in _SCALES)
-    if (own := cast(Tensor, module.weight).dtype) is not torch.float64:
-        yield _SCALES[1], own
 
 
 def _drawn(module: nn.Module) -> list[Tensor]:
@@ -260,9 +252,9 @@ class _Sample:
         """Return whether a form gives a few filters, or all outputs, to the rounding errors of the type."""
         if whole:
             output = form(self._layer, self._input)
-            return all(_close(each, output) for each in self._outputs)
+            return all(close(each, output) for each in self._outputs)
         expected = form.weight(self._layer, _FEW)
-        return len(self._weights) == 2 and all(_close(each[:_FEW], expected) for each in self._weights)
+        return len(self._weights) == 2 and all(close(each[:_FEW], expected) for each in self._weights)
 
 
 class _Multiplied(TorchFunctionMode):
@@ -281,9 +273,3 @@ class _Multiplied(TorchFunctionMode):
         if func in (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d):
             self.weights.append(args[1])
         return func(*args, **(kwargs or {}))
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    epsilon = max(1e-6, torch.finfo(expected.dtype).eps)
-    slack = 10 * epsilon * float(expected.abs().max())
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=100 * epsilon, atol=slack)
