@@ -121,6 +121,8 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
     groups_of = {trace: find_groups(model, trace) for trace in dict.fromkeys(traces)}
     found = [groups_of[trace] for trace in traces]
     head_reasons: dict[str, str] = {}
+    for split, trace in zip(_SPLITS, traces, strict=True):
+        head_reasons |= trace.frozen_heads() if split.heads else {}
     unseen = UnseenModules(model, main.ran | followed.elsewhere, passes)
     averages, follows = averaged_names(model), average_reasons(model)
 

@@ -108,9 +108,21 @@ def _met(
         if not call.is_uniform(tensor):
             unlabelled = _wide_dims(tensor, rank) - indexed.union(*map(varying_dims, own))
             # what meets values of a size of its own has that size, and is free no more
-            operands = [call.freeze_along(fields, unlabelled, NOT_CUT) for fields in operands]
+            operands = [_without(call, fields, unlabelled, tensor) for fields in operands]
     free = _free_fields(call, [tensor for tensor, _ in pairs])
     return merge_fields(call.labels, (field for fields in (*operands, free) for field in fields))
+
+
+def _without(call: Call, fields: Fields, dims: frozenset[int], tensor: Tensor) -> Fields:
+    """Freeze the fields that meet a tensor along these dimensions, and return the others.
+
+    The reason to freeze heads names the line that has made the tensor.
+    """
+    met, others = partition(fields, dims)
+    line = call.record.line_of(tensor) if met and call.record.are_heads(met) else None
+    why = f": made for all heads in {line}; let what it has for each head come from a buffer" if line else ""
+    call.freeze(met, f"{NOT_CUT}{why}")
+    return others
 
 
 def _free_fields(call: Call, tensors: Sequence[Tensor]) -> Fields:

@@ -13,6 +13,7 @@ from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
+from lightning_prune.channels.graph.origins import Origins
 from lightning_prune.channels.graph.products import Product, products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
 from lightning_prune.channels.graph.rules import REPEATING, is_filled, rule_for
@@ -43,6 +44,9 @@ class Trace(OpMode):
         self.records = [TraceRecord(model, split) for split in splits]
         self._model = model
         self._deadline = deadline
+        self._origins = Origins()
+        for record in self.records:
+            record.line_of = self._origins.line
         self._counting = self._training = False
         self._place = ""
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
@@ -117,6 +121,7 @@ class Trace(OpMode):
         found = products(func, args, kwargs, result)
         for record in self.records:
             self._follow(Call(record, func, args, kwargs, outputs), found, live=live)
+        self._origins.note(Call(self.records[0], func, args, kwargs, outputs))
         self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
         return result
 

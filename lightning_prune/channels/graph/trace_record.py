@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class TraceRecord:
             these run over.
         op_factors: These labels, for each product of the op that is running.
         split_sizes: Where a dimension was split, the sizes of those that it became.
+        line_of: Returns the line of code that has made a tensor of the pass that runs, if known.
     """
 
     def __init__(self, model: nn.Module, split: Split) -> None:
@@ -75,6 +76,7 @@ class TraceRecord:
         self.op_costs: list[tuple[int, list[Tensor]]] = []
         self.op_factors: list[list[Tensor]] = []
         self.split_sizes: list[Sequence[int]] = []
+        self.line_of: Callable[[Tensor], str | None] = lambda tensor: None
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._parts: list[tuple[Tensor, str]] = []
@@ -175,6 +177,23 @@ class TraceRecord:
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""
         self._roles[role].append(_flat_copy(field))
+
+    def are_heads(self, fields: Fields) -> bool:
+        """Return whether labels of these fields are those of attention heads."""
+        flags = self.coupled_to_role(Role.HEAD)
+        return any(bool(flags[field].any()) for field in fields)
+
+    def frozen_heads(self) -> dict[str, str]:
+        """Return the names of the tensors whose outputs are heads of attention that stay, with the reasons."""
+        attended, made = self.coupled_to_role(Role.HEAD), self.has_role(Role.OUTPUT)
+        reasons = self.labels.reasons()
+        found: dict[str, str] = {}
+        for name, axes in self.axis_labels.items():
+            for line in axes:
+                roots = self.labels.find(line[attended[line] & made[line]]).tolist()
+                if roots and roots[0] in reasons:
+                    found[name] = reasons[roots[0]]
+        return found
 
     def note_part(self, field: Tensor) -> None:
         """Record that the labels of a field lie in one part of a dimension, others along it in other parts.
