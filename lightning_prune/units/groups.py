@@ -62,6 +62,27 @@ class UnitGroup:
         return self.slices + self.followers
 
     @property
+    def partly_filled(self) -> set[int]:
+        """The sizes of the dimensions along which units lie with something else."""
+        parts = axis_slices(self.masked)
+        return {len(part.index) for part in parts if part.index is not None and bool((part.index < 0).any())}
+
+    def number_after(self, before: int, units: Tensor) -> int:
+        """Return what a number that shrinks with the units becomes.
+
+        Args:
+            before: The number. If it is the size of a dimension along which the units lie with something else,
+                it becomes what is left of that; otherwise it shrinks as the number of units does.
+            units: One bool a unit, False for one to cut.
+        """
+        left = {
+            int(part.places(units).count_nonzero())
+            for part in axis_slices(self.masked)
+            if part.index is not None and len(part.index) == before and bool((part.index < 0).any())
+        }
+        return left.pop() if len(left) == 1 else before * int(units.count_nonzero()) // self.size
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the tensor of units, and so of their scores and masks."""
         return self.slices[0].shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import product
 from typing import Any, NamedTuple, cast
 
@@ -126,6 +127,8 @@ def form_of(module: nn.Module) -> Form | None:
     Args:
         module: Its parameters have an element a channel.
     """
+    if not takes_one_tensor(module):
+        return None
     own = [*module.parameters()]
     width = own[0].numel()
     kept = (value for value in vars(module).values() if type(value) is float)
@@ -143,6 +146,11 @@ def form_of(module: nn.Module) -> Form | None:
             if shape[form.dim] == width and all(each.fits(form) for each in tried):
                 return form
     return None
+
+
+def takes_one_tensor(module: nn.Module) -> bool:
+    """Return whether the forward of a module has one argument: what others do, as a gate, no formula knows."""
+    return len(signature(type(module).forward).parameters) == 2
 
 
 def scales_and_types(own: torch.dtype) -> list[tuple[float, torch.dtype]]:

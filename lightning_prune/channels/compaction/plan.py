@@ -245,7 +245,7 @@ def make_plan(model: nn.Module, kept: Kept, averages: Mapping[str, Average]) -> 
     for group, units in kept:
         for name, key in group.attributes:
             before = get_number(model.get_submodule(name), key)
-            after = before * int(units.count_nonzero()) // group.size
+            after = group.number_after(before, units)
             if after != before:
                 counts.setdefault(name, {})[key] = (before, after)
     changed = [(group, units.tolist()) for group, units in kept if not units.all()]

@@ -37,7 +37,7 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
     counts = _counts(group.slices)
     # a projection may compute keys and values, or queries, keys and values, at once
     shares = {count // share for count in counts for share in (2, 3)}
-    return _equal_to(model, group, ({group.size}, counts, shares))
+    return _equal_to(model, group, ({group.size}, counts, shares, group.partly_filled))
 
 
 def attribute_choices(model: nn.Module, group: UnitGroup) -> list[tuple[Attribute, ...]]:

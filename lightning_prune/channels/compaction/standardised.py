@@ -14,7 +14,12 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.channels.compaction.norm_forms import at_least_single, close, scales_and_types
+from lightning_prune.channels.compaction.norm_forms import (
+    at_least_single,
+    close,
+    scales_and_types,
+    takes_one_tensor,
+)
 
 Formula: TypeAlias = Callable[[Tensor, int, float], Tensor]
 
@@ -166,7 +171,11 @@ def may_standardise(module: nn.Module) -> bool:
     plain = next((kind for kind in _NARROW if isinstance(module, kind)), None)
     if plain is None or type(module).forward is plain.forward or type(module).__module__.startswith("torch."):
         return False
-    if any(True for _ in module.children()) or any(True for _ in module.buffers()):
+    if (
+        not takes_one_tensor(module)
+        or any(True for _ in module.children())
+        or any(True for _ in module.buffers())
+    ):
         return False
     names = [name for name, each in module._parameters.items() if each is not None]
     return "weight" in names and len(names) <= 2 + ("bias" in names)
