@@ -129,11 +129,13 @@ def output_layers(model: nn.Module, pruner: Pruner) -> list[str]:
 def difference(masked: nn.Module, smaller: nn.Module, probe: Probe) -> float:
     """Return the largest difference between the outputs of two models, relative to the largest output.
 
-    In double precision, or in single precision if the first one does not run in it.
+    In double precision, or in single precision if the first one does not run in it, or gives nan.
     """
     try:
         expected = outputs(copy.deepcopy(masked).double(), probe.to(torch.float64))
     except RuntimeError:  # of types that its code fixes
+        expected = []
+    if not expected or relative_difference(expected, expected):
         return relative_difference(outputs(masked, probe), outputs(smaller, probe))
     return relative_difference(expected, outputs(smaller.double(), probe.to(torch.float64)))
 
