@@ -37,4 +37,5 @@ def test_an_attribute_in_all_modules_is_tried_without_a_trial_of_some() -> None:
     trials.note((NUMBERS[0],), "stops")
     assert trials.next() == tuple(NUMBERS)
     trials.note(tuple(NUMBERS), "stops")
+    assert trials.next() == (NUMBERS[0], NUMBERS[1])  # which is not likely to pass
     assert trials.next() is None

@@ -1,4 +1,4 @@
-"""Which sets of integer attributes are worth a trial with a group, given how earlier sets have failed."""
+"""Which sets of integer attributes are tried first with a group, given how earlier sets have failed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _Set = tuple[Attribute, ...]
 
 
 class AttributeTrials:
-    """The sets of attributes that a group is tried with, in their order.
+    """The sets of attributes that a group is tried with, those last that are not likely to pass.
 
     A cut stops at the first line that does not fit. A set that passes gets beyond it, so it has an attribute
     that makes the failure another one, and among the failures that this leads to a next one, and so on. A set
-    without such a chain is left out. So is one with an attribute that has changed nothing of a failure at the
-    line where the others stop.
+    without such a chain is tried last. So is one with an attribute that has changed nothing of a failure at the
+    line where the others stop. They may pass where one line, as that of a helper, runs for several layers.
 
     Args:
         sets: All sets, as ``attribute_choices`` returns them.
@@ -26,16 +26,16 @@ class AttributeTrials:
     def __init__(self, sets: Iterable[_Set], failure: str | None) -> None:
         self._left = iter(list(sets))
         self._failures: dict[frozenset[Attribute], str | None] = {frozenset(): failure}
-        self._left_out: set[frozenset[Attribute]] = set()
+        self._left_out: dict[frozenset[Attribute], _Set] = {}
         self._idle: set[tuple[Attribute, str]] = set()  # attributes, and where they have changed nothing
 
     def next(self) -> _Set | None:
-        """Return the next set that is worth a trial; ``None`` if there is none."""
+        """Return the next set to try; ``None`` if there is none."""
         for each in self._left:
             if self._is_promising(frozenset(each)):
                 return each
-            self._left_out.add(frozenset(each))
-        return None
+            self._left_out[frozenset(each)] = each
+        return self._left_out.pop(next(iter(self._left_out))) if self._left_out else None
 
     def note(self, attributes: _Set, failure: str) -> None:
         """Record why the group has failed with these attributes adjusted."""
@@ -48,7 +48,7 @@ class AttributeTrials:
         }
 
     def _is_promising(self, chosen: frozenset[Attribute]) -> bool:
-        known = self._failures.keys() | self._left_out
+        known = self._failures.keys() | self._left_out.keys()
         # of an attribute in all modules no smaller set is tried before
         return known.isdisjoint(others for _, others in _without_one(chosen)) or any(
             self._leads_on(others) and (each, place_of(self._failures[others] or "")) not in self._idle

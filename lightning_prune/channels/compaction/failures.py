@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,7 +33,11 @@ def place_of(failure: str) -> str:
 
 def _module_name(error: Exception) -> str:
     """Return the name of the innermost module that ran, within the outermost one; "" if none did."""
-    found = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [each for each in found if isinstance(each, nn.Module)]
-    names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
-    return next((names[id(each)] for each in reversed(modules) if id(each) in names), "")
+    # a snapshot of the variables of the frame that has caught the error would keep the error alive
+    raised = error.__traceback__ and error.__traceback__.tb_next
+    with suppress(Exception):  # what a user's objects are may raise anything
+        found = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(raised)]
+        modules = [each for each in found if isinstance(each, nn.Module)]
+        names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
+        return next((names[id(each)] for each in reversed(modules) if id(each) in names), "")
+    return ""

@@ -143,7 +143,7 @@ class GroupSearch:
 
         Args:
             groups: The groups.
-            unlikely: Whether most are likely to fail: the first and the last of them are tried, each alone.
+            unlikely: Whether most are likely to fail: the three are tried each alone.
         """
         if len(groups) < 2:
             failing = self._trial.failing(uneven_cut(groups))
@@ -156,8 +156,7 @@ class GroupSearch:
             families[layers, tuple(key for _, key in group.attributes)].append(group)
         tried: dict[str, UnitGroup] = {}
         for family in families.values():
-            middle = [] if unlikely else [family[len(family) // 2]]
-            tried |= {group.name: group for group in (family[0], *middle, family[-1])}
+            tried |= {group.name: group for group in (family[0], family[len(family) // 2], family[-1])}
         failing, rest = {}, []
         for part in [[group] for group in tried.values()] if unlikely else [list(tried.values())]:
             failing |= self._trial.failing(uneven_cut(part))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -12,28 +11,23 @@ from lightning_prune.units.groups import UnitGroup
 
 
 def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
-    """Return for each group a random choice of units to keep, the same one each time for groups of its name.
+    """Return for each group a random choice of units to keep, from a fixed seed.
 
     Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
     equal numbers of units fail. Two units stay where there are three or more, and as many as a group keeps.
 
     Args:
         groups: The groups.
-        other: Whether to keep another number, odd in place of even: one that has to be even fails.
+        other: Whether to keep one more or one less than otherwise: a number that has to be even fails.
     """
+    generator = torch.Generator().manual_seed(0)
     kept = []
     for group in groups:
-        generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
         ranks = torch.randperm(group.size, generator=generator).argsort()
-        least, most = max(2, group.minimum), group.size - 1
-        count, second = (
-            min(max(least, round(group.size * share)), most)
-            for share in (0.25 + 0.5 * torch.rand(2, generator=generator)).tolist()
-        )
-        if other and (count - second) % 2 == 0:
-            count = max(group.minimum, second + 1 if second < most else second - 1)
-        elif other:
-            count = second
+        share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
+        count = min(max(2, group.minimum, round(group.size * share)), group.size - 1)
+        if other:
+            count = max(group.minimum, count + 1 if count + 1 < group.size else count - 1)
         kept.append((group, ranks < count))
     return kept
 
