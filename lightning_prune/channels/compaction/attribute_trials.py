@@ -24,9 +24,9 @@ class AttributeTrials:
     """
 
     def __init__(self, sets: Iterable[_Set], failure: str | None) -> None:
-        self._left = iter(list(sets))
+        self._left = iter(sets)
         self._failures: dict[frozenset[Attribute], str | None] = {frozenset(): failure}
-        self._left_out: dict[frozenset[Attribute], _Set] = {}
+        self._last: dict[frozenset[Attribute], _Set] = {}
         self._idle: set[tuple[Attribute, str]] = set()  # attributes, and where they have changed nothing
 
     def next(self) -> _Set | None:
@@ -34,8 +34,8 @@ class AttributeTrials:
         for each in self._left:
             if self._is_promising(frozenset(each)):
                 return each
-            self._left_out[frozenset(each)] = each
-        return self._left_out.pop(next(iter(self._left_out))) if self._left_out else None
+            self._last[frozenset(each)] = each
+        return self._last.pop(next(iter(self._last))) if self._last else None
 
     def note(self, attributes: _Set, failure: str) -> None:
         """Record why the group has failed with these attributes adjusted."""
@@ -48,7 +48,7 @@ class AttributeTrials:
         }
 
     def _is_promising(self, chosen: frozenset[Attribute]) -> bool:
-        known = self._failures.keys() | self._left_out.keys()
+        known = self._failures.keys() | self._last.keys()
         # of an attribute in all modules no smaller set is tried before
         return known.isdisjoint(others for _, others in _without_one(chosen)) or any(
             self._leads_on(others) and (each, place_of(self._failures[others] or "")) not in self._idle

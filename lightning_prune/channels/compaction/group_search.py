@@ -136,14 +136,14 @@ class GroupSearch:
     ) -> tuple[list[UnitGroup], dict[str, str]]:
         """Return the groups that can be cut, and for the others name to reason.
 
-        All are tried together at first. If that fails: groups whose parameter names differ in numbers only, as
-        those of the blocks of a transformer, and that adjust the same attributes, are taken to be alike. The
-        first, the middle and the last one are tried. If all three fail, the others are taken to fail for the
-        same reason as the first.
+        All are tried together at first, unless most are likely to fail. If that fails: groups whose parameter
+        names differ in numbers only, as those of the blocks of a transformer, and that adjust the same
+        attributes, are taken to be alike. The first, the middle and the last one are tried. If all three fail,
+        the others are taken to fail for the same reason as the first.
 
         Args:
             groups: The groups.
-            unlikely: Whether most are likely to fail: the three are tried each alone.
+            unlikely: Whether most are likely to fail: the three of each kind are tried alone.
         """
         if len(groups) < 2:
             failing = self._trial.failing(uneven_cut(groups))

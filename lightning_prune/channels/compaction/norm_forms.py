@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import product
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.compaction.narrow_classes import NarrowForm, NarrowModule
+
 
 @dataclass(frozen=True)
-class Form:
+class Form(NarrowForm):
     """What a norm computes: a formula over channels, of which those that were cut are 0.
 
     Args:
@@ -38,26 +40,17 @@ class Form:
         result = self.formula(wide, self.width, self.eps, *(each.flatten() for each in parameters))
         return result.movedim(-1, self.dim).to(parameters[0].dtype)
 
-    def open_(self, norm: nn.Module) -> None:
-        """Let a norm compute by the formula, through which channels can be followed."""
-        norm.form = self  # type: ignore[assignment]  # modules take any attribute
-        norm.__class__ = NarrowNorm
+    def left(self, module: nn.Module) -> int:
+        """Return how many channels are left of a norm."""
+        return next(module.parameters()).numel()
 
-    def set_(self, norm: nn.Module) -> None:
-        """Let a norm compute by the formula if channels were cut, and by its own code if none is missing."""
-        if next(norm.parameters()).numel() != self.width:
-            self.open_(norm)
-        elif isinstance(norm, NarrowNorm):
-            del norm.form
-            cast("nn.Module", norm).__class__ = self.whole
+    def narrow_class(self, module: nn.Module) -> type[NarrowModule]:
+        """Return the class of a norm that computes by the formula."""
+        return NarrowNorm
 
 
-class NarrowNorm(nn.Module):
-    """A norm of users' code, or a group norm of one group, after some of its channels were cut.
-
-    Attributes:
-        form: What it computes; other attributes are those of the norm that it was.
-    """
+class NarrowNorm(NarrowModule):
+    """A norm of users' code, or a group norm of one group, after some of its channels were cut."""
 
     form: Form
 
@@ -67,7 +60,7 @@ class NarrowNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Return how many channels are left, of how many, and of what."""
-        return f"{next(self.parameters()).numel()} of {self.form.width}, {self.form.whole.__name__}"
+        return f"{self.form.left(self)} of {self.form.width}, {self.form.whole.__name__}"
 
 
 def at_least_single(tensor: Tensor) -> Tensor:

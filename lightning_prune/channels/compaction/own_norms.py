@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.channels.compaction.norm_forms import Form, NarrowNorm, form_of
-from lightning_prune.channels.compaction.standardised import (
-    NarrowStandardised,
-    Standardised,
-    may_standardise,
-    standardised,
-)
+from lightning_prune.channels.compaction.narrow_classes import NarrowForm, NarrowModule
+from lightning_prune.channels.compaction.norm_forms import form_of
+from lightning_prune.channels.compaction.standardised import may_standardise, standardised
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Scales:
             norm.register_forward_hook(_ScaleOutput(self.width), prepend=True)
 
 
-OwnNorm: TypeAlias = Scales | Form | Standardised
+OwnNorm: TypeAlias = Scales | NarrowForm
 
 
 # what was found, by what it depends on: each trial makes copies of the same norms
@@ -62,7 +58,7 @@ def own_norm(module: nn.Module) -> OwnNorm | None:
     Such a norm holds nothing but parameters with an element a channel. A layer whose code standardises its
     weight is one as well, of its inputs.
     """
-    if isinstance(module, NarrowNorm | NarrowStandardised):
+    if isinstance(module, NarrowModule):
         return module.form
     if may_standardise(module):
         return _remembered(module, standardised)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from lightning_prune.channels.compaction.narrow_classes import NarrowForm, NarrowModule
 from lightning_prune.channels.compaction.norm_forms import (
     at_least_single,
     close,
@@ -25,7 +26,7 @@ Formula: TypeAlias = Callable[[Tensor, int, float], Tensor]
 
 
 @dataclass(frozen=True)
-class Standardised:
+class Standardised(NarrowForm):
     """What such a layer computes, by a weight of which inputs that were 0 may have been cut.
 
     Args:
@@ -65,26 +66,17 @@ class Standardised:
             return result
         return functional.linear(x, self.weight(layer), cast("nn.Linear", layer).bias)
 
-    def open_(self, layer: nn.Module) -> None:
-        """Let a layer compute by the formula, through which channels can be followed."""
-        layer.form = self  # type: ignore[assignment]  # modules take any attribute
-        layer.__class__ = next(narrow for kind, narrow in _NARROW.items() if isinstance(layer, kind))
+    def left(self, module: nn.Module) -> int:
+        """Return how many inputs of a filter are left."""
+        return cast(Tensor, module.weight).shape[1]
 
-    def set_(self, layer: nn.Module) -> None:
-        """Let a layer compute by the formula if inputs were cut, and by its own code if none is missing."""
-        if cast(Tensor, layer.weight).shape[1] != self.width:
-            self.open_(layer)
-        elif isinstance(layer, NarrowStandardised):
-            del layer.form
-            cast("nn.Module", layer).__class__ = self.whole
+    def narrow_class(self, module: nn.Module) -> type[NarrowModule]:
+        """Return the class of a layer that computes by the formula."""
+        return next(narrow for kind, narrow in _NARROW.items() if isinstance(module, kind))
 
 
-class NarrowStandardised(nn.Module):
-    """A layer with a standardised weight, after some of its inputs were cut.
-
-    Attributes:
-        form: What it computes; other attributes are those of the layer that it was.
-    """
+class NarrowStandardised(NarrowModule):
+    """A layer with a standardised weight, after some of its inputs were cut."""
 
     form: Standardised
 
@@ -94,7 +86,7 @@ class NarrowStandardised(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the settings, how many inputs of a filter are left, of how many, and of what."""
-        left = f"{cast(Tensor, self.weight).shape[1]} of {self.form.width}"
+        left = f"{self.form.left(self)} of {self.form.width}"
         return f"{super().extra_repr()}, inputs={left}, {self.form.whole.__name__}"
 
 
@@ -114,7 +106,7 @@ class NarrowConv3d(NarrowStandardised, nn.Conv3d):
     """A convolution of this kind over volumes."""
 
 
-_NARROW: dict[Any, Any] = {
+_NARROW: dict[type[nn.Module], type[NarrowStandardised]] = {
     nn.Linear: NarrowLinear,
     nn.Conv1d: NarrowConv1d,
     nn.Conv2d: NarrowConv2d,

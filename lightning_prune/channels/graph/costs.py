@@ -44,6 +44,11 @@ def budgets(
             known[key] = Axis(len(labels), len(labels) - len(owned), tuple(parts))
         return known[key]
 
+    def trace_of(labels: Tensor) -> int:
+        """Return the greatest trace number among the groups of these labels, 0 if none has a group."""
+        numbers = owners.group[labels].unique().tolist()
+        return max((groups[number][1] for number in numbers if number >= 0), default=0)
+
     params = [
         Term(parameter.numel(), tuple(map(axis, main.axis_labels.get(name, ()))))
         for name, parameter in model.named_parameters()
@@ -57,7 +62,7 @@ def budgets(
             for number, (_, lines) in enumerate(same_op)
             # the least of coupled labels is that of a weight; others may have been made on the way
             for labels in map(traces[number].labels.find, lines)
-            if int(owners.trace[labels].amax()) == number
+            if trace_of(labels) == number
         ]
         macs.append(Term(same_op[0][0], tuple(map(axis, factors))))
     return {"params": Budget(params), "macs": Budget(macs)}
@@ -69,23 +74,20 @@ class _Owners(NamedTuple):
     Attributes:
         group: The number of its group, -1 for none.
         unit: The number of its unit in the group.
-        trace: The number of the trace that has found the group, 0 for none.
     """
 
     group: Tensor
     unit: Tensor
-    trace: Tensor
 
     @classmethod
     def of(cls, traces: Sequence[TraceRecord], groups: Sequence[tuple[UnitGroup, int]]) -> _Owners:
         """Return the owners of all labels of these traces."""
         count = max(len(trace.labels) for trace in traces)
-        found = cls(torch.full((count,), -1), *torch.zeros(2, count, dtype=torch.int64))
-        for number, (group, trace) in enumerate(groups):
+        found = cls(torch.full((count,), -1), torch.zeros(count, dtype=torch.int64))
+        for number, (group, _) in enumerate(groups):
             for part in axis_slices((*group.masked, *group.buffers)):
                 assert part.index is not None
                 index = part.index.cpu()
                 labels = traces[0].axis_labels[part.name][part.dim][index >= 0]
-                found.group[labels], found.trace[labels] = number, trace
-                found.unit[labels] = index[index >= 0]
+                found.group[labels], found.unit[labels] = number, index[index >= 0]
         return found
