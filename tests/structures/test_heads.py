@@ -390,3 +390,37 @@ def test_units_beside_heads_that_go_are_of_another_kind() -> None:
     units = Heads().units(nn.Sequential(Fed(), nn.Linear(WIDTH, 2)), TOKENS)
     assert [(group.name, group.size) for group in units.groups] == [("0.all", HEADS)]
     assert units.frozen["0.all[2]"] == "is not of the kind that Heads prunes"
+
+
+class Numbered(nn.Module):
+    """Queries, keys and values have a number of heads each, and one line reshapes all of them."""
+
+    def __init__(self, in_a_loop: bool) -> None:
+        super().__init__()
+        self.in_a_loop = in_a_loop
+        self.query_heads = self.key_heads = self.value_heads = HEADS
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(y: Tensor, heads: int) -> Tensor:
+            return y.unflatten(-1, (heads, SIZE)).transpose(1, 2)
+
+        numbers = self.query_heads, self.key_heads, self.value_heads
+        if self.in_a_loop:
+            made = [
+                split(layer(x), heads)
+                for layer, heads in zip((self.query, self.key, self.value), numbers, strict=True)
+            ]
+        else:
+            q, k, v = self.query(x), self.key(x), self.value(x)
+            made = [split(q, numbers[0]), split(k, numbers[1]), split(v, numbers[2])]
+        return x + self.out(F.scaled_dot_product_attention(*made).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_numbers_that_one_line_reads_in_turn_shrink_together(in_a_loop: bool) -> None:
+    units = Heads().units(nn.Sequential(Numbered(in_a_loop), nn.Linear(WIDTH, 2)), TOKENS)
+    (group,) = units.groups
+    assert (group.size, group.heads) == (HEADS, True)
+    assert group.attributes == tuple(("0", f"{name}_heads") for name in ("query", "key", "value"))

@@ -1,57 +1,57 @@
-"""Which sets of integer attributes are tried first with a group, given how earlier sets have failed."""
+"""Which sets of integer attributes are tried with a group, given how earlier sets have failed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from lightning_prune.channels.compaction.failures import place_of
+from lightning_prune.channels.compaction.failures import Failure
 from lightning_prune.channels.compaction.size_attributes import Attribute
 
 _Set = tuple[Attribute, ...]
 
 
 class AttributeTrials:
-    """The sets of attributes that a group is tried with, those last that are not likely to pass.
+    """The sets of attributes that a group is tried with: all but those that earlier failures rule out.
 
-    A cut stops at the first line that does not fit. A set that passes gets beyond it, so it has an attribute
+    A cut stops at the first op that does not fit. A set that passes gets beyond it, so it has an attribute
     that makes the failure another one, and among the failures that this leads to a next one, and so on. A set
-    without such a chain is tried last. So is one with an attribute that has changed nothing of a failure at the
-    line where the others stop. They may pass where one line, as that of a helper, runs for several layers.
+    without such a chain is left out. So is one with an attribute that has changed nothing of a failure at the
+    op where the others stop.
 
     Args:
         sets: All sets, as ``attribute_choices`` returns them.
-        failure: Why the group fails with no attribute adjusted; ``None`` if that is not known.
+        failure: How the group fails with no attribute adjusted; ``None`` if that is not known.
     """
 
-    def __init__(self, sets: Iterable[_Set], failure: str | None) -> None:
+    def __init__(self, sets: Iterable[_Set], failure: Failure | None) -> None:
         self._left = iter(sets)
-        self._failures: dict[frozenset[Attribute], str | None] = {frozenset(): failure}
-        self._last: dict[frozenset[Attribute], _Set] = {}
-        self._idle: set[tuple[Attribute, str]] = set()  # attributes, and where they have changed nothing
+        self._failures: dict[frozenset[Attribute], Failure | None] = {frozenset(): failure}
+        self._left_out: set[frozenset[Attribute]] = set()
+        self._idle: set[tuple[Attribute, object]] = set()  # attributes, and where they have changed nothing
 
     def next(self) -> _Set | None:
         """Return the next set to try; ``None`` if there is none."""
         for each in self._left:
             if self._is_promising(frozenset(each)):
                 return each
-            self._last[frozenset(each)] = each
-        return self._last.pop(next(iter(self._last))) if self._last else None
+            self._left_out.add(frozenset(each))
+        return None
 
-    def note(self, attributes: _Set, failure: str) -> None:
-        """Record why the group has failed with these attributes adjusted."""
+    def note(self, attributes: _Set, failure: Failure) -> None:
+        """Record how the group has failed with these attributes adjusted."""
         chosen = frozenset(attributes)
         self._failures[chosen] = failure
         self._idle |= {
-            (each, place_of(failure))
+            (each, failure.place)
             for each, others in _without_one(chosen)
             if self._failures.get(others) == failure
         }
 
     def _is_promising(self, chosen: frozenset[Attribute]) -> bool:
-        known = self._failures.keys() | self._last.keys()
+        known = self._failures.keys() | self._left_out
         # of an attribute in all modules no smaller set is tried before
         return known.isdisjoint(others for _, others in _without_one(chosen)) or any(
-            self._leads_on(others) and (each, place_of(self._failures[others] or "")) not in self._idle
+            self._leads_on(others) and (each, _place(self._failures[others])) not in self._idle
             for each, others in _without_one(chosen)
         )
 
@@ -68,3 +68,7 @@ class AttributeTrials:
 def _without_one(chosen: frozenset[Attribute]) -> Iterator[tuple[Attribute, frozenset[Attribute]]]:
     """Yield each attribute of a set, and the others."""
     return ((each, chosen - {each}) for each in chosen)
+
+
+def _place(failure: Failure | None) -> object:
+    return None if failure is None else failure.place

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
-from lightning_prune.channels.compaction.failures import described
+from lightning_prune.channels.compaction.failures import Failure, module_calls
 from lightning_prune.channels.compaction.plan import Kept
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.tolerance import EXACT, LARGEST, largest_difference, measured_tolerance
@@ -18,6 +19,8 @@ from lightning_prune.channels.compaction.trial_copies import TrialCopies
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.model_copies import copy_sharing_weights
 from lightning_prune.core.probes import Deadline, NotFollowedError, Probe, relative_difference
+
+_Judge: TypeAlias = Callable[[Kept], Failure | None]  # says why groups cannot be cut together
 
 
 class CutTrial:
@@ -141,14 +144,14 @@ class CutTrial:
 
     def can_cut(self, kept: Kept) -> bool:
         """Return whether these groups can be cut together."""
-        return self._failure(kept) is None
+        return not kept or self._failure(kept) is None
 
-    def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, str]:
-        """Return the groups that cannot be cut, name to reason; all others can be cut together.
+    def failing(self, kept: Kept, passed: Kept = ()) -> dict[str, Failure]:
+        """Return the groups that cannot be cut, name to failure; all others can be cut together.
 
-        All groups are cut at once. If that fails, the first half is tried, then the second half together with
-        the groups of the first that passed, and so on by bisection. A group that fails before :meth:`refine`
-        cannot be cut; one that passes may still fail afterwards.
+        All groups are cut at once. If that fails, the first one that fails together with those before it is
+        found by bisection; then all others are tried together, and so on. A group that fails before
+        :meth:`refine` cannot be cut; one that passes may still fail afterwards.
 
         Args:
             kept: The groups to test, each with a bool mask over its units, False for a unit to cut.
@@ -157,33 +160,35 @@ class CutTrial:
         Raises:
             ValueError: If the deadline has passed.
         """
-        reason = self._failure([*passed, *kept]) if kept else None
-        return {} if reason is None else self._apart(kept, passed, reason)
+        return _failing(kept, passed, self._failure)
 
-    def _apart(self, kept: Kept, passed: Kept, reason: str) -> dict[str, str]:
-        """Return which groups of some that fail together, for this reason, cannot be cut."""
-        if len(kept) == 1:
-            return {kept[0][0].name: reason}
-        first, second = kept[: len(kept) // 2], kept[len(kept) // 2 :]
-        failing = self.failing(first, passed)
-        if not failing:  # the second half has failed beside the first one already
-            return self._apart(second, [*passed, *first], reason)
-        passing = [each for each in first if each[0].name not in failing]
-        return failing | self.failing(second, [*passed, *passing])
+    def raising(self, kept: Kept) -> dict[str, Failure]:
+        """Return the groups with which the cut network raises an error, name to failure.
 
-    def _failure(self, kept: Kept) -> str | None:
+        This takes less time than :meth:`failing`, but outputs are not compared.
+
+        Args:
+            kept: As for :meth:`failing`.
+
+        Raises:
+            ValueError: If the deadline has passed.
+        """
+        return _failing(kept, (), self._error)
+
+    def _failure(self, kept: Kept) -> Failure | None:
         """Return why these groups cannot be cut together; ``None`` if they can."""
         if self._deadline is not None:
             self._deadline.check()
-        try:
-            expected, found = self._both(kept)
-        except Exception as error:  # a user's forward may raise anything when shapes do not fit
-            if self._uses_single_precision(kept):
-                return self._failure(kept)
-            return f"cannot be cut: {described(error)}"
+        with module_calls() as calls:
+            try:
+                expected, found = self._both(kept)
+            except Exception as error:  # a user's forward may raise anything when shapes do not fit
+                if self._uses_single_precision(kept):
+                    return self._failure(kept)
+                return Failure.of(error, calls())
         if largest_difference(expected, expected):  # nan
             if self._copies.scale == 1 and not self._falls_back():
-                return "cannot be compared: the network gives nan"
+                return Failure("cannot be compared: the network gives nan")
             self._copies.scale = 1
             return self._failure(kept)
         self._double_runs |= self._copies.dtype is torch.float64
@@ -193,7 +198,18 @@ class CutTrial:
         )
         self.proof = Proof(precision, difference, len(expected), sum(map(len, expected)))
         if difference > self._tolerance(kept, expected, difference):
-            return f"cannot be cut: outputs change by {difference:.1e}"
+            return Failure(f"cannot be cut: outputs change by {difference:.1e}")
+        return None
+
+    def _error(self, kept: Kept) -> Failure | None:
+        """Return with what error the network fails without these groups; ``None`` if it runs."""
+        if self._deadline is not None:
+            self._deadline.check()
+        with module_calls() as calls:
+            try:
+                self._outputs(self._copies.cut(kept))
+            except Exception as error:  # as in _failure
+                return self._error(kept) if self._uses_single_precision(kept) else Failure.of(error, calls())
         return None
 
     def _both(self, kept: Kept) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -210,8 +226,8 @@ class CutTrial:
         if self._copies.dtype is not torch.float64 or self._double_runs:
             return False
         try:
-            self._outputs(self._copies.with_zeros(kept))
-            self._double_runs = True
+            outputs = self._outputs(self._copies.with_zeros(kept))
+            self._double_runs = not largest_difference(outputs, outputs)  # not nan
         except Exception:  # a user's forward may raise anything where its code fixes a type
             return self._falls_back()
         return False
@@ -284,3 +300,29 @@ class CutTrial:
         outputs = [each.outputs(copy_sharing_weights(model, self._written)) for each in others]
         outputs.append(last.outputs(model))
         return [found for found, each in zip(outputs, self._passes, strict=True) if each.compared]
+
+
+def _failing(kept: Kept, passed: Kept, judge: _Judge) -> dict[str, Failure]:
+    """Return the groups that fail, name to failure; all others pass together.
+
+    Args:
+        kept: The groups to test.
+        passed: Groups that have passed, which are cut as well.
+        judge: Says why groups cannot be cut together.
+    """
+    failing: dict[str, Failure] = {}
+    passing, left = list(passed), list(kept)
+    step = len(left)
+    while left and (failure := judge([*passing, *left])) is not None:
+        first, end = 0, len(left)  # left[:first] passes, left[:end] fails
+        while end - first > 1:
+            middle = first + min(step, (end - first) // 2)
+            found = judge([*passing, *left[:middle]])
+            if found is None:
+                first, step = middle, 2 * step
+            else:
+                end, failure = middle, found
+        failing[left[first][0].name] = failure
+        passing, left = [*passing, *left[:first]], left[end:]
+        step = 1  # where one has failed the next ones often do
+    return failing

@@ -1,15 +1,62 @@
-"""Messages of errors that a cut network raises, with the line of the user's code that would have to change."""
+"""Failures of trials: errors of a cut network, with the line of the user's code that would have to change."""
 
 from __future__ import annotations
 
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[2])
+
+
+class Failure(NamedTuple):
+    """Why a trial has failed.
+
+    Attributes:
+        reason: The reason, in words.
+        place: How far the pass came that raised an error: the instruction that each function on the stack was
+            at, and the number of modules called before; ``None`` if none did.
+    """
+
+    reason: str
+    place: tuple[object, ...] | None = None
+
+    @classmethod
+    def of(cls, error: Exception, calls: int) -> Failure:
+        """Return the failure of a pass that raised an error.
+
+        Args:
+            error: The error.
+            calls: The number of modules that were called before.
+        """
+        stack, trace = [], error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            stack.append((code.co_filename, code.co_firstlineno, trace.tb_lasti))
+            trace = trace.tb_next
+        return cls(f"cannot be cut: {described(error)}", (*stack, calls))
+
+
+@contextmanager
+def module_calls() -> Iterator[Callable[[], int]]:
+    """Count the calls of modules in a ``with`` block; yield a function that returns their number so far."""
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield lambda: calls
+    finally:
+        handle.remove()
 
 
 def described(error: Exception) -> str:
@@ -24,11 +71,6 @@ def described(error: Exception) -> str:
     line = [f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}"] if own else []
     places = [*line, *([f"module {name}"] if (name := _module_name(error)) else [])]
     return f"{message} ({', '.join(places)})" if places else message
-
-
-def place_of(failure: str) -> str:
-    """Return the line and the module that :func:`described` has ended a text with."""
-    return failure.rpartition(" (")[2]
 
 
 def _module_name(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_prune.channels.compaction.attribute_trials import AttributeTrials
 from lightning_prune.channels.compaction.cut_trial import CutTrial
+from lightning_prune.channels.compaction.failures import Failure
 from lightning_prune.channels.compaction.size_attributes import Attribute, attribute_choices
 from lightning_prune.channels.compaction.trial_cuts import least_cut, uneven_cut
 from lightning_prune.channels.graph.groups import unique_names
@@ -45,7 +46,7 @@ class GroupSearch:
         self._model, self._trial = model, trial
         self.passed: list[Found] = []
         self._tried: set[tuple[_CutPlaces, bool]] = set()
-        self._reasons: dict[_CutPlaces, str] = {}
+        self._failures: dict[_CutPlaces, Failure] = {}
         self._made: dict[UnitGroup, Mapping[tuple[str, int], int]] = {}
 
     def attempt(self, groups: Iterable[UnitGroup], trace: int, *, adjusted: bool) -> dict[str, str]:
@@ -65,17 +66,18 @@ class GroupSearch:
         if adjusted:
             self._try_adjusted([Found(group, trace) for group in groups])
             return {}
-        passed, reasons = self._try(groups)
+        passed, failures = self._try(groups)
         self.passed += [Found(group, trace) for group in passed]
-        failing = [group for group in groups if group.name in reasons]
-        self._reasons |= {_cut_places(group): reasons[group.name] for group in failing}
-        return {part.name: reasons[group.name] for group in failing for part in group.slices}
+        failing = [group for group in groups if group.name in failures]
+        self._failures |= {_cut_places(group): failures[group.name] for group in failing}
+        return {part.name: failures[group.name].reason for group in failing for part in group.slices}
 
     def limit(self) -> None:
         """Find the groups of which one unit more has to stay, as where ``squeeze`` drops the dimension of one.
 
         A group that fails with one more left is dropped.
         """
+        self._sort()  # names are unique then
         failing = self._trial.failing(least_cut([group for group, _ in self.passed]))
         self.passed = [
             Found(replace(group, minimum=group.minimum + (group.name in failing)), trace)
@@ -84,10 +86,10 @@ class GroupSearch:
         again = [group for group, _ in self.passed if group.name in failing]
         self._drop(self._trial.failing(least_cut(again)))
 
-    def _drop(self, failing: Mapping[str, str]) -> None:
-        """Take these groups, name to reason, out of ``passed``."""
+    def _drop(self, failing: Mapping[str, Failure]) -> None:
+        """Take these groups, by name, out of ``passed``."""
         gone = [group for group, _ in self.passed if group.name in failing]
-        self._reasons |= {_cut_places(group): failing[group.name] for group in gone}
+        self._failures |= {_cut_places(group): failing[group.name] for group in gone}
         self.passed = [found for found in self.passed if found.group.name not in failing]
 
     def confirm(self) -> None:
@@ -129,47 +131,52 @@ class GroupSearch:
 
     def reason(self, group: UnitGroup) -> str:
         """Return why a group cannot be cut without adjusted attributes."""
-        return self._reasons.get(_cut_places(group), "shares weights with units that failed their trial")
+        failure = self._failures.get(_cut_places(group))
+        return "shares weights with units that failed their trial" if failure is None else failure.reason
 
     def _try(
         self, groups: Sequence[UnitGroup], *, unlikely: bool = False
-    ) -> tuple[list[UnitGroup], dict[str, str]]:
-        """Return the groups that can be cut, and for the others name to reason.
+    ) -> tuple[list[UnitGroup], dict[str, Failure]]:
+        """Return the groups that can be cut, and for the others name to failure.
 
-        All are tried together at first, unless most are likely to fail. If that fails: groups whose parameter
-        names differ in numbers only, as those of the blocks of a transformer, and that adjust the same
-        attributes, are taken to be alike. The first, the middle and the last one are tried. If all three fail,
-        the others are taken to fail for the same reason as the first.
+        All are tried together at first, unless most are likely to fail. If that fails, the first, the middle
+        and the last one of those that are alike are tried. If all three fail, the others are taken to fail as
+        the first does. What raises an error is looked for first, since that takes less time.
 
         Args:
             groups: The groups.
             unlikely: Whether most are likely to fail: the three of each kind are tried alone.
         """
-        if len(groups) < 2:
-            failing = self._trial.failing(uneven_cut(groups))
-            return [group for group in groups if group.name not in failing], failing
-        if not unlikely and self._trial.can_cut(uneven_cut(groups)):
-            return list(groups), {}
-        families: dict[object, list[UnitGroup]] = defaultdict(list)
-        for group in groups:
-            layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
-            families[layers, tuple(key for _, key in group.attributes)].append(group)
-        tried: dict[str, UnitGroup] = {}
-        for family in families.values():
-            tried |= {group.name: group for group in (family[0], family[len(family) // 2], family[-1])}
-        failing, rest = {}, []
-        for part in [[group] for group in tried.values()] if unlikely else [list(tried.values())]:
-            failing |= self._trial.failing(uneven_cut(part))
-        for family in families.values():
-            others = [group for group in family if group.name not in tried]
-            if all(group.name in failing for group in family if group.name in tried):
-                failing |= {group.name: failing[family[0].name] for group in others}
-            else:
-                rest += others
-        alone = [group for group in tried.values() if group.name not in failing] if unlikely else []
-        if rest or len(alone) > 1:
-            failing |= self._trial.failing(uneven_cut([*alone, *rest]))
-        return [group for group in groups if group.name not in failing], failing
+        failing: dict[str, Failure] = {}
+        left = list(groups)
+        if not unlikely and len(left) > 1:
+            if self._trial.can_cut(uneven_cut(left)):
+                return left, failing
+            kinds = _kinds(left)
+            failing = _with_alike(kinds, self._trial.raising(uneven_cut(_samples(kinds))))
+            left = _others(groups, failing)
+            if failing and self._trial.can_cut(uneven_cut(left)):
+                return left, failing
+        failing |= self._failing(left, apart=unlikely)
+        return _others(groups, failing), failing
+
+    def _failing(self, groups: Sequence[UnitGroup], *, apart: bool) -> dict[str, Failure]:
+        """Return the groups that cannot be cut, name to failure.
+
+        Args:
+            groups: The groups.
+            apart: Whether to try the first, the middle and the last one of each kind alone.
+        """
+        kinds = _kinds(groups)
+        samples = _samples(kinds)
+        found: dict[str, Failure] = {}
+        for part in [[group] for group in samples] if apart else [samples]:
+            found |= self._trial.failing(uneven_cut(part))
+        failing = _with_alike(kinds, found)
+        left = _others(groups, failing)
+        if len(left) > (1 if apart else len(samples) - len(found)):  # others than those tried, or not together
+            failing |= self._trial.failing(uneven_cut(left))
+        return failing
 
     def _try_adjusted(self, candidates: Iterable[Found]) -> bool:
         """Add to ``passed`` the groups that can be cut with attributes adjusted, each with the first such set.
@@ -197,9 +204,9 @@ class GroupSearch:
         return len(self.passed) > count
 
     def _attribute_trials(self, group: UnitGroup) -> AttributeTrials:
-        return AttributeTrials(attribute_choices(self._model, group), self._reasons.get(_cut_places(group)))
+        return AttributeTrials(attribute_choices(self._model, group), self._failures.get(_cut_places(group)))
 
-    def _try_joined(self, now: Sequence[Found], *, unlikely: bool) -> dict[int, str]:
+    def _try_joined(self, now: Sequence[Found], *, unlikely: bool) -> dict[int, Failure]:
         """Try each group joined with those that adjust the same attribute, also with those that have passed.
 
         Args:
@@ -207,7 +214,7 @@ class GroupSearch:
             unlikely: As for :meth:`_try`.
 
         Returns:
-            Why groups have failed, by ``id``.
+            The failures, by ``id`` of the group.
         """
         fresh = set(map(id, now))
         sets = [
@@ -216,23 +223,23 @@ class GroupSearch:
             if not fresh.isdisjoint(map(id, each)) and _can_join(each)
         ]
         joined = [_join(members) for members in sets]
-        reasons = self._try([group for group, _ in joined], unlikely=unlikely)[1]
-        failures: dict[int, str] = {}
+        failing = self._try([group for group, _ in joined], unlikely=unlikely)[1]
+        failures: dict[int, Failure] = {}
         for found, members in zip(joined, sets, strict=True):
             gone = set(map(id, members))
-            if found.group.name in reasons:
-                failures |= dict.fromkeys(gone, reasons[found.group.name])
+            if found.group.name in failing:
+                failures |= dict.fromkeys(gone, failing[found.group.name])
             else:
                 self.passed = [other for other in self.passed if id(other) not in gone] + [found]
         return failures
 
-    def _try_apart(self, now: Sequence[Found]) -> dict[int, str]:
+    def _try_apart(self, now: Sequence[Found]) -> dict[int, Failure]:
         """Try groups that adjust the same attribute, and have not passed as one, until one of them passes.
 
         Of those that might be one the first alone is tried.
 
         Returns:
-            Why groups have failed, by ``id``.
+            The failures, by ``id`` of the group.
         """
         free = {id(group) for group in self.apart(group for group, _ in now)}
         known = set(map(id, self.passed))
@@ -243,14 +250,53 @@ class GroupSearch:
             )
             if len(each) > 1 and known.isdisjoint(map(id, each))
         ]
-        failures: dict[int, str] = {}
+        failures: dict[int, Failure] = {}
         while sets:
             first = [each[0] for each in sets]
-            reasons = self._try([group for group, _ in first], unlikely=True)[1]
-            failures |= {id(each): reasons[each.group.name] for each in first if each.group.name in reasons}
+            failing = self._try([group for group, _ in first], unlikely=True)[1]
+            failures |= {id(each): failing[each.group.name] for each in first if each.group.name in failing}
             self.passed += [each for each in first if id(each) not in failures]
             sets = [each[1:] for each in sets if id(each[0]) in failures and len(each) > 1]
         return failures
+
+
+def _kinds(groups: Iterable[UnitGroup]) -> list[list[UnitGroup]]:
+    """Return the groups in sets of those that are taken to be alike, as those of the blocks of a transformer.
+
+    Their parameter names differ in numbers only, and they adjust the same attributes.
+    """
+    kinds: dict[object, list[UnitGroup]] = defaultdict(list)
+    for group in groups:
+        layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
+        kinds[layers, tuple(key for _, key in group.attributes)].append(group)
+    return list(kinds.values())
+
+
+def _samples(kinds: Iterable[Sequence[UnitGroup]]) -> list[UnitGroup]:
+    """Return the first, the middle and the last group of each kind."""
+    found = (group for kind in kinds for group in (kind[0], kind[len(kind) // 2], kind[-1]))
+    return list(dict.fromkeys(found))
+
+
+def _with_alike(kinds: Iterable[Sequence[UnitGroup]], failing: Mapping[str, Failure]) -> dict[str, Failure]:
+    """Return which groups fail; if all samples of a kind do so, the others are taken to fail as the first does.
+
+    Args:
+        kinds: The groups.
+        failing: The failures of samples.
+    """
+    found = dict(failing)
+    for kind in kinds:
+        if all(group.name in failing for group in _samples([kind])):
+            first = kind[0].name
+            alike = failing[first]._replace(reason=f"is like {first}, which {failing[first].reason}")
+            found |= {group.name: alike for group in kind if group.name not in failing}
+    return found
+
+
+def _others(groups: Iterable[UnitGroup], failing: Container[str]) -> list[UnitGroup]:
+    """Return the groups that do not fail."""
+    return [group for group in groups if group.name not in failing]
 
 
 def _sharing_attributes(found: Iterable[Found]) -> list[list[Found]]:

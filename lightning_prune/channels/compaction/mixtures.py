@@ -274,10 +274,10 @@ def _tried(
     Returns:
         The groups that can be cut, and the names of the others, with the reasons.
     """
-    reasons = trial.failing(least_cut(groups))
-    passed = {group.name: group for group in groups if group.name not in reasons}
+    failures = trial.failing(least_cut(groups))
+    passed = {group.name: group for group in groups if group.name not in failures}
     for group in groups:
-        for way in _other_ways(model, group) if group.name in reasons else ():
+        for way in _other_ways(model, group) if group.name in failures else ():
             if not trial.failing(least_cut([way]), least_cut([*passed.values()])):
                 passed[group.name] = way
                 break
@@ -286,9 +286,9 @@ def _tried(
         for cut in (least_cut, uneven_cut):
             failing = trial.failing(cut([*passed.values()]))
             passed = {name: group for name, group in passed.items() if name not in failing}
-            reasons |= failing
+            failures |= failing
     found = [passed[group.name] for group in groups if group.name in passed]
-    return found, {group.name: reasons[group.name] for group in groups if group.name not in passed}
+    return found, {group.name: failures[group.name].reason for group in groups if group.name not in passed}
 
 
 def _other_ways(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:

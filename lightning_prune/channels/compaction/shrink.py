@@ -186,7 +186,7 @@ def prove_plan(
         ]
         failing = trial.failing(kept)
     if failing:
-        faults = "; ".join(f"{name} {why}" for name, why in failing.items())
+        faults = "; ".join(f"{name} {failure.reason}" for name, failure in failing.items())
         raise CompactionError(f"{type(model).__name__} stays as it was. {faults}")
     plan = make_plan(model, kept, averages_within(model))
     return ProvenPlan(plan, trial.proof, _unchanged(model, kept, plan))

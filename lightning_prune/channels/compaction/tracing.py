@@ -77,10 +77,8 @@ def record_passes(model: nn.Module, probe: Probe, deadline: Deadline | None = No
     recorder = _Recorder(model, deadline)
     found: list[PassRecord] = []
     for number, each in enumerate(probe.passes):
-        twin = copy_model(model)
-        count_pass()
         try:
-            record = record_pass(open_norms_(twin), each)._replace(number=number)
+            record = recorder.record(each)._replace(number=number)
         except Exception as error:  # a user's forward may raise anything
             raise NotFollowedError(f"{type(model).__name__} cannot run on the example: {error!r}") from error
         known = any(map(record.same_ops, found))
@@ -97,6 +95,8 @@ def record_passes(model: nn.Module, probe: Probe, deadline: Deadline | None = No
 class _Recorder:
     """Records passes on copies of a model.
 
+    The copies share the memory of one that has memory of its own, but for parameters that passes write to.
+
     Args:
         model: Is not changed.
         deadline: When to stop; ``None`` for no limit.
@@ -104,8 +104,19 @@ class _Recorder:
 
     def __init__(self, model: nn.Module, deadline: Deadline | None) -> None:
         self._model, self._deadline = model, deadline
+        self._shared = copy_model(model)
+        self._written = frozenset[str]()
 
-    def record(self, probe: Probe) -> PassRecord | None:
+    def record(self, probe: Probe) -> PassRecord:
+        """Return the record of a pass; let through any error of it."""
+        count_pass()
+        record = record_pass(open_norms_(copy_sharing_weights(self._shared, self._written)), probe)
+        if not record.written <= self._written:  # it has changed memory that copies share
+            self._written |= record.written
+            self._shared = copy_model(self._model)
+        return record
+
+    def record_if_runs(self, probe: Probe) -> PassRecord | None:
         """Return the record of a pass; ``None`` if it fails.
 
         Raises:
@@ -113,19 +124,18 @@ class _Recorder:
         """
         if self._deadline is not None:
             self._deadline.check()
-        count_pass()
         try:
-            return record_pass(open_norms_(copy_model(self._model)), probe)
+            return self.record(probe)
         except Exception:  # a user's forward may raise anything on inputs of another size, or in another mode
             return None
 
     def with_training_mode(self, records: list[PassRecord]) -> list[PassRecord]:
         """Return records with what the first pass that runs in training mode does there."""
         for number, each in enumerate(records):
-            found = self.record(each.probe.in_training_mode())
+            found = self.record_if_runs(each.probe.in_training_mode())
             if found is None:
                 continue
-            small = None if each.small is None else self.record(each.small.probe.in_training_mode())
+            small = None if each.small is None else self.record_if_runs(each.small.probe.in_training_mode())
             if found.same_ops(each) and (
                 each.small is None or (small is not None and small.same_ops(each.small))
             ):
@@ -142,7 +152,7 @@ class _Recorder:
         def runs_alike(probe: Probe) -> bool:
             if [record, *found][-1].elements < _FEW_ELEMENTS:
                 return False
-            small = self.record(probe)
+            small = self.record_if_runs(probe)
             if small is None or not small.same_way(record):
                 return False
             found.append(small)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from zlib import crc32
 
 import torch
 
@@ -11,25 +13,36 @@ from lightning_prune.units.groups import UnitGroup
 
 
 def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
-    """Return for each group a random choice of units to keep, from a fixed seed.
+    """Return for each group a random choice of units to keep.
 
-    Shares lie between a quarter and three quarters, and differ from group to group: groups that have to keep
-    equal numbers of units fail. Two units stay where there are three or more, and as many as a group keeps.
+    The choice for a group is the same whatever the other groups are, so that the errors of two trials can be
+    compared. Shares lie between a quarter and three quarters, and differ from group to group: groups that have
+    to keep equal numbers of units fail. Two units stay where there are three or more, and as many as a group
+    keeps.
 
     Args:
         groups: The groups.
-        other: Whether to keep one more or one less than otherwise: a number that has to be even fails.
+        other: Whether to keep another number of units than otherwise: a number that has to be even fails.
+            Groups of equal size then keep different numbers, as far as there are so many.
     """
-    generator = torch.Generator().manual_seed(0)
+    used: Counter[tuple[int, int]] = Counter()
     kept = []
     for group in groups:
+        generator = torch.Generator().manual_seed(crc32(group.slices[0].name.encode()))
         ranks = torch.randperm(group.size, generator=generator).argsort()
         share = 0.25 + 0.5 * float(torch.rand((), generator=generator))
-        count = min(max(2, group.minimum, round(group.size * share)), group.size - 1)
+        count = max(group.minimum, min(max(2, round(group.size * share)), group.size - 1))
         if other:
-            count = max(group.minimum, count + 1 if count + 1 < group.size else count - 1)
+            count = min(_other_counts(group, count), key=lambda each: used[group.size, each])
+            used[group.size, count] += 1
         kept.append((group, ranks < count))
     return kept
+
+
+def _other_counts(group: UnitGroup, count: int) -> list[int]:
+    """Return the numbers of units that a group may keep, those first that are an odd number from this one."""
+    allowed = range(group.minimum, group.size) or [count]
+    return sorted(allowed, key=lambda each: ((each - count) % 2 == 0, abs(each - count), -each))
 
 
 def least_cut(groups: Sequence[UnitGroup]) -> Kept:

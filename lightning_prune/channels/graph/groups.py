@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -253,10 +253,16 @@ def _slices(
 
 def unique_names(groups: Iterable[UnitGroup]) -> tuple[UnitGroup, ...]:
     """Return the groups with a number appended to names that occur again, as in ``name[2]``."""
-    seen: dict[str, int] = defaultdict(int)
+    groups = list(groups)
+    taken = {group.name for group in groups}
+    seen = set[str]()
     named = []
     for group in groups:
-        seen[group.name] += 1
-        number = seen[group.name]
-        named.append(group if number == 1 else replace(group, name=f"{group.name}[{number}]"))
+        name = group.name
+        if name in seen:
+            numbered = (f"{group.name}[{number}]" for number in itertools.count(2))
+            name = next(each for each in numbered if each not in taken)
+        taken.add(name)
+        seen.add(name)
+        named.append(group if name == group.name else replace(group, name=name))
     return tuple(named)
