@@ -51,9 +51,13 @@ class AttributeTrials:
         known = self._failures.keys() | self._left_out
         # of an attribute in all modules no smaller set is tried before
         return known.isdisjoint(others for _, others in _without_one(chosen)) or any(
-            self._leads_on(others) and (each, _place(self._failures[others])) not in self._idle
+            self._leads_on(others) and not self._is_idle(each, self._failures[others])
             for each, others in _without_one(chosen)
         )
+
+    def _is_idle(self, attribute: Attribute, failure: Failure | None) -> bool:
+        """Return whether an attribute is known to change nothing of a failure."""
+        return failure is not None and (attribute, failure.place) in self._idle
 
     def _leads_on(self, chosen: frozenset[Attribute]) -> bool:
         """Return whether a set has made the failure of a smaller one, which does so, too, another one."""
@@ -68,7 +72,3 @@ class AttributeTrials:
 def _without_one(chosen: frozenset[Attribute]) -> Iterator[tuple[Attribute, frozenset[Attribute]]]:
     """Yield each attribute of a set, and the others."""
     return ((each, chosen - {each}) for each in chosen)
-
-
-def _place(failure: Failure | None) -> object:
-    return None if failure is None else failure.place

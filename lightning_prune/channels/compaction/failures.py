@@ -42,6 +42,10 @@ class Failure(NamedTuple):
             trace = trace.tb_next
         return cls(f"cannot be cut: {described(error)}", (*stack, calls))
 
+    def inferred(self, other: str) -> Failure:
+        """Return the failure of a group that is taken to be like another one, which has failed so."""
+        return self._replace(reason=f"is like {other}, which {self.reason}")
+
 
 @contextmanager
 def module_calls() -> Iterator[Callable[[], int]]:

@@ -48,6 +48,7 @@ class GroupSearch:
         self._tried: set[tuple[_CutPlaces, bool]] = set()
         self._failures: dict[_CutPlaces, Failure] = {}
         self._made: dict[UnitGroup, Mapping[tuple[str, int], int]] = {}
+        self._choices: dict[_CutPlaces, list[tuple[Attribute, ...]]] = {}
 
     def attempt(self, groups: Iterable[UnitGroup], trace: int, *, adjusted: bool) -> dict[str, str]:
         """Try the groups that were not tried before and share no weights with those in ``passed``.
@@ -152,7 +153,7 @@ class GroupSearch:
         if not unlikely and len(left) > 1:
             if self._trial.can_cut(uneven_cut(left)):
                 return left, failing
-            kinds = _kinds(left)
+            kinds = self._kinds(left)
             failing = _with_alike(kinds, self._trial.raising(uneven_cut(_samples(kinds))))
             left = _others(groups, failing)
             if failing and self._trial.can_cut(uneven_cut(left)):
@@ -167,7 +168,7 @@ class GroupSearch:
             groups: The groups.
             apart: Whether to try the first, the middle and the last one of each kind alone.
         """
-        kinds = _kinds(groups)
+        kinds = self._kinds(groups)
         samples = _samples(kinds)
         found: dict[str, Failure] = {}
         for part in [[group] for group in samples] if apart else [samples]:
@@ -186,7 +187,7 @@ class GroupSearch:
         Returns:
             Whether any group was added.
         """
-        left = [(found, self._attribute_trials(found.group)) for found in candidates]
+        left = self._attribute_trials(list(candidates))
         count, unlikely = len(self.passed), False
         while now := [
             (Found(replace(found.group, attributes=chosen), found.trace), trials)
@@ -203,8 +204,39 @@ class GroupSearch:
             left = [each for each in left if id(each[0].group) in free]
         return len(self.passed) > count
 
-    def _attribute_trials(self, group: UnitGroup) -> AttributeTrials:
-        return AttributeTrials(attribute_choices(self._model, group), self._failures.get(_cut_places(group)))
+    def _attribute_trials(self, candidates: Sequence[Found]) -> list[tuple[Found, AttributeTrials]]:
+        """Return the groups, each with what chooses the attributes that it is tried with."""
+        groups = [group for group, _ in candidates]
+        self._choices |= {_cut_places(group): attribute_choices(self._model, group) for group in groups}
+        failures: dict[UnitGroup, Failure | None] = {}
+        for kind in self._kinds(groups):
+            # with no other group cut, as in the trials that they will be compared with
+            found = {group: self._alone(group) for group in _samples([kind])}
+            first = found[kind[0]]
+            alike = None if first is None else first.inferred(kind[0].name)
+            failures |= dict.fromkeys(kind, alike) | found
+        return [
+            (found, AttributeTrials(self._choices[_cut_places(found.group)], failures[found.group]))
+            for found in candidates
+        ]
+
+    def _alone(self, group: UnitGroup) -> Failure | None:
+        """Return how a group fails without adjusted attributes; ``None`` if it does not."""
+        return self._trial.failing(uneven_cut([group])).get(group.name)
+
+    def _kinds(self, groups: Iterable[UnitGroup]) -> list[list[UnitGroup]]:
+        """Return the groups in sets of those that are taken to be alike, as those of a transformer's blocks.
+
+        Names of their parameters, and those of the attributes that they adjust or may adjust, differ in numbers
+        of modules only.
+        """
+        kinds: dict[object, list[UnitGroup]] = defaultdict(list)
+        for group in groups:
+            layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
+            choices = self._choices.get(_cut_places(group), ())
+            attributes = [tuple(key for _, key in each) for each in (group.attributes, *choices)]
+            kinds[layers, tuple(attributes)].append(group)
+        return list(kinds.values())
 
     def _try_joined(self, now: Sequence[Found], *, unlikely: bool) -> dict[int, Failure]:
         """Try each group joined with those that adjust the same attribute, also with those that have passed.
@@ -222,7 +254,7 @@ class GroupSearch:
             for each in _sharing_attributes([*self.passed, *now])
             if not fresh.isdisjoint(map(id, each)) and _can_join(each)
         ]
-        joined = [_join(members) for members in sets]
+        joined = [members[0] if len(members) == 1 else _join(members) for members in sets]
         failing = self._try([group for group, _ in joined], unlikely=unlikely)[1]
         failures: dict[int, Failure] = {}
         for found, members in zip(joined, sets, strict=True):
@@ -260,18 +292,6 @@ class GroupSearch:
         return failures
 
 
-def _kinds(groups: Iterable[UnitGroup]) -> list[list[UnitGroup]]:
-    """Return the groups in sets of those that are taken to be alike, as those of the blocks of a transformer.
-
-    Their parameter names differ in numbers only, and they adjust the same attributes.
-    """
-    kinds: dict[object, list[UnitGroup]] = defaultdict(list)
-    for group in groups:
-        layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
-        kinds[layers, tuple(key for _, key in group.attributes)].append(group)
-    return list(kinds.values())
-
-
 def _samples(kinds: Iterable[Sequence[UnitGroup]]) -> list[UnitGroup]:
     """Return the first, the middle and the last group of each kind."""
     found = (group for kind in kinds for group in (kind[0], kind[len(kind) // 2], kind[-1]))
@@ -289,7 +309,7 @@ def _with_alike(kinds: Iterable[Sequence[UnitGroup]], failing: Mapping[str, Fail
     for kind in kinds:
         if all(group.name in failing for group in _samples([kind])):
             first = kind[0].name
-            alike = failing[first]._replace(reason=f"is like {first}, which {failing[first].reason}")
+            alike = failing[first].inferred(first)
             found |= {group.name: alike for group in kind if group.name not in failing}
     return found
 
