@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -22,6 +20,7 @@ from lightning_prune.callbacks.pruning import PruningCallback, pruning_callbacks
 from lightning_prune.channels.compaction.shrink import compact
 from lightning_prune.core.configurations import config_in, with_readable_configs
 from lightning_prune.core.files import read_file
+from lightning_prune.core.mistyped import with_nearest_names
 from lightning_prune.core.probes import own_example
 from lightning_prune.criteria.weights import Magnitude
 from lightning_prune.export.compacted import callback_state_in, load_compact, masks_in, plans_in, state_keys_in
@@ -282,14 +281,12 @@ class PruningCommands(_Trainer):
         return forward_probe(self, model, first_batch(self, model, datamodule))
 
 
-def _suggesting(error: Callable[..., NoReturn], message: str, *args: Any, **kwargs: Any) -> NoReturn:
-    """End the command with a message and, where a class is mistyped, the nearest names of classes."""
-    unknown = re.search(r"dot import path string: (\w+)$", message)
-    if unknown is not None:
-        nearest = get_close_matches(unknown[1], lightning_prune.__all__, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
-        message += f"\nlightning_prune has no class {unknown[1]!r}.{hint}"
-    error(message, *args, **kwargs)
+def _suggesting(
+    error: Callable[..., NoReturn], parsers: list[LightningArgumentParser], message: str, *more: Any
+) -> NoReturn:
+    """End the command with a message and, where a class or an argument is mistyped, the nearest names."""
+    arguments = {name.removeprefix("--") for parser in parsers for name in parser._option_string_actions}
+    error(with_nearest_names(message, lightning_prune.__all__, arguments), *more)
 
 
 class PruningArguments(_CLI):
@@ -303,12 +300,14 @@ class PruningArguments(_CLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("trainer_class", self.pruning_trainer)
+        self._parsers: list[LightningArgumentParser] = []  # of the command and of its subcommands
         super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Return a parser that says which classes there are where the name of one is mistyped."""
+        """Return a parser that names the nearest classes or arguments where one is mistyped."""
         parser = super().init_parser(**kwargs)
-        parser.error = partial(_suggesting, parser.error)  # type: ignore[method-assign]
+        self._parsers.append(parser)
+        parser.error = partial(_suggesting, parser.error, self._parsers)  # type: ignore[method-assign]
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -292,7 +292,10 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 OTHERS = {
     "Torch-Pruning": ("torch_pruning", [""]),
     "fasterai": ("fasterai", [""]),
-    "ModelOpt": ("modelopt", ["torch/prune", "torch/puzzletron", "torch/sparsity/weight_sparsity", "torch/nas"]),
+    "ModelOpt": (
+        "modelopt",
+        ["torch/prune", "torch/puzzletron", "torch/sparsity/weight_sparsity", "torch/nas"],
+    ),
     "ModelPruning": ("lightning", ["pytorch/callbacks/pruning.py"]),
 }
 

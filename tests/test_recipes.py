@@ -114,7 +114,15 @@ def test_the_console_script_finds_modules_where_it_is_run(tmp_path: Path) -> Non
     [
         (["--pruning.target", "1.5"], "target=1.5 must be a number above 0 and below 1"),
         (["--pruning.criterion", "Magnitud"], "has no class 'Magnitud'. Did you mean Magnitude"),
-        (["--pruning.targt", "0.5"], "targt"),
+        (
+            ["--pruning.targt", "0.5"],
+            "unrecognized arguments: --pruning.targt 0.5. Did you mean pruning.target?",
+        ),
+        (["--nonsense", "0.5"], "unrecognized arguments: --nonsense 0.5\n"),
+        (
+            ["--config", "pruning: {targt: 0.5}"],
+            "does not accept option 'pruning.targt'. Did you mean pruning.target?",
+        ),
     ],
 )
 def test_typos_on_the_command_line_are_named(
