@@ -10,27 +10,28 @@ _ROW = 0.22  # inches of height that a name takes
 _TALLEST = 200  # inches of a figure: matplotlib draws at most 65,535 points in height
 
 
-def layer_figure(layers: int) -> tuple[Any, Any, Any, Any]:
+def layer_figure(layers: int, over_time: bool = True) -> tuple[Any, Any, Any, Any]:
     """Return a figure that is high enough for the names of all layers, and its axes.
 
     Args:
         layers: Number of layers.
+        over_time: Whether there is something to show over time.
 
     Returns:
-        The figure, wide axes at its top, and two axes under them that share the names of the layers.
+        The figure, wide axes at its top or None, and two axes under them that share the names of the layers.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
-    top, rows = 3.5, min(_TALLEST, max(2.0, _ROW * layers) + 1)
-    figure = Figure(figsize=(14, top + rows), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(top, rows))
-    left = figure.add_subplot(grid[1, 0])
-    right = figure.add_subplot(grid[1, 1], sharey=left)
+    heights = (*((3.5,) if over_time else ()), min(_TALLEST, max(2.0, _ROW * layers) + 1))
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    left = figure.add_subplot(grid[-1, 0])
+    right = figure.add_subplot(grid[-1, 1], sharey=left)
     right.tick_params(labelleft=False)
-    return figure, figure.add_subplot(grid[0, :]), left, right
+    return figure, figure.add_subplot(grid[0, :]) if over_time else None, left, right
 
 
 def _draw_bars(axes: Any, names: Sequence[str], values: Sequence[float], **options: Any) -> None:
@@ -54,7 +55,8 @@ def draw_widths(axes: Any, names: Sequence[str], before: Sequence[int], after: S
     _draw_bars(axes, names, before, color="lightgrey", label="before")
     _draw_bars(axes, names, after, color="tab:blue", label="after")
     axes.set(title="Widths by layer", xlabel="filters or neurons")
-    axes.legend(loc="upper right")  # "best" takes seconds for many layers, and warns; first layers are narrow
+    # above the bars, of which it would hide some
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0)
 
 
 def draw_sensitivity(
@@ -81,8 +83,7 @@ def draw_history(
     """
     axes.set(title="Over time", xlabel="optimizer steps", ylim=(0, 1))
     axes.set_ylabel("sparsity", color="tab:blue")
-    if sparsities:
-        axes.step(*zip(*sparsities, strict=True), where="post", color="tab:blue")
+    axes.step(*zip(*sparsities, strict=True), where="post", color="tab:blue")
     if metrics:
         twin = axes.twinx()
         twin.plot(*zip(*metrics, strict=True), color="tab:orange", marker=".")

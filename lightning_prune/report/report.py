@@ -265,17 +265,18 @@ class Report:
             ImportError: If matplotlib is not installed.
         """
         names = [layer.name for layer in self.layers]
-        figure, over_time, by_layer, widths = layer_figure(len(names))
+        figure, over_time, by_layer, widths = layer_figure(len(names), over_time=bool(self.history))
         removed = [1 - layer.remaining / layer.size for layer in self.layers]
         draw_sparsity(by_layer, names, removed, self.sparsity)
         before = [layer.full_width for layer in self.layers]
         draw_widths(widths, names, before, [layer.remaining_width for layer in self.layers])
-        draw_history(
-            over_time,
-            [(entry.step, entry.sparsity) for entry in self.history],
-            [(entry.step, entry.metric) for entry in self.history if entry.metric is not None],
-            self.monitor,
-        )
+        if over_time is not None:
+            draw_history(
+                over_time,
+                [(entry.step, entry.sparsity) for entry in self.history],
+                [(entry.step, entry.metric) for entry in self.history if entry.metric is not None],
+                self.monitor,
+            )
         figure.savefig(path, dpi=120)
 
 

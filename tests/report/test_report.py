@@ -148,6 +148,18 @@ def test_names_in_the_plot_do_not_overlap() -> None:
     assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
 
 
+def test_the_legend_hides_no_bar_and_nothing_over_time_takes_no_room() -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    figure, over_time, _, widths = layer_figure(3, over_time=False)
+    assert over_time is None
+    assert figure.get_figheight() == 3
+    draw_widths(widths, ["a", "b", "c"], [8, 8, 8], [8, 8, 4])
+    figure.draw_without_rendering()
+    assert widths.get_legend().get_window_extent().y0 >= max(
+        bar.get_window_extent().y1 for bar in widths.patches
+    )
+
+
 def test_a_plot_of_very_many_layers_names_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     assert layer_figure(10**6)[0].get_figheight() * 120 < 2**16
