@@ -27,24 +27,10 @@ def prune_with_peer(model: nn.Module, example: Any, kept: Sequence[str]) -> dict
         left; "difference", that of the outputs of the cut model and of one whose channels are 0 instead,
         relative to the largest; or "error" alone.
     """
-    import torch_pruning
-
     probe = as_probe(example).to(torch.float64)
     masked = copy.deepcopy(model.double())
-    heads = {each: each.num_heads for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
-    begun = time.process_time()
     try:
-        pruner = torch_pruning.pruner.BasePruner(
-            model,
-            None,
-            forward_fn=lambda network, _: probe(network),
-            importance=torch_pruning.importance.MagnitudeImportance(p=1),
-            pruning_ratio=0.5,
-            ignored_layers=[model.get_submodule(name) for name in kept],
-            num_heads=heads,
-        )
-        pruner.step()
-        seconds = time.process_time() - begun
+        seconds = cut_with_peer(model, probe, kept)
         found = _outputs(model, probe)
     except Exception as error:  # of another library
         return {"error": repr(error)[:300]}
@@ -52,6 +38,30 @@ def prune_with_peer(model: nn.Module, example: Any, kept: Sequence[str]) -> dict
     zero_what_went_(masked, model)
     difference = relative_difference(_outputs(masked, probe), found)
     return {"seconds": seconds, "kept": share, "difference": difference}
+
+
+def cut_with_peer(model: nn.Module, probe: Probe, kept: Sequence[str]) -> float:
+    """Cut half of the channels by magnitude, as Torch-Pruning does by default; return the processor time.
+
+    Args:
+        model: Is cut.
+        probe: Runs the model.
+        kept: Names of modules to leave alone.
+    """
+    import torch_pruning
+
+    begun = time.process_time()
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        None,
+        forward_fn=lambda network, _: probe(network),
+        importance=torch_pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.5,
+        ignored_layers=[model.get_submodule(name) for name in kept],
+        num_heads={each: each.num_heads for each in model.modules() if isinstance(each, nn.MultiheadAttention)},
+    )
+    pruner.step()
+    return time.process_time() - begun
 
 
 @torch.no_grad()

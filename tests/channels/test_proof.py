@@ -722,3 +722,18 @@ def test_copies_have_functions_of_their_own() -> None:
 @given(seed=st.integers(0, 2**32))
 def test_random_networks_are_equal_in_every_way_or_refused(seed: int) -> None:
     check(seed)
+
+
+class Sine(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.sin()
+
+
+def test_weights_are_not_made_larger_where_rounding_errors_would_grow() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16) for _ in range(80)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+    model = nn.Sequential(*(each for layer in layers for each in (layer, Sine())), nn.Linear(16, 2))
+    units = Channels().units(model, torch.randn(2, 16))
+    assert [group.size for group in units.groups] == [16] * 80

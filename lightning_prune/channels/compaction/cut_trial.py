@@ -14,7 +14,13 @@ from lightning_prune.channels.compaction.example_variants import variant_that_ru
 from lightning_prune.channels.compaction.failures import Failure, module_calls
 from lightning_prune.channels.compaction.plan import Kept
 from lightning_prune.channels.compaction.proof import Proof
-from lightning_prune.channels.compaction.tolerance import EXACT, LARGEST, largest_difference, measured_tolerance
+from lightning_prune.channels.compaction.tolerance import (
+    EXACT,
+    LARGEST,
+    amplifies_rounding,
+    largest_difference,
+    measured_tolerance,
+)
 from lightning_prune.channels.compaction.trial_copies import TrialCopies
 from lightning_prune.channels.compaction.trial_pass import TrialPass
 from lightning_prune.core.model_copies import copy_sharing_weights
@@ -69,6 +75,7 @@ class CutTrial:
         else:
             self._begin()
         self._double_runs = self._copies.dtype is torch.float64
+        self._steady = False  # whether the factor of the weights is known to do no harm
 
     def _begin(self) -> None:
         """Choose the precision of the first trials, and check that the model can be tried in it.
@@ -186,6 +193,12 @@ class CutTrial:
                 if self._uses_single_precision(kept):
                     return self._failure(kept)
                 return Failure.of(error, calls())
+        return self._judged(kept, expected, found)
+
+    def _judged(
+        self, kept: Kept, expected: Sequence[list[Tensor]], found: Sequence[list[Tensor]]
+    ) -> Failure | None:
+        """Return why outputs of the masked and of the cut copy do not agree; ``None`` if they do."""
         if largest_difference(expected, expected):  # nan
             if self._copies.scale == 1 and not self._falls_back():
                 return Failure("cannot be compared: the network gives nan")
@@ -198,6 +211,9 @@ class CutTrial:
         )
         self.proof = Proof(precision, difference, len(expected), sum(map(len, expected)))
         if difference > self._tolerance(kept, expected, difference):
+            if self._is_too_large(kept, expected):
+                self._copies.scale = 1
+                return self._failure(kept)
             return Failure(f"cannot be cut: outputs change by {difference:.1e}")
         return None
 
@@ -249,6 +265,14 @@ class CutTrial:
         return measured_tolerance(
             partial(self._copies.with_zeros, kept), groups, self._outputs, expected, self._copies.dtype
         )
+
+    def _is_too_large(self, kept: Kept, expected: Sequence[list[Tensor]]) -> bool:
+        """Return whether the factor of the weights makes outputs depend on rounding errors."""
+        if self._copies.scale == 1 or self._steady:
+            return False
+        model = self._copies.with_zeros(kept)
+        self._steady = not amplifies_rounding(model, self._outputs, expected, self._copies.dtype)
+        return not self._steady
 
     def _twice(self, each: TrialPass) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of a pass on two copies.

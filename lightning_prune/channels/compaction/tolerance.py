@@ -52,6 +52,24 @@ def measured_tolerance(
     return max(exact, _NOISE_FACTOR * noise) if _NOISE_FACTOR * noise < largest else exact
 
 
+def amplifies_rounding(
+    model: nn.Module,
+    outputs: Callable[[nn.Module], Sequence[list[Tensor]]],
+    expected: Sequence[list[Tensor]],
+    dtype: torch.dtype,
+) -> bool:
+    """Return whether rounding errors of a network's weights become too large in its outputs to compare these.
+
+    Args:
+        model: A copy of the network, which is changed.
+        outputs: As for :func:`measured_tolerance`.
+        expected: The outputs of the network.
+        dtype: The type of its numbers.
+    """
+    jitter_(model, torch.finfo(dtype).eps)
+    return _NOISE_FACTOR * largest_difference(expected, outputs(model)) > LARGEST[dtype]
+
+
 def largest_difference(expected: Iterable[list[Tensor]], found: Iterable[list[Tensor]]) -> float:
     """Return the largest relative difference between the outputs of several passes."""
     return max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
