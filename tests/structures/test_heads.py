@@ -392,35 +392,52 @@ def test_units_beside_heads_that_go_are_of_another_kind() -> None:
     assert units.frozen["0.all[2]"] == "is not of the kind that Heads prunes"
 
 
+def _made_first(model: Numbered, x: Tensor) -> list[Tensor]:
+    q, k, v = model.query(x), model.key(x), model.value(x)
+    return [_split(q, model.query_heads), _split(k, model.key_heads), _split(v, model.value_heads)]
+
+
+def _made_in_the_loop(model: Numbered, x: Tensor) -> list[Tensor]:
+    return [_split(layer(x), heads) for layer, heads in model.projections()]
+
+
+def _without_modules(model: Numbered, x: Tensor) -> list[Tensor]:
+    return [_split(F.linear(x, layer.weight, layer.bias), heads) for layer, heads in model.projections()]
+
+
+def _split_in_a_loop(model: Numbered, x: Tensor) -> list[Tensor]:
+    made = [(layer(x), heads) for layer, heads in model.projections()]
+    return [_split(y, heads) for y, heads in made]
+
+
+def _split(y: Tensor, heads: int) -> Tensor:
+    return y.unflatten(-1, (heads, SIZE)).transpose(1, 2)
+
+
 class Numbered(nn.Module):
     """Queries, keys and values have a number of heads each, and one line reshapes all of them."""
 
-    def __init__(self, in_a_loop: bool) -> None:
+    def __init__(self, made_by: Callable[[Numbered, Tensor], list[Tensor]]) -> None:
         super().__init__()
-        self.in_a_loop = in_a_loop
+        self.made_by = made_by
         self.query_heads = self.key_heads = self.value_heads = HEADS
         self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.out = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
-        def split(y: Tensor, heads: int) -> Tensor:
-            return y.unflatten(-1, (heads, SIZE)).transpose(1, 2)
-
+    def projections(self) -> list[tuple[nn.Linear, int]]:
         numbers = self.query_heads, self.key_heads, self.value_heads
-        if self.in_a_loop:
-            made = [
-                split(layer(x), heads)
-                for layer, heads in zip((self.query, self.key, self.value), numbers, strict=True)
-            ]
-        else:
-            q, k, v = self.query(x), self.key(x), self.value(x)
-            made = [split(q, numbers[0]), split(k, numbers[1]), split(v, numbers[2])]
+        return list(zip((self.query, self.key, self.value), numbers, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.made_by(self, x)
         return x + self.out(F.scaled_dot_product_attention(*made).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("in_a_loop", [False, True])
-def test_numbers_that_one_line_reads_in_turn_shrink_together(in_a_loop: bool) -> None:
-    units = Heads().units(nn.Sequential(Numbered(in_a_loop), nn.Linear(WIDTH, 2)), TOKENS)
+@pytest.mark.parametrize("made_by", [_made_first, _made_in_the_loop, _without_modules, _split_in_a_loop])
+def test_numbers_that_one_line_reads_in_turn_shrink_together(
+    made_by: Callable[[Numbered, Tensor], list[Tensor]],
+) -> None:
+    units = Heads().units(nn.Sequential(Numbered(made_by), nn.Linear(WIDTH, 2)), TOKENS)
     (group,) = units.groups
     assert (group.size, group.heads) == (HEADS, True)
     assert group.attributes == tuple(("0", f"{name}_heads") for name in ("query", "key", "value"))

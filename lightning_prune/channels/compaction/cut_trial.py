@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.compaction.example_variants import variant_that_runs
-from lightning_prune.channels.compaction.failures import Failure, module_calls
+from lightning_prune.channels.compaction.failures import Failure, OpCounter
 from lightning_prune.channels.compaction.plan import Kept
 from lightning_prune.channels.compaction.proof import Proof
 from lightning_prune.channels.compaction.tolerance import (
@@ -186,14 +187,15 @@ class CutTrial:
         """Return why these groups cannot be cut together; ``None`` if they can."""
         if self._deadline is not None:
             self._deadline.check()
-        with module_calls() as calls:
-            try:
-                expected, found = self._both(kept)
-            except Exception as error:  # a user's forward may raise anything when shapes do not fit
-                if self._uses_single_precision(kept):
-                    return self._failure(kept)
-                return Failure.of(error, calls())
-        return self._judged(kept, expected, found)
+        try:
+            expected, found = self._both(kept)
+        except Exception as error:  # a user's forward may raise anything when shapes do not fit
+            if self._uses_single_precision(kept):
+                return self._failure(kept)
+            failure = Failure.of(error)
+        else:
+            return self._judged(kept, expected, found)
+        return self._located(failure, kept)  # when the error keeps no copy alive any more
 
     def _judged(
         self, kept: Kept, expected: Sequence[list[Tensor]], found: Sequence[list[Tensor]]
@@ -221,12 +223,27 @@ class CutTrial:
         """Return with what error the network fails without these groups; ``None`` if it runs."""
         if self._deadline is not None:
             self._deadline.check()
-        with module_calls() as calls:
-            try:
-                self._outputs(self._copies.cut(kept))
-            except Exception as error:  # as in _failure
-                return self._error(kept) if self._uses_single_precision(kept) else Failure.of(error, calls())
-        return None
+        try:
+            self._outputs(self._copies.cut(kept))
+        except Exception as error:  # as in _failure
+            if self._uses_single_precision(kept):
+                return self._error(kept)
+            failure = Failure.of(error)
+        else:
+            return None
+        return self._located(failure, kept)
+
+    def _located(self, failure: Failure, kept: Kept) -> Failure:
+        """Return a failure with the number of ops that the network has called before, without these groups.
+
+        The pass runs again for it, since counting takes time, and most passes do not fail.
+        """
+        counter = OpCounter()
+        with suppress(Exception):  # as in _failure
+            model = self._copies.cut(kept)
+            with counter:
+                self._outputs(model)
+        return failure.after(counter.count)
 
     def _both(self, kept: Kept) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Return the outputs of the masked copy and of the cut one."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+
+from lightning_prune.core.probes import OpMode
 
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[2])
 
@@ -21,46 +21,46 @@ class Failure(NamedTuple):
     Attributes:
         reason: The reason, in words.
         place: How far the pass came that raised an error: the instruction that each function on the stack was
-            at, and the number of modules called before; ``None`` if none did.
+            at, and the number of ops called before; ``None`` if none did.
     """
 
     reason: str
     place: tuple[object, ...] | None = None
 
     @classmethod
-    def of(cls, error: Exception, calls: int) -> Failure:
-        """Return the failure of a pass that raised an error.
-
-        Args:
-            error: The error.
-            calls: The number of modules that were called before.
-        """
+    def of(cls, error: Exception) -> Failure:
+        """Return the failure of a pass that raised an error."""
         stack, trace = [], error.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
             stack.append((code.co_filename, code.co_firstlineno, trace.tb_lasti))
             trace = trace.tb_next
-        return cls(f"cannot be cut: {described(error)}", (*stack, calls))
+        return cls(f"cannot be cut: {described(error)}", tuple(stack))
+
+    def after(self, ops: int) -> Failure:
+        """Return the failure of a pass that has called so many ops before."""
+        return self._replace(place=(self.place, ops))
 
     def inferred(self, other: str) -> Failure:
         """Return the failure of a group that is taken to be like another one, which has failed so."""
         return self._replace(reason=f"is like {other}, which {self.reason}")
 
 
-@contextmanager
-def module_calls() -> Iterator[Callable[[], int]]:
-    """Count the calls of modules in a ``with`` block; yield a function that returns their number so far."""
-    calls = 0
+class OpCounter(OpMode):
+    """Dispatch mode that counts ops.
 
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
+    Attributes:
+        count: The number of ops that were called.
+    """
 
-    handle = register_module_forward_pre_hook(count)
-    try:
-        yield lambda: calls
-    finally:
-        handle.remove()
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def described(error: Exception) -> str:
