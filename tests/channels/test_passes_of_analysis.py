@@ -169,6 +169,26 @@ def test_what_differs_in_training_mode_is_followed_there() -> None:
     assert sum(training for *_, training in Counting.calls) > 4
 
 
+class Scaling(nn.Module):
+    """Writes to its weight in training mode, even where it then cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.training:
+            assert (self.weight < 100).all()
+            self.weight.data.mul_(100)
+            assert len(rows) > 1
+        return rows * self.weight
+
+
+def test_a_pass_that_fails_leaves_nothing_to_the_next_one() -> None:
+    records = record_passes(Scaling(), as_probe([torch.ones(1, 4), torch.ones(3, 4)]))
+    assert any(each.runs_in_training or each.probe.training for each in records)
+
+
 def test_an_analysis_serves_again_until_the_module_changes() -> None:
     model = Counting()
     pruner = pruned(model, IMAGES)

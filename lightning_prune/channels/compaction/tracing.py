@@ -110,7 +110,11 @@ class _Recorder:
     def record(self, probe: Probe) -> PassRecord:
         """Return the record of a pass; let through any error of it."""
         count_pass()
-        record = record_pass(open_norms_(copy_sharing_weights(self._shared, self._written)), probe)
+        try:
+            record = record_pass(open_norms_(copy_sharing_weights(self._shared, self._written)), probe)
+        except Exception:
+            self._shared = copy_model(self._model)  # nobody knows what it has written before
+            raise
         if not record.written <= self._written:  # it has changed memory that copies share
             self._written |= record.written
             self._shared = copy_model(self._model)
