@@ -410,6 +410,11 @@ def _split_in_a_loop(model: Numbered, x: Tensor) -> list[Tensor]:
     return [_split(y, heads) for y, heads in made]
 
 
+def _checked(model: Numbered, x: Tensor) -> list[Tensor]:
+    assert model.query_heads == model.key_heads == model.value_heads
+    return _made_first(model, x)
+
+
 def _split(y: Tensor, heads: int) -> Tensor:
     return y.unflatten(-1, (heads, SIZE)).transpose(1, 2)
 
@@ -433,7 +438,9 @@ class Numbered(nn.Module):
         return x + self.out(F.scaled_dot_product_attention(*made).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("made_by", [_made_first, _made_in_the_loop, _without_modules, _split_in_a_loop])
+@pytest.mark.parametrize(
+    "made_by", [_made_first, _made_in_the_loop, _without_modules, _split_in_a_loop, _checked]
+)
 def test_numbers_that_one_line_reads_in_turn_shrink_together(
     made_by: Callable[[Numbered, Tensor], list[Tensor]],
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,8 @@ class Failure(NamedTuple):
     Attributes:
         reason: The reason, in words.
         place: How far the pass came that raised an error: the instruction that each function on the stack was
-            at, and the number of ops called before; ``None`` if none did.
+            at, and the number of ops called before; ``None`` if none did. That of a check in the user's code is
+            like no other one.
     """
 
     reason: str
@@ -30,10 +33,14 @@ class Failure(NamedTuple):
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """Return the failure of a pass that raised an error."""
-        stack, trace = [], error.__traceback__
+        stack: list[object] = []
+        trace = error.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
             stack.append((code.co_filename, code.co_firstlineno, trace.tb_lasti))
+            if trace.tb_next is None and _raises(code, trace.tb_lasti):
+                # a check may read several numbers, and says the same until all of them fit
+                stack.append(object())
             trace = trace.tb_next
         return cls(f"cannot be cut: {described(error)}", tuple(stack))
 
@@ -63,6 +70,16 @@ class OpCounter(OpMode):
         return func(*args, **(kwargs or {}))
 
 
+def _raises(code: CodeType, place: int) -> bool:
+    """Return whether an instruction of code outside libraries is a ``raise`` or an ``assert``."""
+    return _is_own(code.co_filename) and dis.opname[code.co_code[place]] == "RAISE_VARARGS"
+
+
+def _is_own(file: str) -> bool:
+    """Return whether a file is no part of PyTorch or this package."""
+    return not any(map(Path(file).is_relative_to, _LIBRARIES))
+
+
 def described(error: Exception) -> str:
     """Return the type and the first line of an error, the innermost line of code outside libraries, and module.
 
@@ -71,7 +88,7 @@ def described(error: Exception) -> str:
     """
     message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [each for each in frames if not any(map(Path(each.filename).is_relative_to, _LIBRARIES))]
+    own = [each for each in frames if _is_own(each.filename)]
     line = [f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}"] if own else []
     places = [*line, *([f"module {name}"] if (name := _module_name(error)) else [])]
     return f"{message} ({', '.join(places)})" if places else message
