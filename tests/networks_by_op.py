@@ -315,13 +315,49 @@ def distances() -> nn.Module:
     )
 
 
+def numbers(x: Tensor) -> Tensor:
+    """Return whole numbers below 10, in place of those of words."""
+    return (x * 3).abs().long().clamp(max=9)
+
+
 def bags() -> nn.Module:
     def run(m: Any, x: Tensor) -> Tensor:
         rows = x.flatten(1)
-        result: Tensor = m.out((m.bags((rows * 3).abs().long().clamp(max=9)) + m.one(rows)).relu())
+        result: Tensor = m.out((m.bags(numbers(rows)) + m.one(rows)).relu())
         return result
 
     return Net(run, bags=nn.EmbeddingBag(10, 8), one=nn.Linear(30, 8), out=nn.Linear(8, 3))
+
+
+def words_alone(
+    words: Callable[[int, int], nn.Module] = nn.Embedding,
+    reader: Callable[[int, int], nn.Module] = nn.Linear,
+    read: Run = lambda m, y: m.reader(y),
+) -> Callable[[], nn.Module]:
+    """A network in which nothing but an embedding makes the width that a layer reads."""
+    return lambda: Net(
+        lambda m, x: m.out(read(m, m.words(numbers(x[..., 0]))).relu()),
+        words=words(10, 8),
+        reader=reader(8, 7),
+        out=nn.Linear(7, 3),
+    )
+
+
+def predicted_words() -> nn.Module:
+    """The mean of a text's words, compared with each word."""
+    return Net(lambda m, x: m.words(numbers(x[..., 0])).mean(1) @ m.words.weight.T, words=nn.Embedding(10, 8))
+
+
+def joined_words() -> nn.Module:
+    return Net(
+        lambda m, x: m.out(
+            m.two(torch.cat([m.words(numbers(x[..., 0])), m.kinds(numbers(x[..., 1]))], -1)).relu()
+        ),
+        words=nn.Embedding(10, 8),
+        kinds=nn.Embedding(10, 4),
+        two=nn.Linear(12, 7),
+        out=nn.Linear(7, 3),
+    )
 
 
 # --- complex numbers
@@ -511,6 +547,17 @@ CASES = [
     Case("products and distances of two layers", "cdist", distances, TOKENS, [8, 7]),
     Case("products and distances of two layers", "cdist of many", distances, TOKENS.repeat(1, 8, 1), [8, 7]),
     Case("embeddings", "EmbeddingBag", bags, TOKENS, [8]),
+    Case("embeddings", "Linear reads", words_alone(), TOKENS, [8, 7]),
+    Case("embeddings", "of a bag", words_alone(nn.EmbeddingBag), TOKENS, [8, 7]),
+    Case(
+        "embeddings",
+        "LSTM reads",
+        words_alone(reader=nn.LSTM, read=lambda m, y: m.reader(y)[0]),
+        TOKENS,
+        [8, 7],
+    ),
+    Case("embeddings", "joined", joined_words, TOKENS, [8, 4, 7]),
+    Case("embeddings", "tied", predicted_words, TOKENS, [8]),
     tokens("embeddings", "halves", placed, [4, 4, 7], columns=embedded(3), rows=embedded(2)),
     Case("rotary embeddings", "view_as_complex", make_rotary, TOKENS, [3]),
     Case("graph layers by hand", "index_add", nodes(graph_convolution, **two_linear()), TOKENS, [8]),

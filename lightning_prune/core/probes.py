@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_prune.core.dropout_calls import without_chance
 from lightning_prune.core.process_state import ProcessState
 from lightning_prune.core.recurrent_calls import WholeRecurrentCalls, without_dropout
-from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, map_tensors, to_model
+from lightning_prune.core.tensors import MASKING, cast_or_move_tensor, dense, map_tensors, to_model
 
 
 class Probe(ABC):
@@ -349,6 +349,5 @@ def _comparable(tensor: Tensor) -> Tensor:
     """Return the tensor as a dense one, in double precision if it holds integers or truth values."""
     if tensor.is_nested:
         tensor = tensor.to_padded_tensor(0)
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
+    tensor = dense(tensor)
     return tensor if tensor.is_floating_point() or tensor.is_complex() else tensor.double()

@@ -175,3 +175,8 @@ def cast_model_(model: nn.Module, dtype: torch.dtype) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*attribute of a Tensor that is not a leaf")  # of scripted modules
         model._apply(lambda tensor: cast_or_move_tensor(tensor, dtype))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return a tensor as a dense one: itself, unless it is sparse, as the gradient of an embedding may be."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.core.parts import check_counts, check_seed
 from lightning_prune.core.progress import progress_bar
+from lightning_prune.core.tensors import dense
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.statistics.losses import LossEvaluator
 from lightning_prune.statistics.observer import Needs
@@ -238,9 +239,10 @@ def _gradients(
     """
     if not of.requires_grad:
         return tuple(torch.zeros_like(weight) for weight in weights)
-    return torch.autograd.grad(
+    grads = torch.autograd.grad(
         of, weights, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
     )
+    return tuple(map(dense, grads))
 
 
 def _widened(tensor: Tensor) -> Tensor:

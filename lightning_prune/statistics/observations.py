@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.parts import describe
+from lightning_prune.core.tensors import dense
 from lightning_prune.statistics.calibration import Calibration
 from lightning_prune.statistics.input_hooks import InputHooks, LayerInput
 from lightning_prune.statistics.losses import LossEvaluator
@@ -234,6 +235,6 @@ def _group_gradients(group: UnitGroup, grads: Mapping[str, Tensor] | None) -> li
     if all(grad is None for grad in found):
         return None
     return [
-        torch.zeros_like(to_local(part.weight)) if grad is None else to_local(grad)
+        torch.zeros_like(to_local(part.weight)) if grad is None else dense(to_local(grad))
         for part, grad in zip(group.slices, found, strict=True)
     ]

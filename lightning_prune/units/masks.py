@@ -149,6 +149,10 @@ class MaskStore:
                         self._zero_masked_(piece.view(parameter.shape), name)
 
     def _zero_masked_(self, tensor: Tensor, name: str) -> None:
+        if tensor.is_sparse:  # the gradient of an embedding: of the rows that were looked up
+            kept = self._masks[name].to(tensor.device)[tuple(tensor._indices())]
+            tensor._values().masked_fill_(~kept, 0)
+            return
         # Multiply the bits, as integers, by 0 or 1: faster than masked_fill_ and, unlike a product of floats,
         # 0 for inf and nan.
         bits = to_local(tensor).detach().view(_INTEGER[tensor.element_size()])

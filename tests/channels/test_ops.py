@@ -120,6 +120,25 @@ def test_what_is_ordered_or_mixed_along_the_channels_stays(op: object, dim: int)
     assert "mixes all channels" in frozen(model)["one.weight"]
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_knows_its_width_after_a_cut(kind: type[nn.Embedding | nn.EmbeddingBag]) -> None:
+    model, words = nn.Sequential(kind(10, 8), nn.Linear(8, 3)), torch.arange(6).view(2, 3)
+    pruner = Pruner(model, 0.5, structure=Channels(), selector=PerLayer(), schedule=None, example=words)
+    pruner.prune(1.0)
+    smaller = compact(model, pruner.masks, words)
+    assert smaller.get_submodule("0").embedding_dim == 4
+
+
+def test_an_embedding_whose_columns_stay_says_why_they_do() -> None:
+    model = Net(
+        lambda m, x: (words := m.words((x[:, 0, 0] * 3).abs().long()), m.two(m.one(words).relu())),
+        words=nn.Embedding(20, 8),
+        one=nn.Linear(8, 6),
+        two=nn.Linear(6, 3),
+    )
+    assert frozen(model)["words.weight"] == "is the network's output"
+
+
 def test_an_output_that_is_summed_up_in_place_is_followed() -> None:
     model = Net(lambda m, x: torch.zeros(2, 4).to(x).add_(m.head(m.one(x))), one=conv(3, 8), head=head(8))
     assert halved(model, IMAGES) == [8]

@@ -265,7 +265,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, int
     "ReLU": (partial(Between, nn.RNN, nonlinearity="relu"), (SEQUENCES,), {"inner": 7, "memory": 6}),
     "one sequence": (partial(Between, nn.GRU), (SEQUENCES[0],), {"inner": 7, "memory": 6}),
     "CRNN": (CRNN, (IMAGES,), {"features.0": 6, "features.3": 8, "memory": 10}),
-    "encoder and decoder": (Translator, (WORDS, WORDS[:, :4]), {"encoder": 8}),
+    "encoder and decoder": (Translator, (WORDS, WORDS[:, :4]), {"words": 6, "encoder": 8}),
     "bridge": (Bridge, (SEQUENCES,), {"encoder": 8, "join": 7}),
     "steps": (partial(Stepwise, zeros=False), (SEQUENCES,), {"inner": 6, "memory": 9}),
     "steps from zeros": (partial(Stepwise, zeros=True), (SEQUENCES,), {"inner": 6, "memory": 9}),

@@ -19,8 +19,11 @@ from lightning_prune import (
     Criterion,
     Fisher,
     Gradient,
+    Losses,
     Magnitude,
     Movement,
+    OptimalBrainDamage,
+    PerLayer,
     Pruner,
     Random,
     Structure,
@@ -665,3 +668,35 @@ def test_a_frozen_norm_does_not_keep_a_channel_from_being_watched() -> None:
     pruner.observe()
     pruner.prune(1.0)
     assert int((model[0].weight.flatten(1) == 0).all(1).sum()) == 2
+
+
+@pytest.mark.parametrize(
+    "criterion", [Gradient(), OptimalBrainDamage(), OptimalBrainDamage(estimator="hutchinson")], ids=repr
+)
+def test_sparse_gradients_of_an_embedding_count_as_dense_ones(criterion: Criterion) -> None:
+    words = torch.arange(12).view(3, 4)
+
+    def loss(net: nn.Module, batch: Tensor) -> Tensor:
+        return F.cross_entropy(net(batch).mean(1), torch.arange(3))
+
+    def masks(sparse: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(20, 8, sparse=sparse), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+        pruner = Pruner(
+            model,
+            0.5,
+            criterion=criterion,
+            structure=Channels(),
+            selector=PerLayer(),
+            schedule=None,
+            example=words,
+        )
+        loss(model, words).backward()
+        assert model.get_parameter("0.weight").grad.is_sparse == sparse  # type: ignore[union-attr]
+        pruner.observe()
+        pruner.prune(1.0, losses=Losses(loss, [words]))
+        return dict(pruner.masks)
+
+    sparse, dense = masks(True), masks(False)
+    assert int((~dense["0.weight"]).sum()) == 80
+    assert all(torch.equal(sparse[name], mask) for name, mask in dense.items())

@@ -141,6 +141,18 @@ def test_masked_gradients_become_zero(dtype: torch.dtype, layout: str) -> None:
     assert torch.equal(model.weight, torch.ones(4, 3, 5, 2, dtype=dtype))
 
 
+def test_masked_gradients_of_rows_that_were_looked_up_become_zero() -> None:
+    model = Holder(weight=torch.ones(5, 4))
+    store = half_masked(model, "weight")
+    rows, values = torch.tensor([[3, 0, 3]]), any_bits(torch.float32, 3, 4)
+    model.weight.grad = torch.sparse_coo_tensor(rows, values, (5, 4), check_invariants=True)
+    before = bits(values).clone()
+    store.apply_to_grads_(model.parameters())
+    assert torch.equal(
+        bits(model.weight.grad._values()), torch.where(store.masks["weight"][rows[0]], before, 0)
+    )
+
+
 def test_only_the_parameters_given_are_touched() -> None:
     model = Holder(one=torch.ones(4, 4), two=torch.ones(4, 4), three=torch.ones(4, 4))
     store = half_masked(model, "one", "two")

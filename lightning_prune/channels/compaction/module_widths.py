@@ -94,8 +94,9 @@ def _(module: nn.MultiheadAttention, shapes: Mapping[str, torch.Size]) -> dict[s
     return {"num_heads": inner // module.head_dim}
 
 
-@_widths.register
-def _(module: nn.Embedding, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+@_widths.register(nn.Embedding)
+@_widths.register(nn.EmbeddingBag)
+def _(module: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     return {"embedding_dim": shapes["weight"][1]}
 
 

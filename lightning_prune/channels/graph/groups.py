@@ -60,8 +60,8 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
 
     Returns:
         Groups in the order of the model, and for each tensor with frozen outputs the reason. Units that lie
-        along the same dimensions of the same tensors form a group. Units that are outputs of no contraction
-        belong to no group, and units in different parts of a dimension that is
+        along the same dimensions of the same tensors form a group. Units that are outputs of no contraction,
+        nor columns of embeddings alone, belong to no group, and units in different parts of a dimension that is
         split to different ones.
     """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -71,15 +71,16 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
         for name, dim in _axes_with_role(trace, Role.OUTPUT)
         if name in parameters and len(trace.axis_labels[name]) > 1
     }
+    columns = {(name, dim) for name, dim in _axes_with_role(trace, Role.COLUMN) - made if name in parameters}
     axes = [(name, dim) for name, labels in trace.axis_labels.items() for dim in range(len(labels))]
-    found, frozen = _free_places(trace, axes, made)
+    found, frozen = _free_places(trace, axes, made | columns)
     groups = []
     attended, summed = trace.coupled_to_role(Role.HEAD), trace.coupled_to_role(Role.SUMMED)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
     for alike in _alike(found, trace.parts()):
         own = [axes[number] for number in numpy.unique(alike.places.axis)]
-        outputs = [axis for axis in own if axis in made]
+        outputs = [axis for axis in own if axis in made] or [axis for axis in own if axis in columns]
         if not outputs:
             continue
         first = outputs[0][0]
@@ -93,7 +94,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
             frozen.setdefault(first, fewer)
             continue
         slices = _slices({**parameters, **buffers}, axes, alike, scales, read)
-        others = [axis for axis in own if axis not in made and axis[0] in parameters]
+        others = [axis for axis in own if axis not in outputs and axis[0] in parameters]
         # biases, scales and shifts of norms: one element per unit
         single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
         groups.append(

@@ -23,6 +23,7 @@ from lightning_prune.channels.graph.label_fields import (
 )
 from lightning_prune.channels.graph.labels import NOT_CUT
 from lightning_prune.channels.graph.sliced_parts import couple_alike
+from lightning_prune.channels.graph.trace_record import Role
 
 
 def same(call: Call) -> Sequence[Fields]:
@@ -310,6 +311,8 @@ def embedding(call: Call) -> Sequence[Fields]:
     fields = call.freeze_along(
         call.fields(weight), frozenset({0}), "holds the rows of an embedding, which are addressed by position"
     )
+    for field in fields:
+        call.record.note(Role.COLUMN, field)
     rank = call.outputs[0].ndim
     columns = tuple(align_rank(field.view(-1), rank) for field in fields)
     return [columns, *[() for _ in call.outputs[1:]]]

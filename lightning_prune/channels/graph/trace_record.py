@@ -25,6 +25,7 @@ class Role(Enum):
 
     OUTPUT = "an output of a weight: a contraction has made it"
     INPUT = "an input of a weight: a contraction sums over it"
+    COLUMN = "a column of an embedding: the rows that are looked up have made it"
     HEAD = "an attention head"
     SCALE = "an element of the scale of a batch norm"
     SUMMED = "a term of a sum that no weight multiplies, as of the mean of a layer norm"
