@@ -194,6 +194,17 @@ def framed(m: Any, y: Tensor) -> Tensor:
     return wide
 
 
+def shortcut(widen: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """A residual block whose shortcut gets as many zeros as it has channels, as in ResNets for CIFAR."""
+    return lambda: Net(
+        lambda m, x: m.head((widen(y := m.one(x).relu()) + m.three(m.two(y).relu())).relu()),
+        one=conv(3, 8),
+        two=conv(8, 7),
+        three=conv(7, 16),
+        head=head(16),
+    )
+
+
 # --- fixed filters
 
 
@@ -497,6 +508,21 @@ CASES = [
     images("zeros and the like", "new_empty", lambda m, y: y + y.new_empty(1).fill_(2.0)),
     images("zeros and the like", "written into", framed),
     images("zeros and the like", "joined", lambda m, y: torch.cat([y, torch.zeros_like(y)], 1), 16),
+    images("zeros and the like", "joined, as many", lambda m, y: torch.cat([y, y.new_zeros(y.shape)], 1), 16),
+    images(
+        "zeros and the like",
+        "joined, as many by chance",
+        lambda m, y: torch.cat([y, y.new_zeros(len(y), 8, *y.shape[2:])], 1),
+        16,
+    ),
+    *(
+        Case("zeros and the like", f"shortcut by {name}", shortcut(widen), IMAGES, [8, 7])
+        for name, widen in (
+            ("pad", lambda y: F.pad(y, (0, 0, 0, 0, 4, 4))),
+            ("cat", lambda y: torch.cat([y, torch.zeros(y.shape).to(y)], 1)),
+            ("zeros_like", lambda y: torch.cat([torch.zeros_like(y), y], 1)),
+        )
+    ),
     Case("zeros and the like", "zeros", lambda: Cell(lambda y, size: torch.zeros(size).to(y)), IMAGES, [5, 7]),
     Case("zeros and the like", "new_zeros", lambda: Cell(lambda y, size: y.new_zeros(size)), IMAGES, [5, 7]),
     Case("zeros and the like", "gated cell", make_gated_cell, TOKENS, [8]),

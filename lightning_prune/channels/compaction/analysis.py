@@ -24,7 +24,7 @@ from lightning_prune.channels.graph.costs import budgets
 from lightning_prune.channels.graph.groups import axis_reasons, find_groups
 from lightning_prune.channels.graph.mac_counter import macs_by_parameter
 from lightning_prune.channels.graph.recorder import PassRecord
-from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM
+from lightning_prune.channels.graph.splits import FIRST_DIM, HEAD_DIM, LAST_DIM, SPLIT_HEAD_DIM, ZEROS_FOLLOW
 from lightning_prune.channels.graph.trace_record import TraceRecord
 from lightning_prune.core.averages import average_reasons, averaged_names
 from lightning_prune.core.model_copies import copy_model
@@ -36,11 +36,12 @@ from lightning_prune.units.groups import UnitGroup, Units
 from lightning_prune.units.slices import axis_slices
 
 # how traces split dimensions; pairs of this and whether integer attributes are adjusted, in the order of trials
-_SPLITS = (LAST_DIM, HEAD_DIM, SPLIT_HEAD_DIM, FIRST_DIM)
+_SPLITS = (LAST_DIM, HEAD_DIM, SPLIT_HEAD_DIM, FIRST_DIM, ZEROS_FOLLOW)
 _ATTEMPTS = [
     *((split, adjusted) for split in (HEAD_DIM, SPLIT_HEAD_DIM) for adjusted in (False, True)),
-    *((split, adjusted) for adjusted in (False, True) for split in (LAST_DIM, FIRST_DIM)),
+    *((split, adjusted) for adjusted in (False, True) for split in (LAST_DIM, FIRST_DIM, ZEROS_FOLLOW)),
 ]
+_PLAIN_ATTEMPTS = [(LAST_DIM, False), (LAST_DIM, True)]  # where all splits choose alike
 
 
 @pass_counter("Find channels")
@@ -116,8 +117,7 @@ def _analysed(model: nn.Module, followed: Followed, deadline: Deadline) -> Analy
     search = GroupSearch(model, trial)
     traces = trace_model(model, passes, _SPLITS, deadline)
     main = traces[0]
-    # if the trace had no dimension to split, the traces of all splits are the same
-    attempts = _ATTEMPTS if main.split_sizes else [(LAST_DIM, False), (LAST_DIM, True)]
+    attempts = _ATTEMPTS if main.choices(LAST_DIM) else _PLAIN_ATTEMPTS
     groups_of = {trace: find_groups(model, trace) for trace in dict.fromkeys(traces)}
     found = [groups_of[trace] for trace in traces]
     head_reasons: dict[str, str] = {}

@@ -192,6 +192,5 @@ def trace_model(
     follow(splits[:1])
     while left := [split for split in splits if not any(each.same_with(split) for each in found.values())]:
         # what chooses otherwise in the first trace may not do so in another one
-        sizes = found[splits[0]].split_sizes
-        follow(list({tuple(map(split.choose, sizes)): split for split in reversed(left)}.values()))
+        follow(list({found[splits[0]].choices(split): split for split in reversed(left)}.values()))
     return [next(each for each in found.values() if each.same_with(split)) for split in splits]

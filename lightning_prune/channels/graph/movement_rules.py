@@ -172,6 +172,7 @@ def pixel_shuffle(call: Call) -> Sequence[Fields]:
 def concatenate(call: Call) -> Sequence[Fields]:
     """Concatenate the labels; along dimensions in which no input's labels vary, couple those of the parts."""
     dim = call.argument("dim") % call.outputs[0].ndim
+    _label_followers(call, dim)
     _label_uniform(call, [frozenset([dim])])
     matched = _matched(call, dim)
     labelled = (varying_dims(field) for fields in matched.values() for field in fields)
@@ -193,6 +194,19 @@ def _matched(call: Call, dim: int) -> dict[int, Fields]:
         call.freeze(tuple(field for field in across if varying_dims(field) not in common), NOT_CUT)
         matched[number] = (*along, *(field for field in across if varying_dims(field) in common))
     return matched
+
+
+def _label_followers(call: Call, dim: int) -> None:
+    """Give zeros and the like the labels of an operand of their shape, if the record's ``split`` says so.
+
+    Their number may be that of the channels that they are joined with, as in ``y.new_zeros(y.shape)``, or
+    happen to be the same.
+    """
+    labelled = {each.shape: fields for each in call.tensors if partition(fields := call.fields(each), [dim])[0]}
+    for tensor in call.tensors:
+        alike = call.is_uniform(tensor) and not call.fields(tensor) and tensor.shape in labelled
+        if alike and call.record.zeros_follow():
+            call.record.set_fields(tensor, labelled[tensor.shape])
 
 
 def _label_uniform(call: Call, otherwise: Sequence[frozenset[int]]) -> None:

@@ -61,6 +61,7 @@ class TraceRecord:
             these run over.
         op_factors: These labels, for each product of the op that is running.
         split_sizes: Where a dimension was split, the sizes of those that it became.
+        joins_zeros: Whether zeros and the like were joined with as many channels.
         line_of: Returns the line of code that has made a tensor of the pass that runs, if known.
     """
 
@@ -77,6 +78,7 @@ class TraceRecord:
         self.op_costs: list[tuple[int, list[Tensor]]] = []
         self.op_factors: list[list[Tensor]] = []
         self.split_sizes: list[Sequence[int]] = []
+        self.joins_zeros = False
         self.line_of: Callable[[Tensor], str | None] = lambda tensor: None
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
@@ -171,9 +173,19 @@ class TraceRecord:
         self.split_sizes.append(sizes)
         return self._split.choose(sizes)
 
+    def zeros_follow(self) -> bool:
+        """Return whether zeros that are joined with as many channels take their number from these."""
+        self.joins_zeros = True
+        return self._split.zeros_follow
+
+    def choices(self, split: Split) -> tuple[int, ...]:
+        """Return what a split chooses where this trace had a choice."""
+        follow = [int(split.zeros_follow)] if self.joins_zeros else []
+        return (*map(split.choose, self.split_sizes), *follow)
+
     def same_with(self, split: Split) -> bool:
         """Return whether a trace with another split would be the same, since all its choices are."""
-        return all(split.choose(sizes) == self._split.choose(sizes) for sizes in self.split_sizes)
+        return self.choices(split) == self.choices(self._split)
 
     def note(self, role: Role, field: Tensor) -> None:
         """Record the role of the labels of a field."""
