@@ -213,6 +213,28 @@ def blur() -> Fixed:
     return Fixed((line[:, None] * line / 16)[None, None])
 
 
+class Blur(Fixed):
+    """Takes the number of channels from an attribute, as timm's and kornia's layers do.
+
+    Args:
+        channels: The number.
+        spread: Makes of one filter those of all channels, in a buffer or for each pass.
+    """
+
+    def __init__(self, channels: int, spread: Callable[[Tensor, int], Tensor] | None = None) -> None:
+        super().__init__(blur().values if spread else blur().values.repeat(channels, 1, 1, 1))
+        self.channels, self.spread = channels, spread or (lambda filters, count: filters)
+
+    def forward(self, y: Tensor) -> Tensor:
+        filters = self.spread(self.values, self.channels)
+        return F.conv2d(y, filters, stride=2, padding=1, groups=self.channels)
+
+
+def boxes(one: Tensor, count: int) -> Tensor:
+    """Filters of a constant in the code, in place of those of a buffer."""
+    return torch.tensor([[1.0, 2.0, 1.0]]).to(one).expand(count, 1, 1, 3)
+
+
 def blurred(m: Any, y: Tensor, spread: Callable[[Tensor, int], Tensor]) -> Tensor:
     return F.conv2d(y, spread(m.blur.values, y.shape[1]), stride=2, padding=1, groups=y.shape[1])
 
@@ -537,6 +559,20 @@ CASES = [
         "repeat",
         partial(blurred, spread=lambda one, count: one.repeat(count, 1, 1, 1)),
         blur=blur,
+    ),
+    *(
+        images(
+            "one filter for all channels",
+            f"{name}, by an attribute",
+            lambda m, y: m.again(m.blur(y).tanh()),
+            blur=partial(Blur, 8, spread),
+            again=partial(Blur, 8, spread),
+        )
+        for name, spread in (
+            ("in a buffer", None),
+            ("expanded", lambda one, count: one.expand(count, -1, -1, -1)),
+            ("a constant", boxes),
+        )
     ),
     images("channels to positions", "pixel_unshuffle", lambda m, y: F.pixel_unshuffle(y, 2), 32),
     images("channels to positions", "pixel_shuffle", lambda m, y: F.pixel_shuffle(y, 2), 2, (2, 6)),

@@ -34,7 +34,8 @@ class UnitGroup:
         heads: Whether the units are attention heads.
         summed: Whether a sum takes in what the units are, so that a unit matters even if all weights that read
             it are 0.
-        split_in: Names of the modules that split the units from others along a dimension.
+        sized_in: Names of the modules that split the units from others along a dimension, or that apply filters
+            to them that are no parameters.
         named: Whether the user has asked for the units by name; if so, they need not train.
         modules: Names of the modules that are the units, one a unit, if each unit is all of a module.
         numbered: Names of the modules that are called with the numbers of units, as a stack of experts is, each
@@ -51,7 +52,7 @@ class UnitGroup:
     attributes: tuple[tuple[str, str], ...] = ()
     heads: bool = False
     summed: bool = False
-    split_in: tuple[str, ...] = ()
+    sized_in: tuple[str, ...] = ()
     named: bool = False
     modules: tuple[str, ...] = ()
     numbered: tuple[tuple[str, bool], ...] = ()

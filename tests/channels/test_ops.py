@@ -83,8 +83,8 @@ def frozen(model: nn.Module) -> dict[str, str]:
 def test_one_number_of_all_blocks_is_a_choice_however_many_there_are() -> None:
     model = partial_blocks(7)
     (rest,) = (group for group in Channels().units(partial_blocks(1), IMAGES).groups if group.size == 5)
-    split_in = tuple(str(number) for number in range(1, 8))
-    choices = attribute_choices(model, replace(rest, split_in=split_in, followers=()))
+    sized_in = tuple(str(number) for number in range(1, 8))
+    choices = attribute_choices(model, replace(rest, sized_in=sized_in, followers=()))
     assert choices[7] == tuple((str(number), "others") for number in range(1, 8))
     assert sorted(map(len, choices)) == [1] * 7 + [2] * 21 + [3] * 20 + [7]
 

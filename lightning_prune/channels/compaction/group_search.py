@@ -351,7 +351,7 @@ def _join(members: Sequence[Found]) -> Found:
         minimum=max(group.minimum for group in groups),
         heads=any(group.heads for group in groups),
         summed=any(group.summed for group in groups),
-        split_in=tuple(dict.fromkeys(each for group in groups for each in group.split_in)),
+        sized_in=tuple(dict.fromkeys(each for group in groups for each in group.sized_in)),
     )
     return Found(joined, members[0].trace)
 

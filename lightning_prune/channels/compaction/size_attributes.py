@@ -24,8 +24,9 @@ def size_attributes(model: nn.Module, group: UnitGroup) -> list[Attribute]:
 
     Their values are above 1 and equal to the group's number of units, to the number of places that its units
     take up along a dimension of a weight, or to a half or a third of the latter. They belong to modules of
-    unknown kinds that hold the weights which make or read the units or split these from others, or to modules
-    one or two levels above those that hold weights which make them.
+    unknown kinds that hold the weights which make or read the units, split these from others or apply filters
+    to them that are no parameters, or to modules one or two levels above those that hold weights which make
+    them.
 
     Args:
         model: The model.
@@ -84,7 +85,7 @@ def _equal_to(
         [name for name in names if not has_widths(model.get_submodule(name))] for names in (makers, holders)
     )
     above = [name.rpartition(".")[0] for name in parents]
-    levels = ([*unknown, *parents, *group.split_in], above, readers)
+    levels = ([*unknown, *parents, *group.sized_in], above, readers)
     wanted = list(values)
     found = [
         (name, key)

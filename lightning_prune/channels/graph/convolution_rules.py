@@ -55,6 +55,8 @@ def _convolve(
     read = inner if uniform else couple_all(call, [field.flatten() for field in along])
     read = read.expand(image.shape[1])
     grid = read.view(groups, -1)
+    if groups > 1 and not call.record.is_of_parameters(weight):
+        call.record.note_filtered(read)
     unread = "reads values that cannot shrink with it, such as an input"
     if groups == image.shape[1] and _is_one_filter(call, weight):
         made = read.repeat_interleave(weight.shape[0] // groups)

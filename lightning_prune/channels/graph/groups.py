@@ -75,6 +75,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
     axes = [(name, dim) for name, labels in trace.axis_labels.items() for dim in range(len(labels))]
     found, frozen = _free_places(trace, axes, made | columns)
     groups = []
+    filtered = trace.filtered_in()
     attended, summed = trace.coupled_to_role(Role.HEAD), trace.coupled_to_role(Role.SUMMED)
     read = {(name, dim) for name, dim in _axes_with_role(trace, Role.INPUT) - made if name in parameters}
     scales = {axis for axis in _axes_with_role(trace, Role.SCALE) if len(trace.axis_labels[axis[0]]) == 1}
@@ -94,6 +95,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
             frozen.setdefault(first, fewer)
             continue
         slices = _slices({**parameters, **buffers}, axes, alike, scales, read)
+        filters = [name for root in numpy.unique(alike.places.root) for name in filtered.get(int(root), ())]
         others = [axis for axis in own if axis not in outputs and axis[0] in parameters]
         # biases, scales and shifts of norms: one element per unit
         single = [axis for axis in others if slices[axis].scalar and not slices[axis].reads]
@@ -106,7 +108,7 @@ def find_groups(model: nn.Module, trace: TraceRecord) -> Units:
                 minimum=least,
                 heads=bool(attended[alike.root]),
                 summed=bool(summed[alike.root]),
-                split_in=tuple(dict.fromkeys(part.module for part in alike.parts)),
+                sized_in=tuple(dict.fromkeys([*(part.module for part in alike.parts), *filters])),
             )
         )
     return Units(unique_names(groups), frozen)

@@ -83,6 +83,8 @@ class TraceRecord:
         self._split = split
         self._fields: Any = WeakTensorKeyDictionary()
         self._parts: list[tuple[Tensor, str]] = []
+        self._filtered: list[tuple[Tensor, str]] = []
+        self._buffers = {name for name, _ in model.named_buffers()}
         self._sliced = SlicedParts()
         self._least: list[tuple[Tensor, int]] = []
         self._roles: dict[Role, list[Tensor]] = defaultdict(lambda: [torch.zeros(0, dtype=torch.int64)])
@@ -215,6 +217,22 @@ class TraceRecord:
         are tried, and have to stay, apart.
         """
         self._parts.append((_flat_copy(field), self.labels.place))
+
+    def is_of_parameters(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a parameter, or computed from parameters and buffers alone."""
+        return not self._buffers.issuperset(self.weights.get(tensor, ()))
+
+    def note_filtered(self, labels: Tensor) -> None:
+        """Record that the module that runs filters each of the channels that have these labels by itself."""
+        self._filtered.append((_flat_copy(labels), self.labels.place))
+
+    def filtered_in(self) -> dict[int, tuple[str, ...]]:
+        """Return for the least of coupled labels the modules that filter channels one by one, if any."""
+        found: dict[int, tuple[str, ...]] = defaultdict(tuple)
+        for labels, place in self._filtered:
+            for root in torch.unique(self.labels.find(labels)).tolist():
+                found[root] += (place,)
+        return found
 
     def note_slice(self, field: Tensor, dim: int, bounds: tuple[int, int]) -> None:
         """Record that a slice takes the part of a dimension between these bounds, if a result depends on it."""
