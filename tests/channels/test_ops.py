@@ -139,6 +139,29 @@ def test_an_embedding_whose_columns_stay_says_why_they_do() -> None:
     assert frozen(model)["words.weight"] == "is the network's output"
 
 
+@pytest.mark.parametrize("keywords", [False, True])
+def test_channels_by_whose_number_attention_scales_stay(keywords: bool) -> None:
+    def attend(m: nn.Module, y: Tensor, **scale: float) -> Tensor:
+        rows = y.flatten(2).mT
+        given = {"query": m.query(rows), "key": m.key(rows), "value": rows}
+        mixed = (
+            F.scaled_dot_product_attention(**given, **scale)
+            if keywords
+            else F.scaled_dot_product_attention(*given.values(), **scale)
+        )
+        return mixed.mT.reshape_as(y)
+
+    def make(**scale: float) -> nn.Module:
+        layers = {"query": nn.Linear(8, 7), "key": nn.Linear(8, 7)}
+        return of_images(lambda m, y: attend(m, y, **scale), **layers)
+
+    why = frozen(make())
+    scales = "feeds scaled_dot_product_attention, which scales by their number unless it is given a scale"
+    assert why["query.weight"] == why["key.weight"] == scales
+    assert halved(make(), IMAGES) == [8, 6]
+    assert halved(make(scale=0.5), IMAGES) == [8, 6, 7]
+
+
 def test_an_output_that_is_summed_up_in_place_is_followed() -> None:
     model = Net(lambda m, x: torch.zeros(2, 4).to(x).add_(m.head(m.one(x))), one=conv(3, 8), head=head(8))
     assert halved(model, IMAGES) == [8]

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
+from lightning_prune.channels.graph.attention_calls import UnscaledAttention
 from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
-from lightning_prune.channels.graph.label_fields import Fields, merge_fields, varying_dims
+from lightning_prune.channels.graph.label_fields import Fields, merge_fields, partition, varying_dims
+from lightning_prune.channels.graph.labels import Labels
 from lightning_prune.channels.graph.origins import Origins
 from lightning_prune.channels.graph.products import Product, products
 from lightning_prune.channels.graph.recorder import OpRecord, PassRecord, op_record
@@ -24,6 +26,7 @@ from lightning_prune.core.probes import Deadline, NotFollowedError, OpMode, math
 from lightning_prune.core.tensors import reachable_tensors
 
 _log = logging.getLogger(__name__)
+_SCALED = "feeds scaled_dot_product_attention, which scales by their number unless it is given a scale"
 _MOST_LABELS = 2**25  # elements in the label fields of one tensor
 
 
@@ -52,6 +55,7 @@ class Trace(OpMode):
         self._steps: list[tuple[OpRecord, bool, frozenset[int]]] = []
         # not the tensors: PyTorch copies those that a factory has made if something refers to them
         self._outputs: list[TensorWeakRef] = []
+        self._scaled: list[tuple[Labels, str, Tensor]] = []
 
     def follow(self, known: PassRecord, *, count: bool = False) -> None:
         """Trace one pass of a copy, with unfused attention, and freeze the labels of its outputs.
@@ -73,8 +77,11 @@ class Trace(OpMode):
         for record in self.records:
             record.label(copied)
         self._note_places(copied)
-        with pass_mode(copied, training=known.probe.training), math_attention(), self:
+        self._scaled = []
+        unscaled = UnscaledAttention(self._note_scaled)
+        with pass_mode(copied, training=known.probe.training), math_attention(), self, unscaled:
             result = known.probe(copied)
+        self._freeze_scaled()
         self._set_place("")
         self._check(not self._steps)
         for record in self.records:
@@ -89,6 +96,19 @@ class Trace(OpMode):
                 for field in record.fields(output):
                     record.labels.freeze(field, why)
         self._outputs = []
+
+    def _note_scaled(self, query: Tensor, key: Tensor) -> None:
+        """Note the labels of channels by whose number scores of attention are scaled."""
+        for record in self.records:
+            for tensor in (query, key):
+                along = partition(record.fields(tensor), [tensor.ndim - 1])[0]
+                self._scaled += [(record.labels, self._place, field) for field in along]
+
+    def _freeze_scaled(self) -> None:
+        """Freeze these labels, when the ops of this are no longer taken for those of the pass."""
+        for labels, place, field in self._scaled:
+            labels.place = place
+            labels.freeze(field, _SCALED)
 
     def _set_place(self, place: str) -> None:
         self._place = place
