@@ -75,6 +75,13 @@ class Last(nn.Sequential):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+def unshifted() -> nn.Module:
+    """As in timm's MetaFormer."""
+    norm = nn.GroupNorm(1, 8, 0.3)
+    norm.register_parameter("bias", None)
+    return norm
+
+
 def network(norm: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -105,6 +112,7 @@ NORMS = {
     "by hand": (lambda: ByHand(8), layer_norm, 1),
     "a root mean square": (lambda: Root2d(8), rms_norm, 1),
     "one group": (lambda: nn.GroupNorm(1, 8, 0.3), group_norm, 1),
+    "one group without a shift": (unshifted, group_norm, 1),
     "responses, channels first": (lambda: Response(8, True), response_norm, 1),
     "responses, channels last": (lambda: Last(Response(8, False)), response_norm, -1),
 }

@@ -77,15 +77,15 @@ def layer_norm(x: Tensor, width: int, eps: float, weight: Tensor, bias: Tensor |
     return result if bias is None else result + bias
 
 
-def group_norm(x: Tensor, width: int, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+def group_norm(x: Tensor, width: int, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Divide by the standard deviation over channels and positions, the mean subtracted: all are one group."""
     dims, positions = tuple(range(1, x.ndim)), x.shape[1:-1].numel()
     mean = x.sum(dims, keepdim=True) / (width * positions)
     apart = x - mean
     missing = (width - x.shape[-1]) * positions
     squares = apart.square().sum(dims, keepdim=True) + missing * mean.square()
-    result: Tensor = apart * (squares / (width * positions) + eps).rsqrt() * weight + bias
-    return result
+    result: Tensor = apart * (squares / (width * positions) + eps).rsqrt() * weight
+    return result if bias is None else result + bias
 
 
 def rms_norm(x: Tensor, width: int, eps: float, weight: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def response_norm(x: Tensor, width: int, eps: float, weight: Tensor, bias: Tenso
 
 
 # by the number of parameters
-_FORMULAS = {1: (layer_norm, rms_norm), 2: (layer_norm, response_norm, group_norm)}
+_FORMULAS = {1: (layer_norm, rms_norm, group_norm), 2: (layer_norm, response_norm, group_norm)}
 _USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12)  # of norms that keep it in no attribute
 _SCALES = (1.0, 1e-3, 1e-6)  # with small inputs epsilon counts
 
