@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -187,15 +186,14 @@ class CutTrial:
         """Return why these groups cannot be cut together; ``None`` if they can."""
         if self._deadline is not None:
             self._deadline.check()
+        counter = OpCounter()
         try:
-            expected, found = self._both(kept)
+            expected, found = self._both(kept, counter)
         except Exception as error:  # a user's forward may raise anything when shapes do not fit
             if self._uses_single_precision(kept):
                 return self._failure(kept)
-            failure = Failure.of(error)
-        else:
-            return self._judged(kept, expected, found)
-        return self._located(failure, kept)  # when the error keeps no copy alive any more
+            return Failure.of(error, counter.count)
+        return self._judged(kept, expected, found)
 
     def _judged(
         self, kept: Kept, expected: Sequence[list[Tensor]], found: Sequence[list[Tensor]]
@@ -223,36 +221,26 @@ class CutTrial:
         """Return with what error the network fails without these groups; ``None`` if it runs."""
         if self._deadline is not None:
             self._deadline.check()
-        try:
-            self._outputs(self._copies.cut(kept))
-        except Exception as error:  # as in _failure
-            if self._uses_single_precision(kept):
-                return self._error(kept)
-            failure = Failure.of(error)
-        else:
-            return None
-        return self._located(failure, kept)
-
-    def _located(self, failure: Failure, kept: Kept) -> Failure:
-        """Return a failure with the number of ops that the network has called before, without these groups.
-
-        The pass runs again for it, since counting takes time, and most passes do not fail.
-        """
         counter = OpCounter()
-        with suppress(Exception):  # as in _failure
-            model = self._copies.cut(kept)
-            with counter:
-                self._outputs(model)
-        return failure.after(counter.count)
+        try:
+            self._counted(self._copies.cut(kept), counter)
+        except Exception as error:  # as in _failure
+            return self._error(kept) if self._uses_single_precision(kept) else Failure.of(error, counter.count)
+        return None
 
-    def _both(self, kept: Kept) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Return the outputs of the masked copy and of the cut one."""
+    def _both(self, kept: Kept, counter: OpCounter) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Return the outputs of the masked copy and of the cut one, whose ops are counted."""
         if self._copies.cheap:  # the cut copy runs first, since most failing cuts raise an error
-            found = self._outputs(self._copies.cut(kept))
+            found = self._counted(self._copies.cut(kept), counter)
             return self._outputs(self._copies.with_zeros(kept)), found
         model = self._copies.with_zeros(kept)
         expected = self._outputs(copy_sharing_weights(model, self._written))
-        return expected, self._outputs(self._copies.cut_(model, kept))
+        return expected, self._counted(self._copies.cut_(model, kept), counter)
+
+    def _counted(self, model: nn.Module, counter: OpCounter) -> list[list[Tensor]]:
+        """Return the outputs of a copy, whose ops are counted."""
+        with counter:
+            return self._outputs(model)
 
     def _uses_single_precision(self, kept: Kept) -> bool:
         """Change to single precision if the masked copy does not run in double precision; return whether so."""

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-
-from lightning_prune.core.probes import OpMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[2])
 
@@ -31,8 +30,13 @@ class Failure(NamedTuple):
     place: tuple[object, ...] | None = None
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Return the failure of a pass that raised an error."""
+    def of(cls, error: Exception, ops: int) -> Failure:
+        """Return the failure of a pass that raised an error.
+
+        Args:
+            error: The error.
+            ops: The number of ops that were called before.
+        """
         stack: list[object] = []
         trace = error.__traceback__
         while trace is not None:
@@ -42,26 +46,24 @@ class Failure(NamedTuple):
                 # a check may read several numbers, and says the same until all of them fit
                 stack.append(object())
             trace = trace.tb_next
-        return cls(f"cannot be cut: {described(error)}", tuple(stack))
-
-    def after(self, ops: int) -> Failure:
-        """Return the failure of a pass that has called so many ops before."""
-        return self._replace(place=(self.place, ops))
+        return cls(f"cannot be cut: {described(error)}", (*stack, ops))
 
     def inferred(self, other: str) -> Failure:
         """Return the failure of a group that is taken to be like another one, which has failed so."""
         return self._replace(reason=f"is like {other}, which {self.reason}")
 
 
-class OpCounter(OpMode):
-    """Dispatch mode that counts ops.
+class OpCounter(TorchDispatchMode):
+    """Dispatch mode that counts ops, and lets modules take the ways that they take without it.
 
     Attributes:
         count: The number of ops that were called.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
