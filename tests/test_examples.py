@@ -18,6 +18,7 @@ from lightning_prune import (
     Channels,
     Global,
     OneShot,
+    PerLayer,
     Pruner,
     PruningCallback,
     compact,
@@ -88,7 +89,9 @@ class Data(LightningDataModule):
 def test_keywords_are_the_example_in_a_fit_and_at_once(tmp_path: Path, example: Any) -> None:
     for run_it in (lambda run, model: run.fit(model, Data()), lambda run, model: oneshot(run, model, Data())):
         torch.manual_seed(0)
-        pruning = PruningCallback(0.5, structure=Channels(), schedule=OneShot("2st"), compact=True)
+        pruning = PruningCallback(
+            0.5, structure=Channels(), selector=PerLayer(), schedule=OneShot("2st"), compact=True
+        )
         run_it(trainer(tmp_path, pruning, max_epochs=1), model := Classifier(example))
         assert model.one.out_features == 6
-        assert pruning.report.macs == 7 * 8 * 6 + 6 * 3
+        assert pruning.report.macs == 7 * 4 * 6 + 6 * 3

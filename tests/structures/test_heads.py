@@ -334,7 +334,7 @@ def test_a_number_of_heads_in_forward_keeps_them() -> None:
 
     with pytest.raises(
         ValueError,
-        match=r"qkv: cannot be cut: RuntimeError: shape .*is invalid.* \(test_heads\.py:\d+, in forward\)",
+        match=r"qkv\.weight: cannot be cut: RuntimeError: shape .*is invalid.* \(test_heads\.py:\d+, in forward\)",
     ):
         Heads().units(Literal(), TOKENS)
 
