@@ -21,9 +21,9 @@ class Failure(NamedTuple):
 
     Attributes:
         reason: The reason, in words.
-        place: How far the pass came that raised an error: the instruction that each function on the stack was
-            at, and the number of ops called before; ``None`` if none did. That of a check in the user's code is
-            like no other one.
+        place: How far the pass came that raised an error: the instruction that each function of the user's
+            code on the stack was at, and the number of ops called before; ``None`` if none did. That of a check
+            in the user's code is like no other one.
     """
 
     reason: str
@@ -41,7 +41,8 @@ class Failure(NamedTuple):
         trace = error.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
-            stack.append((code.co_filename, code.co_firstlineno, trace.tb_lasti))
+            if _is_own(code.co_filename):
+                stack.append((code.co_filename, code.co_firstlineno, trace.tb_lasti))
             if trace.tb_next is None and _raises(code, trace.tb_lasti):
                 # a check may read several numbers, and says the same until all of them fit
                 stack.append(object())

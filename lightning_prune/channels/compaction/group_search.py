@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import nn
 
+from lightning_prune.channels.compaction.alike_groups import others, plain_kind, samples, with_alike
 from lightning_prune.channels.compaction.attribute_trials import AttributeTrials
 from lightning_prune.channels.compaction.cut_trial import CutTrial
 from lightning_prune.channels.compaction.failures import Failure
@@ -154,12 +155,12 @@ class GroupSearch:
             if self._trial.can_cut(uneven_cut(left)):
                 return left, failing
             kinds = self._kinds(left)
-            failing = _with_alike(kinds, self._trial.raising(uneven_cut(_samples(kinds))))
-            left = _others(groups, failing)
+            failing = with_alike(kinds, self._trial.raising(uneven_cut(samples(kinds))))
+            left = others(groups, failing)
             if failing and self._trial.can_cut(uneven_cut(left)):
                 return left, failing
         failing |= self._failing(left, apart=unlikely)
-        return _others(groups, failing), failing
+        return others(groups, failing), failing
 
     def _failing(self, groups: Sequence[UnitGroup], *, apart: bool) -> dict[str, Failure]:
         """Return the groups that cannot be cut, name to failure.
@@ -169,13 +170,13 @@ class GroupSearch:
             apart: Whether to try the first, the middle and the last one of each kind alone.
         """
         kinds = self._kinds(groups)
-        samples = _samples(kinds)
+        few = samples(kinds)
         found: dict[str, Failure] = {}
-        for part in [[group] for group in samples] if apart else [samples]:
+        for part in [[group] for group in few] if apart else [few]:
             found |= self._trial.failing(uneven_cut(part))
-        failing = _with_alike(kinds, found)
-        left = _others(groups, failing)
-        if len(left) > (1 if apart else len(samples) - len(found)):  # others than those tried, or not together
+        failing = with_alike(kinds, found)
+        left = others(groups, failing)
+        if len(left) > (1 if apart else len(few) - len(found)):  # others than those tried, or not together
             failing |= self._trial.failing(uneven_cut(left))
         return failing
 
@@ -211,7 +212,7 @@ class GroupSearch:
         failures: dict[UnitGroup, Failure | None] = {}
         for kind in self._kinds(groups):
             # with no other group cut, as in the trials that they will be compared with
-            found = {group: self._alone(group) for group in _samples([kind])}
+            found = {group: self._alone(group) for group in samples([kind])}
             first = found[kind[0]]
             alike = None if first is None else first.inferred(kind[0].name)
             failures |= dict.fromkeys(kind, alike) | found
@@ -228,14 +229,18 @@ class GroupSearch:
         """Return the groups in sets of those that are taken to be alike, as those of a transformer's blocks.
 
         Names of their parameters, and those of the attributes that they adjust or may adjust, differ in numbers
-        of modules only.
+        of modules only, and the modules that hold the parameters, and those around these, are of the same
+        classes, with the same truth values and texts.
         """
         kinds: dict[object, list[UnitGroup]] = defaultdict(list)
         for group in groups:
             layers = tuple(re.sub(r"\d+", "", part.name) for part in group.masked)
             choices = self._choices.get(_cut_places(group), ())
             attributes = [tuple(key for _, key in each) for each in (group.attributes, *choices)]
-            kinds[layers, tuple(attributes)].append(group)
+            holders = dict.fromkeys(part.name.rpartition(".")[0] for part in group.masked)
+            around = (name for holder in holders for name in (holder, holder.rpartition(".")[0]))
+            modules = tuple(plain_kind(self._model.get_submodule(name)) for name in around)
+            kinds[layers, tuple(attributes), modules].append(group)
         return list(kinds.values())
 
     def _try_joined(self, now: Sequence[Found], *, unlikely: bool) -> dict[int, Failure]:
@@ -290,33 +295,6 @@ class GroupSearch:
             self.passed += [each for each in first if id(each) not in failures]
             sets = [each[1:] for each in sets if id(each[0]) in failures and len(each) > 1]
         return failures
-
-
-def _samples(kinds: Iterable[Sequence[UnitGroup]]) -> list[UnitGroup]:
-    """Return the first, the middle and the last group of each kind."""
-    found = (group for kind in kinds for group in (kind[0], kind[len(kind) // 2], kind[-1]))
-    return list(dict.fromkeys(found))
-
-
-def _with_alike(kinds: Iterable[Sequence[UnitGroup]], failing: Mapping[str, Failure]) -> dict[str, Failure]:
-    """Return which groups fail; if all samples of a kind do so, the others are taken to fail as the first does.
-
-    Args:
-        kinds: The groups.
-        failing: The failures of samples.
-    """
-    found = dict(failing)
-    for kind in kinds:
-        if all(group.name in failing for group in _samples([kind])):
-            first = kind[0].name
-            alike = failing[first].inferred(first)
-            found |= {group.name: alike for group in kind if group.name not in failing}
-    return found
-
-
-def _others(groups: Iterable[UnitGroup], failing: Container[str]) -> list[UnitGroup]:
-    """Return the groups that do not fail."""
-    return [group for group in groups if group.name not in failing]
 
 
 def _sharing_attributes(found: Iterable[Found]) -> list[list[Found]]:
