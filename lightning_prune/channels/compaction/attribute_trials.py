@@ -16,7 +16,8 @@ class AttributeTrials:
     A cut stops at the first op that does not fit. A set that passes gets beyond it, so it has an attribute
     that makes the failure another one, and among the failures that this leads to a next one, and so on. A set
     without such a chain is left out. So is one with an attribute that has changed nothing of a failure at the
-    op where the others stop.
+    op where the others stop. Numbers that change something only together, as two of which the larger one
+    counts, are not found.
 
     Args:
         sets: All sets, as ``attribute_choices`` returns them.

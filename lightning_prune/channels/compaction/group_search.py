@@ -211,7 +211,7 @@ class GroupSearch:
         self._choices |= {_cut_places(group): attribute_choices(self._model, group) for group in groups}
         failures: dict[UnitGroup, Failure | None] = {}
         for kind in self._kinds(groups):
-            # with no other group cut, as in the trials that they will be compared with
+            # with no other group cut, whose width would be in the texts of errors
             found = {group: self._alone(group) for group in samples([kind])}
             first = found[kind[0]]
             alike = None if first is None else first.inferred(kind[0].name)

@@ -15,10 +15,10 @@ from lightning_prune.units.groups import UnitGroup
 def uneven_cut(groups: Sequence[UnitGroup], *, other: bool = False) -> Kept:
     """Return for each group a random choice of units to keep.
 
-    The choice for a group is the same whatever the other groups are, so that the errors of two trials can be
-    compared. Shares lie between a quarter and three quarters, and differ from group to group: groups that have
-    to keep equal numbers of units fail. Two units stay where there are three or more, and as many as a group
-    keeps.
+    The choice follows from the name of the first weight that makes the units, and from their number, whatever
+    the other groups are, so that the errors of two trials can be compared. Shares lie between a quarter and
+    three quarters, and differ from weight to weight: groups that have to keep equal numbers of units fail. Two
+    units stay where there are three or more, and as many as a group keeps.
 
     Args:
         groups: The groups.
