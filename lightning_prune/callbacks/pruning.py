@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
-from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -34,8 +33,6 @@ from lightning_prune.training.pruned_network import PrunedNetwork
 from lightning_prune.training.rewind import Rewind
 from lightning_prune.training.saved_network import is_compacted
 from lightning_prune.units.given_masks import GivenMasks
-
-_UNNAMED: WeakSet[PruningCallback] = WeakSet()  # given to a Trainer without a name, and not run yet
 
 
 class PruningCallback(FitHooks):
@@ -239,7 +236,6 @@ class PruningCallback(FitHooks):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a run: take the arguments as they are now, and hook into the loading of checkpoints."""
-        _UNNAMED.discard(self)
         parts = self._parts
         if not self._state.given:
             self._state.pending = None
@@ -271,12 +267,22 @@ class PruningCallback(FitHooks):
 
 
 def _warn_of_unnamed(callback: PruningCallback) -> None:
-    """Warn of a second callback without a name in one list, before a Trainer raises an error for the two."""
-    if _UNNAMED - {callback}:
-        together = [each for each in gc.get_referrers(callback) if isinstance(each, list)]
-        if any(other in each for other in _UNNAMED - {callback} for each in together):
+    """Warn if whoever asks for the state key holds a list with a second callback without a name.
+
+    A Trainer does when it is made, and raises an error for the two that does not know about names.
+    """
+    frame = inspect.currentframe()
+    for _ in ("this function", "state_key"):
+        frame = frame and frame.f_back
+    for held in frame.f_locals.values() if frame else ():
+        unnamed = _unnamed(held) if isinstance(held, list) else []
+        if len(unnamed) > 1 and callback in unnamed:
             rank_zero_warn("Two PruningCallbacks have no name: in one Trainer give each its own, name='...'.")
-    _UNNAMED.add(callback)
+            return
+
+
+def _unnamed(callbacks: list[Any]) -> list[PruningCallback]:
+    return [each for each in callbacks if isinstance(each, PruningCallback) and each.name is None]
 
 
 def _networks(callbacks: Sequence[PruningCallback]) -> list[PrunedNetwork]:

@@ -9,7 +9,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import pytest
 import torch
@@ -31,7 +30,6 @@ from lightning_prune import (
     load_compact,
     measure,
 )
-from lightning_prune.callbacks import pruning
 from lightning_prune.training import slow_work
 
 SIZE = 4840
@@ -48,10 +46,7 @@ def test_a_second_way_to_mask_is_refused_before_training(tmp_path: Path, first: 
     assert all(each.all() for each in model.parameters() if each.ndim > 1)
 
 
-def test_two_callbacks_without_a_name_are_told_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pruning, "_UNNAMED", WeakSet())  # other tests hold some
+def test_two_callbacks_without_a_name_are_told_what_to_do(tmp_path: Path) -> None:
     sweep = [PruningCallback(target) for target in (0.25, 0.5)]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Two PruningCallbacks")
