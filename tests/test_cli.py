@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightnings import NAME, LightningCLI, LightningDataModule, LightningModule
 from lit import Lit, digits, fit, seeded
+from quick import with_one_command
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
@@ -83,7 +84,8 @@ class Apart(Net):
 
 def cli(*arguments: str, model: type[Lit] = Net, data: type[LightningDataModule] = Data) -> None:
     quiet = ("--trainer.logger", "false", "--trainer.accelerator", "cpu", "--pruning.target", "0.5")
-    cli_of(NAME)(model, data, args=[arguments[0], *quiet, *arguments[1:]])
+    command = arguments[0]
+    with_one_command(cli_of(NAME), command)(model, data, args=[command, *quiet, *arguments[1:]])
 
 
 @pytest.fixture(scope="module", params=PARTS)
@@ -172,7 +174,9 @@ def test_masks_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     mask[:, ::2] = 0
     torch.save({"net.4.weight": mask}, tmp_path / "masks.pt")
     quiet = ("--trainer.logger", "false", "--trainer.accelerator", "cpu", "--seed_everything", "0")
-    cli_of(NAME)(Net, Data, args=["plan", *quiet, "--pruning.masks", str(tmp_path / "masks.pt")])
+    with_one_command(cli_of(NAME), "plan")(
+        Net, Data, args=["plan", *quiet, "--pruning.masks", str(tmp_path / "masks.pt")]
+    )
     assert "2,304 of 4,840 weights removed" in capsys.readouterr().out
 
 

@@ -46,7 +46,7 @@ from lightning_prune import (
     Threshold,
 )
 
-CASES = int(os.environ.get("FUZZ_CASES", "150"))
+CASES = int(os.environ.get("FUZZ_CASES", "100"))
 CHUNK = 50
 
 # --- small networks

@@ -12,6 +12,7 @@ import torch
 from classifier import Classifier
 from data import CIFAR10, Digits, ImageFolder, Images, shift_and_mirror
 from networks import NETWORKS
+from quick import with_one_command
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_prune.cli import PruningCLI
@@ -19,10 +20,13 @@ from lightning_prune.cli import PruningCLI
 RECIPES = Path(__file__).parents[1] / "recipes"
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
 SHARED = Path(__file__).parents[2] / "shared"
+# of what takes long, less
+LESS = {"particle_filter.yaml": ("--pruning.selector.population", "4", "--pruning.selector.rounds", "2")}
 
 
 def cli(*arguments: str) -> PruningCLI:
-    return PruningCLI(Classifier, Images, subclass_mode_data=True, args=list(arguments))
+    made = with_one_command(PruningCLI, arguments[0])
+    return made(Classifier, Images, subclass_mode_data=True, args=list(arguments))
 
 
 # few epochs: some ramps are a single event there
@@ -32,9 +36,11 @@ def cli(*arguments: str) -> PruningCLI:
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_runs_on_digits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = cli(
-        *("fit", "--config", str(RECIPES / recipe), "--data", "Digits", "--data.train_size", "256"),
+        *("fit", "--config", str(RECIPES / recipe), "--data", "Digits", "--data.batch_size", "32"),
+        *("--data.train_size", "64", "--data.val_size", "64", "--trainer.limit_test_batches", "1"),
         *("--model.network", "cifar_cnn", "--trainer.default_root_dir", str(tmp_path)),
         *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+        *LESS.get(recipe, ()),
     )
     saved = json.loads((Path(run.trainer.log_dir) / "report.json").read_text())
     assert saved["removed"] > 0

@@ -54,7 +54,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, name: str
 
 
 def test_a_killed_run_is_the_run_that_was_not_stopped() -> None:
-    arguments = [sys.executable, str(Path(__file__).with_name("killed.py")), "--kills", "6", "--seed", "1"]
+    arguments = [sys.executable, str(Path(__file__).with_name("killed.py")), "--kills", "4", "--seed", "1"]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(arguments, env=paths, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

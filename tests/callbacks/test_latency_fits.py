@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightnings import NAME, Callback
 from lit import Lit, fit, seeded, trainer
+from quick import with_one_command
 from test_cli import Data
 
 from lightning_prune import Channels, Global, LatencyTable, OneShot, PruningCallback, Steps, oneshot
@@ -123,14 +124,16 @@ def test_a_table_of_the_command_line_serves_a_fit(tmp_path: Path, capsys: pytest
         "0.05",
     ]
     structure = ["--pruning.structure", "Channels"]
-    cli_of(NAME)(Net, None, args=["latency", *quiet, *structure, "--out", str(path), "--batch", "3"])
+    with_one_command(cli_of(NAME), "latency")(
+        Net, None, args=["latency", *quiet, *structure, "--out", str(path), "--batch", "3"]
+    )
     assert "batch of 3>" in capsys.readouterr().out
     table = LatencyTable.load(path)
     assert (table.batch, table.groups) == (3, {"net.0": 8, "net.4": 16})
     replace(table, machine="cpu: elsewhere", error=0.0).save(path)
     selector = ["--pruning.selector", "Global", "--pruning.selector.budget", "latency"]
     given = ["--pruning.selector.table", str(path)]
-    cli_of(NAME)(Net, None, args=["plan", *quiet, *structure, *selector, *given])
+    with_one_command(cli_of(NAME), "plan")(Net, None, args=["plan", *quiet, *structure, *selector, *given])
     assert "layer" in capsys.readouterr().out
 
 

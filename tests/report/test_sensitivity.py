@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightnings import NAME, LightningDataModule
 from lit import Lit, digits, fit, seeded
+from quick import with_one_command
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
@@ -129,7 +130,7 @@ def test_the_command_line_validates_a_checkpoint(
     run = fit(tmp_path, model, PruningCallback(0.2), max_epochs=4)
     run.save_checkpoint(tmp_path / "last.ckpt")
     (dense,) = run.validate(model, digits(examples=100), verbose=False)
-    cli_of(NAME)(
+    with_one_command(cli_of(NAME), "sensitivity")(
         Net,
         Data,
         args=[
@@ -150,5 +151,6 @@ def test_the_command_line_validates_a_checkpoint(
 def test_a_metric_that_is_not_logged_is_named(tmp_path: Path) -> None:
     arguments = ["sensitivity", "--seed_everything", "0", "--pruning.target", "0.5", "--metric", "accuracy"]
     arguments += ["--trainer.default_root_dir", str(tmp_path)]
+    sweep = with_one_command(cli_of(NAME), "sensitivity")
     with pytest.raises(ValueError, match="metric='accuracy' must be one that validation logs: acc"):
-        cli_of(NAME)(Net, Data, args=[*arguments, "--path", str(tmp_path / "sweep")])
+        sweep(Net, Data, args=[*arguments, "--path", str(tmp_path / "sweep")])
