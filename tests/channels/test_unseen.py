@@ -295,3 +295,28 @@ def test_multiply_adds_need_an_example() -> None:
     ):
         Pruner(chain(), 0.5, selector=Global(budget="macs"))
     assert Pruner(Lit(ROWS), 0.5, selector=Global(budget="macs")).groups
+
+
+class RelativePositions(nn.Module):
+    """Attention to positions: a row of a table for each step, up to the longest sequence there may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(20, 6))
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 7)
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        scores = self.query(steps) @ self.key(self.table[: steps.shape[1]]).T
+        result: Tensor = self.out(scores.softmax(-1) @ self.value(steps))
+        return result
+
+
+def test_rows_of_a_weight_that_no_example_takes_stay() -> None:
+    model, steps = RelativePositions(), torch.randn(2, 9, 6)
+    pruner = pruned(model, steps)
+    assert {group.size for group in pruner.groups} == {8, 7}
+    assert pruner.frozen["table"] == "feeds softmax, which mixes all channels"
+    longer = torch.randn(2, 20, 6, dtype=torch.float64)
+    smaller = compact(model, pruner.masks, steps).double()
+    torch.testing.assert_close(smaller(longer), copy.deepcopy(model).double()(longer))

@@ -160,6 +160,8 @@ def _free_places(
     reasons = trace.labels.reasons()
     stuck = numpy.zeros(len(trace.labels), dtype=bool)
     stuck[list(reasons)] = True
+    # no row of a weight that no pass takes, as of positions beyond the length of the example
+    makes = (trace.coupled_to_role(Role.OUTPUT) | trace.coupled_to_role(Role.COLUMN)).numpy()
     found = [_Places(*numpy.zeros((3, 0), dtype=int))]
     frozen: dict[str, str] = {}
     for number, (name, dim) in enumerate(axes):
@@ -167,7 +169,7 @@ def _free_places(
         kept = stuck[roots]
         if (name, dim) in made and kept.any():
             frozen.setdefault(name, reasons[int(roots[kept.argmax()])])
-        index = numpy.flatnonzero(~kept)
+        index = numpy.flatnonzero(~kept & makes[roots])
         found.append(_Places(roots[index], numpy.full_like(index, number), index))
     return _Places(*map(numpy.concatenate, zip(*found, strict=True))), frozen
 
