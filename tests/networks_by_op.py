@@ -194,6 +194,20 @@ def framed(m: Any, y: Tensor) -> Tensor:
     return wide
 
 
+class Spectral(nn.Module):
+    """Low frequencies among zeros, each with a weight of its own, as in a Fourier neural operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 7, 2, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, found = torch.view_as_complex(self.weight), torch.fft.rfft2(x)
+        mixed = torch.zeros(len(x), weight.shape[1], *found.shape[2:]).to(found)
+        mixed[..., :2, :2] = torch.einsum("bixy,ioxy->boxy", found[..., :2, :2], weight)
+        return torch.fft.irfft2(mixed, s=x.shape[2:])
+
+
 def shortcut(widen: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     """A residual block whose shortcut gets as many zeros as it has channels, as in ResNets for CIFAR."""
     return lambda: Net(
@@ -529,6 +543,7 @@ CASES = [
     images("zeros and the like", "new_full", lambda m, y: y + y.new_full(y.shape, 2.0)),
     images("zeros and the like", "new_empty", lambda m, y: y + y.new_empty(1).fill_(2.0)),
     images("zeros and the like", "written into", framed),
+    images("zeros and the like", "of a part", lambda m, y: m.mix(y), 7, (8, 6, 7), mix=Spectral),
     images("zeros and the like", "joined", lambda m, y: torch.cat([y, torch.zeros_like(y)], 1), 16),
     images("zeros and the like", "joined, as many", lambda m, y: torch.cat([y, y.new_zeros(y.shape)], 1), 16),
     images(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from networks_by_coupling import IMAGES, Net, conv, head
-from networks_by_op import CASES, Case, blur, of_images, partial_blocks
+from networks_by_coupling import IMAGES, TOKENS, Net, conv, head
+from networks_by_op import CASES, Case, blur, of_images, of_tokens, partial_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,6 +165,27 @@ def test_channels_by_whose_number_attention_scales_stay(keywords: bool) -> None:
 def test_an_output_that_is_summed_up_in_place_is_followed() -> None:
     model = Net(lambda m, x: torch.zeros(2, 4).to(x).add_(m.head(m.one(x))), one=conv(3, 8), head=head(8))
     assert halved(model, IMAGES) == [8]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda m, y: y.unsqueeze_(1).squeeze_(1),
+        lambda m, y: y.transpose_(1, 2).transpose(1, 2),
+        lambda m, y: y[:, 1:].unsqueeze_(1).squeeze(1),
+    ],
+    ids=["whole", "turned", "of a part"],
+)
+def test_a_shape_that_changes_in_place_is_followed(op: Callable[[Any, Tensor], Tensor]) -> None:
+    assert halved(of_tokens(op), TOKENS) == [8, 7]
+
+
+def test_products_of_vectors_are_followed() -> None:
+    model = of_tokens(
+        lambda m, y: torch.stack([m.square(vector) for row in y for vector in row]),
+        square=nn.Linear(8, 8, bias=False),
+    )
+    assert halved(model, TOKENS) == [8, 7, 8]
 
 
 def test_rules_are_of_named_ops_and_functions_or_names() -> None:

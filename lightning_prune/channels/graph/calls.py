@@ -24,6 +24,7 @@ class Call:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors that it returned.
+        shape_before: The shape of its first argument before, if it changes this in place, as ``squeeze_`` does.
     """
 
     record: TraceRecord
@@ -31,6 +32,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor]
+    shape_before: torch.Size | None = None
 
     @property
     def labels(self) -> Labels:
@@ -40,6 +42,12 @@ class Call:
     def fields(self, tensor: Tensor) -> Fields:
         """Return the label fields of a tensor."""
         return self.record.fields(tensor)
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        """Return the shape that an argument has had, which is that of its label fields."""
+        if self.shape_before is None or tensor is not self.args[0]:
+            return tensor.shape
+        return self.shape_before
 
     def of_weights(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a weight (parameter or buffer), or computed from weights alone."""
@@ -146,6 +154,11 @@ def argument_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: 
                 return args[position]
             return kwargs.get(name, argument.default_value if argument.has_default_value() else None)
     return None
+
+
+def changes_shape_in_place(func: Any) -> bool:
+    """Return whether an op changes the shape of its first argument in place, as ``squeeze_`` does."""
+    return torch.Tag.inplace_view in getattr(func, "tags", ())
 
 
 def values_decide_shape(func: Any, args: tuple[Any, ...]) -> bool:

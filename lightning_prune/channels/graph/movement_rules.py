@@ -77,7 +77,7 @@ def moved_fields(
     """
     moving = moving or [each for each in call.tensors if each.is_floating_point() or call.fields(each)]
     given = {id(tensor): known.get(id(tensor), call.fields(tensor)) for tensor in moving}
-    count = max(map(len, given.values()))
+    count = max(map(len, given.values()), default=0)
     results: list[list[Tensor]] = [[] for _ in call.outputs]
     for number in range(count):
 
@@ -86,7 +86,7 @@ def moved_fields(
                 return leaf
             fields = given[id(leaf)]
             field = fields[number] if number < len(fields) else torch.zeros((1,) * leaf.ndim, dtype=torch.int64)
-            return field.expand(leaf.shape)
+            return field.expand(call.shape(leaf))
 
         args, kwargs = tree_map(labelled, (call.args, call.kwargs))
         for result, leaf in zip(results, tensors_of([run(*args, **kwargs)]), strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from lightning_prune.channels.graph.attention_calls import UnscaledAttention
-from lightning_prune.channels.graph.calls import Call, schema_of, tensors_of
+from lightning_prune.channels.graph.calls import Call, changes_shape_in_place, schema_of, tensors_of
 from lightning_prune.channels.graph.label_fields import Fields, merge_fields, partition, varying_dims
 from lightning_prune.channels.graph.labels import Labels
 from lightning_prune.channels.graph.origins import Origins
@@ -134,13 +134,14 @@ class Trace(OpMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op, then the rule for its labels."""
         kwargs = kwargs or {}
+        shape_before = args[0].shape if changes_shape_in_place(func) else None
         result = func(*args, **kwargs)
         outputs = tensors_of([result])
         step, live, outliving = self._steps.pop() if self._steps else (None, False, frozenset[int]())
         self._check(step == op_record(func, outputs))
         found = products(func, args, kwargs, result)
         for record in self.records:
-            self._follow(Call(record, func, args, kwargs, outputs), found, live=live)
+            self._follow(Call(record, func, args, kwargs, outputs, shape_before), found, live=live)
         self._origins.note(Call(self.records[0], func, args, kwargs, outputs))
         self._outputs += [TensorWeakRef(outputs[place]) for place in outliving]
         return result
@@ -166,7 +167,7 @@ class Trace(OpMode):
             with record.labels.without_freezing(not live):
                 results = _followed(call)
             for output, fields in zip(outputs, results, strict=True):
-                written = schema_of(call.func).is_mutable and _is_view(output)
+                written = _writes_values(call) and _is_view(output)
                 own = _write_through(call, output, fields) if written else fields
                 record.set_fields(output, _bounded(call, own))
         if self._counting:
@@ -214,6 +215,10 @@ def _followed(call: Call) -> Sequence[Fields]:
         return [() for _ in call.outputs]
 
 
+def _writes_values(call: Call) -> bool:
+    return bool(schema_of(call.func).is_mutable) and not changes_shape_in_place(call.func)
+
+
 def _bounded(call: Call, fields: Fields) -> Fields:
     """Return the fields; if they would take too much memory, freeze them and return none."""
     if sum(field.numel() for field in fields) <= _MOST_LABELS:
@@ -226,8 +231,8 @@ def _write_through(call: Call, part: Tensor, fields: Fields) -> Fields:
     """Give the tensor of which a part was written to the labels that it has now; freeze them if it cannot.
 
     Labels belong to tensor objects, so those of a tensor do not change with a view of it by themselves. It can
-    have the labels of what is written if these run over whole dimensions of it, along which it has labels
-    already, or one value everywhere, as before a first part is written.
+    have the labels of what is written that run over whole dimensions of it, along which it has labels already,
+    or one value everywhere, as before a first part is written. Those that run along the part are frozen.
 
     Returns:
         The fields of the part.
@@ -239,11 +244,14 @@ def _write_through(call: Call, part: Tensor, fields: Fields) -> Fields:
     ):
         return fields
     base = part._base
-    wide = None if base is None else [_in_base(field, part, base) for field in fields]
-    if base is not None and wide is not None and all(each is not None for each in wide):
-        spread = [each for each in wide if each is not None]
+    placed = [] if base is None else [_in_base(field, part, base) for field in fields]
+    spread = [wide for wide in placed if wide is not None]
+    if base is not None and (spread or not fields):
+        own = [field for field, wide in zip(fields, placed, strict=True) if wide is not None]
         whole = call.is_uniform(base) or _all_dims(spread) <= _all_dims(call.fields(base))
-        if whole and _all_dims(before) <= _all_dims(fields):
+        if whole and _all_dims(before) <= _all_dims(own):
+            apart = tuple(field for field, wide in zip(fields, placed, strict=True) if wide is None)
+            call.freeze(apart, "is written into a part of another tensor")
             call.record.set_fields(base, merge_fields(call.labels, (*call.fields(base), *spread)))
             return merge_fields(call.labels, (*before, *fields))
     call.freeze((*before, *fields), "is written into a part of another tensor")
