@@ -199,12 +199,15 @@ class Spectral(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 7, 2, 2, 2))
+        self.out_channels = 7
+        self.low, self.high = (nn.Parameter(torch.randn(8, 7, 2, 2, 2)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, found = torch.view_as_complex(self.weight), torch.fft.rfft2(x)
-        mixed = torch.zeros(len(x), weight.shape[1], *found.shape[2:]).to(found)
-        mixed[..., :2, :2] = torch.einsum("bixy,ioxy->boxy", found[..., :2, :2], weight)
+        found = torch.fft.rfft2(x)
+        mixed = torch.zeros(len(x), self.out_channels, *found.shape[2:], dtype=found.dtype)
+        for weight, rows in ((self.low, slice(0, 2)), (self.high, slice(-2, None))):
+            part, complex_weight = found[:, :, rows, :2], torch.view_as_complex(weight)
+            mixed[:, :, rows, :2] = torch.einsum("bixy,ioxy->boxy", part, complex_weight)
         return torch.fft.irfft2(mixed, s=x.shape[2:])
 
 

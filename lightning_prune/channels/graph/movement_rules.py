@@ -75,7 +75,9 @@ def moved_fields(
     Returns:
         The fields of each output, those that vary along no dimension included.
     """
-    moving = moving or [each for each in call.tensors if each.is_floating_point() or call.fields(each)]
+    moving = moving or [
+        each for each in call.tensors if each.is_floating_point() or each.is_complex() or call.fields(each)
+    ]
     given = {id(tensor): known.get(id(tensor), call.fields(tensor)) for tensor in moving}
     count = max(map(len, given.values()), default=0)
     results: list[list[Tensor]] = [[] for _ in call.outputs]
