@@ -143,12 +143,12 @@ class Pruner(PrunedState):
             quota.check(selector, criterion)
         masked = dict.fromkeys(part.name for group in self.groups for part in group.masked)
         self.store = MaskStore(model, masked, shards)
-        self._given = {} if given is None else given.read(model)
+        self._given = {}
         self.needs = criterion.needs | selector.needs
         self._scoring = Scoring(
             model, criterion, selector, [(each, layers[each.name]) for each in self.groups], self.store
         )
-        self._restrict_to_given()
+        self.load_masks(given or GivenMasks({}))
 
     @contextmanager
     def watch(self, batch: int = 0, scale: float = 1.0) -> Iterator[None]:

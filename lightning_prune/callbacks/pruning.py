@@ -64,6 +64,7 @@ class PruningCallback(FitHooks):
             or in the logger's or, without one, the Trainer's ``default_root_dir``, if it was given one.
         keep_zeros: Whether units that are 0 when the fit begins are removed from the start, as those that an
             earlier callback has removed, besides ``masks``. A layer of nothing but zeros is left as it is.
+            Without ``target`` no more is removed.
         masks: What is removed from the start: parameter name to a tensor of bool or of 0 and 1, 1 = keep; a
             file of that; or what ``torch.nn.utils.prune`` has pruned. Without ``target`` no more is removed.
         horizon: How long training is as a whole, as "10ep" or "2000st", if the fit is a part of it and others

@@ -20,6 +20,7 @@ from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.observations import Observations
 from lightning_prune.statistics.observer import ActivationObserver, Needs
 from lightning_prune.statistics.sums import STATISTICS
+from lightning_prune.units.given_masks import GivenMasks, MaskSource
 from lightning_prune.units.groups import UnitGroup
 from lightning_prune.units.masks import MASKS, MaskStore
 from lightning_prune.units.shards import to_local
@@ -131,13 +132,30 @@ class PrunedState:
             if self._count(kept) >= group.least:
                 self.store.keep(group, kept)
 
-    def _restrict_to_given(self) -> None:
-        """Mask what the given masks remove; weights stay as they are.
+    @torch.no_grad()
+    def load_masks(self, masks: GivenMasks | MaskSource) -> None:
+        """Remove what masks from outside remove, besides what is removed already; :meth:`apply_` sets it to 0.
+
+        Args:
+            masks: The masks, as :class:`GivenMasks` describes them.
 
         Raises:
-            ValueError: If a layer would keep too few units.
+            ValueError: If they are none, one fits no parameter, or a layer would keep too few units; nothing
+                has changed then.
         """
-        self.store.restrict(self._given)
+        given = (masks if isinstance(masks, GivenMasks) else GivenMasks(masks)).read(self._scoring.model)
+        before = {name: to_local(mask).clone() for name, mask in self.masks.items()}
+        self.store.restrict(given)
+        try:
+            self._check_least()
+        except ValueError:
+            for name, mask in self.masks.items():
+                to_local(mask).copy_(before.get(name, torch.tensor(True)))
+            raise
+        self._given |= {name: mask & self._given.get(name, mask) for name, mask in given.items()}
+
+    def _check_least(self) -> None:
+        """Raise ValueError if given masks leave a layer too few units."""
         for group in self.groups:
             left = self._count(to_local(self._scoring.kept_of(group)))
             if left < group.least:

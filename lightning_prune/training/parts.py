@@ -90,12 +90,17 @@ class PruningParts:
                 )
 
     def shares(self) -> dict[str | None, float]:
-        """Return the share that each target removes at the end; none where nothing but given masks is removed.
+        """Return the share that each target removes at the end; none where masks or zeros say all that goes.
 
         Raises:
             ValueError: If the selector cannot work with a target.
         """
-        return resolved(self.target, self.selector, optional=self.given_masks is not None)
+        return resolved(self.target, self.selector, optional=self._removes_at_once)
+
+    @property
+    def _removes_at_once(self) -> bool:
+        """Whether masks or zeros say what is removed from the start."""
+        return self.given_masks is not None or self.keep_zeros
 
     @property
     def state_key(self) -> str:
@@ -160,7 +165,8 @@ class PruningParts:
                 selector=self.selector if table is None else self.selector.with_table(table),
                 schedule=None,
                 example=example,
-                masks=self.given_masks,
+                # without a target the pruner wants to be told what else to remove: here zeros that are there
+                masks=GivenMasks({}) if self.given_masks is None and self.keep_zeros else self.given_masks,
             )
         if self.keep_zeros:
             pruner.keep_zeros()

@@ -127,6 +127,39 @@ def test_a_resumed_fit_keeps_them_and_takes_further_ones(tmp_path: Path) -> None
     assert_exactly(more.masks, MASKS | {"net.4.weight": MASKS["net.4.weight"] * other})
 
 
+def test_a_fit_without_a_target_keeps_exactly_the_zeros(tmp_path: Path) -> None:
+    model = seeded(Lit)
+    with torch.no_grad():
+        for name, mask in MASKS.items():
+            model.get_parameter(name).mul_(mask)
+    pruning = PruningCallback(keep_zeros=True)
+    fit(tmp_path, model, pruning, max_epochs=2)
+    matrices = {name: mask.bool() for name, mask in MASKS.items() if mask.ndim > 1}
+    assert pruning.masks.keys() == matrices.keys()
+    assert all(torch.equal(pruning.masks[name], mask) for name, mask in matrices.items())
+    assert pruning.settled
+    assert pruning.report.removed == 36 + 2304 + 80
+
+
+def test_a_pruner_takes_masks_later_or_stays_as_it_was() -> None:
+    pruner = Pruner(seeded(Lit), 0.25, schedule=None)
+    pruner.prune(1.0)
+    first = {name: mask.clone() for name, mask in pruner.masks.items()}
+    for wrong in ({"net.4.weight": torch.zeros(16, 288)}, {"net.9.weight": torch.ones(1)}, None):
+        with pytest.raises(ValueError, match="masks"):
+            pruner.load_masks(wrong)  # type: ignore[arg-type]
+        assert all(torch.equal(pruner.masks[name], mask) for name, mask in first.items())
+    pruner.load_masks(MASKS)
+    for name, mask in MASKS.items():
+        assert torch.equal(pruner.masks[name], mask.bool() & first.get(name, mask.bool()))
+    pruner.apply_()
+    assert pruner.store.enforced
+    again = Pruner(seeded(Lit), 0.25, schedule=None)
+    again.load_masks(MASKS)
+    again.load_state_dict(Pruner(seeded(Lit), 0.25, schedule=None).state_dict())
+    assert all(torch.equal(again.masks[name], mask.bool()) for name, mask in MASKS.items())
+
+
 def test_in_a_second_fit_other_masks_count(tmp_path: Path) -> None:
     model, pruning = seeded(Lit), PruningCallback(masks=MASKS)
     fit(tmp_path, model, pruning, max_epochs=1)
