@@ -62,6 +62,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(page: str) -> dict[str, Any]:
         if page not in _spaces:
+            torch.manual_seed(0)
             space = digits()
             for block in blocks(page)[page == START :]:
                 exec(compile(block, page, "exec"), space)
@@ -78,7 +79,6 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_what_a_page_shows_runs(page: str, ran: Run) -> None:
     if "import optuna" in "".join(blocks(page)):
         pytest.importorskip("optuna")
-    torch.manual_seed(0)
     ran(page)
 
 
