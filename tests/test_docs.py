@@ -25,6 +25,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_prune"
 NOTEBOOKS = sorted((ROOT / "docs/tutorials").glob("*.ipynb"))
 
+# of what pages show, whichever test runs them first
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory", "ignore:.*more than max_drop", "ignore:.*rows of calibration data"
+)
 
 START = "docs/index.md"  # whose first block is digits.py
 SITE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,9 +76,6 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Checkpoint directory", "ignore:.*more than max_drop", "ignore:.*rows of calibration data"
-)
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(page: str, ran: Run) -> None:
     if "import optuna" in "".join(blocks(page)):
