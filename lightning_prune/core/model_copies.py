@@ -143,7 +143,8 @@ class _Copies:
     def rebind(self) -> None:
         """Let functions of the copy refer to it."""
         for owned, key in self._open:
-            owned[key] = _rebound(owned[key], self._memo)
+            if type(owned[key]) not in _PLAIN:
+                owned[key] = _rebound(owned[key], self._memo)
 
 
 def _is_simple(kind: type[Any]) -> bool:

@@ -189,7 +189,10 @@ class Grid:
         place = self.length_of(moment)
         end = self.horizon.length if self.unit is TimeUnit.STEP else self.horizon.epochs_begun
         if end is not None and place > end:
-            raise ValueError(f"{moment.text} lies beyond the fit, which has {self._in_words(end)}.")
+            raise ValueError(
+                f"{moment.text} lies beyond the fit, which has {self._in_words(end)}. If other fits go on with"
+                " it, horizon says how long training is as a whole, as horizon='10ep'."
+            )
         if self.unit is TimeUnit.STEP and self._on_epoch_starts(moment):
             per_epoch = self._steps_per_epoch(moment)
             return self._round_inside(place / per_epoch, self.horizon.epochs_begun, moment) * per_epoch

@@ -504,24 +504,18 @@ def chosen(model: Rows, hidden: Tensor) -> Tensor:
     return torch.cond(hidden.sum() > 0, lambda rows: rows.relu(), lambda rows: rows.tanh(), (hidden,))
 
 
-@pytest.mark.parametrize(
-    ("between", "frozen", "reason"),
-    [
-        pytest.param(
-            *(mapped, "extra.weight", "reaches squeeze_ in a form that is not followed (in extra)"),
-            marks=pytest.mark.rule_fails,
-        ),
-        (chosen, "two.weight", "feeds cond, which is not followed"),
-    ],
-)
-def test_an_op_that_is_not_followed_freezes_what_it_meets_and_nothing_else(
-    between: Any, frozen: str, reason: str
-) -> None:
-    model = Rows(between)
+def test_a_function_that_is_mapped_over_rows_is_followed() -> None:
+    model = Rows(mapped)
     model.extra, model.more = nn.Linear(12, 12), nn.Linear(12, 12)
     pruner = pruned(model, ROWS)
+    assert sizes(pruner) == {"one": 16, "two": 12, "extra": 12, "more": 12}
+    same(model, compact(model, pruner.masks, ROWS), ROWS)
+
+
+def test_an_op_that_is_not_followed_freezes_what_it_meets_and_nothing_else() -> None:
+    pruner = pruned(Rows(chosen), ROWS)
     assert sizes(pruner)["one"] == 16
-    assert pruner.frozen[frozen] == reason
+    assert pruner.frozen["two.weight"] == "feeds cond, which is not followed"
 
 
 def test_a_closure_over_another_model_freezes_what_it_touches() -> None:

@@ -28,6 +28,10 @@ from lightning_prune.core.probes import Deadline, NotFollowedError, Probe, relat
 
 _Judge: TypeAlias = Callable[[Kept], Failure | None]  # says why groups cannot be cut together
 
+_WHERE_OUTPUTS_ARE = (
+    "let forward return its outputs, or follow a part that has some with Channels(include=...)."
+)
+
 
 class CutTrial:
     """Compares the outputs of a cut copy of a model with those of a masked one.
@@ -96,7 +100,7 @@ class CutTrial:
                     raise
         if not first:
             raise NotFollowedError(
-                f"{type(self._model).__name__} gives no tensor to compare: let forward return its outputs."
+                f"{type(self._model).__name__} gives no tensor to compare", _WHERE_OUTPUTS_ARE
             )
         if relative_difference(first, first):
             changes = ", or does when its weights change a little, as in trials of cuts"
