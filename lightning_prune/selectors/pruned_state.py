@@ -144,13 +144,14 @@ class PrunedState:
                 has changed then.
         """
         given = (masks if isinstance(masks, GivenMasks) else GivenMasks(masks)).read(self._scoring.model)
-        before = {name: to_local(mask).clone() for name, mask in self.masks.items()}
+        before = {name: to_local(self.masks[name]).clone() for name in self.masks.keys() & given.keys()}
         self.store.restrict(given)
         try:
             self._check_least()
         except ValueError:
-            for name, mask in self.masks.items():
-                to_local(mask).copy_(before.get(name, torch.tensor(True)))
+            self.store.drop(given.keys() - before.keys())
+            for name, mask in before.items():
+                to_local(self.masks[name]).copy_(mask)
             raise
         self._given |= {name: mask & self._given.get(name, mask) for name, mask in given.items()}
 

@@ -95,12 +95,12 @@ class PruningParts:
         Raises:
             ValueError: If the selector cannot work with a target.
         """
-        return resolved(self.target, self.selector, optional=self._removes_at_once)
+        return resolved(self.target, self.selector, optional=self._from_start is not None)
 
     @property
-    def _removes_at_once(self) -> bool:
-        """Whether masks or zeros say what is removed from the start."""
-        return self.given_masks is not None or self.keep_zeros
+    def _from_start(self) -> GivenMasks | None:
+        """What is removed from the start, besides zeros; with either there need not be a target."""
+        return GivenMasks({}) if self.given_masks is None and self.keep_zeros else self.given_masks
 
     @property
     def state_key(self) -> str:
@@ -165,8 +165,7 @@ class PruningParts:
                 selector=self.selector if table is None else self.selector.with_table(table),
                 schedule=None,
                 example=example,
-                # without a target the pruner wants to be told what else to remove: here zeros that are there
-                masks=GivenMasks({}) if self.given_masks is None and self.keep_zeros else self.given_masks,
+                masks=self._from_start,
             )
         if self.keep_zeros:
             pruner.keep_zeros()

@@ -99,6 +99,11 @@ class MaskStore:
                 own = self.shards.own(mask) if is_sharded(self._parameters[name]) else mask
                 to_local(self._masks[name]).logical_and_(own.to(self._masks[name].device))
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget the masks of these parameters, if they have any."""
+        for name in names:
+            self._masks.pop(name, None)
+
     @torch.no_grad()
     def apply_(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Set each masked weight to exactly 0.

@@ -145,9 +145,11 @@ def test_a_pruner_takes_masks_later_or_stays_as_it_was() -> None:
     pruner = Pruner(seeded(Lit), 0.25, schedule=None)
     pruner.prune(1.0)
     first = {name: mask.clone() for name, mask in pruner.masks.items()}
-    for wrong in ({"net.4.weight": torch.zeros(16, 288)}, {"net.9.weight": torch.ones(1)}, None):
+    nothing = {"net.4.weight": torch.zeros(16, 288), "net.6.bias": torch.zeros(10)}
+    for wrong in (nothing, {"net.9.weight": torch.ones(1)}, None):
         with pytest.raises(ValueError, match="masks"):
             pruner.load_masks(wrong)  # type: ignore[arg-type]
+        assert pruner.masks.keys() == first.keys()
         assert all(torch.equal(pruner.masks[name], mask) for name, mask in first.items())
     pruner.load_masks(MASKS)
     for name, mask in MASKS.items():
