@@ -179,7 +179,11 @@ class _Errors:
         """Return H with a ridge for each group of a matrix."""
         none = matrix.parameter.new_zeros(0, matrix.matrix(matrix.parameter).shape[-1]).double()  # no outputs
         batches = (
-            [(rows, rows, none) for rows in matrix.rows(call, self.criterion.positions)] for call in calls
+            [
+                (rows, rows, none, rows.new_zeros(len(rows), 1))
+                for rows in matrix.rows(call, self.criterion.positions)
+            ]
+            for call in calls
         )
         systems = []
         for total in summed_products(batches, self.calibration.add_up):

@@ -70,6 +70,12 @@ def test_rows_times_the_matrix_are_the_outputs(name: str) -> None:
         expected = module(given)
     channels_last = expected if name in ("linear", "inputs first") else expected.movedim(1, -1)
     torch.testing.assert_close(found, channels_last.flatten(0, -2))
+    for positions in (10**6, 3):
+        rows = layer.rows(LayerCall((given,), {}), positions)
+        outputs = layer.output_rows(expected, positions)
+        biases = torch.zeros(len(rows), 1) if module.bias is None else module.bias.view(len(rows), -1)
+        for some, part, bias, output in zip(rows, matrix, biases, outputs, strict=True):
+            torch.testing.assert_close(some @ part.t() + bias, output)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_prune.statistics.calibration import Calibration
@@ -63,5 +64,6 @@ class BatchStatistics:
         if self._begun and inputs.numel() > inputs.shape[1]:  # one value a channel has no variance
             if name not in self._taken:
                 self._taken.add(name)
-                module.reset_running_stats()
+                with torch._C.DisableTorchFunction():  # not counted: the pass before does not run it
+                    module.reset_running_stats()
             module.training, module.momentum = True, None  # no momentum: the mean over batches

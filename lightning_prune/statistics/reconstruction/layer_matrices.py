@@ -18,14 +18,18 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.core.module_kinds import CONV1D, is_a
-from lightning_prune.statistics.reconstruction.patches import patches, sides, split_dim
+from lightning_prune.statistics.reconstruction.patches import chosen_positions, patches, sides, split_dim
+from lightning_prune.statistics.reconstruction.sum_terms import ResultsOfFunctions
+
+_NO_RESULTS = ResultsOfFunctions()
 
 
 class LayerCall(NamedTuple):
-    """The arguments with which a layer is called."""
+    """The arguments with which a layer is called, and what functions have returned in the pass until then."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    results: ResultsOfFunctions = _NO_RESULTS
 
     def argument(self, place: int, name: str) -> Any:
         """Return an argument that is given by position or by name."""
@@ -78,6 +82,18 @@ class LayerMatrix(ABC):
         """
 
     @abstractmethod
+    def output_rows(self, output: Tensor, positions: int) -> Sequence[Tensor] | None:
+        """Return the parts of the layer's output that the products of :meth:`rows` with the matrix give.
+
+        Args:
+            output: A tensor of the shape of the layer's output.
+            positions: As for :meth:`rows`.
+
+        Returns:
+            For each group a tensor of shape rows x outputs; ``None`` if the products are not the output.
+        """
+
+    @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as a matrix: of shape groups x outputs of a group x columns."""
 
@@ -92,6 +108,10 @@ class LinearMatrix(LayerMatrix):
     def rows(self, call: LayerCall, positions: int) -> Sequence[Tensor]:
         """Return the input as rows; all positions count."""
         return [call.first.reshape(-1, call.first.shape[-1])]
+
+    def output_rows(self, output: Tensor, positions: int) -> Sequence[Tensor] | None:
+        """Return the output as rows."""
+        return [output.reshape(-1, output.shape[-1])]
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight as it is."""
@@ -122,6 +142,10 @@ class RecurrentMatrix(LinearMatrix):
         given = call.first.data if isinstance(call.first, PackedSequence) else call.first
         return [given.reshape(-1, given.shape[-1])]
 
+    def output_rows(self, output: Tensor, positions: int) -> Sequence[Tensor] | None:
+        """Return ``None``: the products are a part of the gates."""
+        return None
+
 
 class AttentionInputMatrix(LayerMatrix):
     """The weights of queries, keys and values of ``nn.MultiheadAttention``, as three groups."""
@@ -130,6 +154,10 @@ class AttentionInputMatrix(LayerMatrix):
         """Return query, key and value as rows."""
         given = [call.argument(place, name) for place, name in enumerate(("query", "key", "value"))]
         return [each.reshape(-1, each.shape[-1]) for each in given]
+
+    def output_rows(self, output: Tensor, positions: int) -> Sequence[Tensor] | None:
+        """Return ``None``: the products are queries, keys and values."""
+        return None
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with a group for each of the three."""
@@ -169,6 +197,14 @@ class ConvMatrix(LayerMatrix):
             image = F.pad(image, module._reversed_padding_repeated_twice, mode=module.padding_mode)
         rows = patches(image, module.kernel_size, module.stride, module.dilation, module.groups, positions)
         return list(rows)
+
+    def output_rows(self, output: Tensor, positions: int) -> Sequence[Tensor] | None:
+        """Return the output at the same positions."""
+        flat = self._batched(output).flatten(2)
+        parts = split_dim(
+            flat[:, :, chosen_positions(flat.shape[2], positions, flat.device)], 1, self.module.groups
+        )
+        return list(parts.permute(1, 0, 3, 2).flatten(1, 2))
 
     def _batched(self, given: Tensor) -> Tensor:
         return given if given.ndim == len(self.module.kernel_size) + 2 else given[None]

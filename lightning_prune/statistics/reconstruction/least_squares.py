@@ -79,20 +79,21 @@ class Products:
 
 
 def summed_products(
-    batches: Iterable[Iterable[tuple[Tensor, Tensor, Tensor]]], add_up: Callable[[Tensor], Tensor]
+    batches: Iterable[Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]], add_up: Callable[[Tensor], Tensor]
 ) -> Iterator[Products]:
     """Yield the sums of products for each group of a matrix, over all batches and processes.
 
     Args:
-        batches: For each batch and each group the rows of inputs, the rows of earlier inputs, and the matrix
-            that has given outputs of these, in double precision.
+        batches: For each batch and each group the rows of inputs, the rows of earlier inputs, the matrix that
+            has given outputs of these, in double precision, and what is added to these: as many rows.
         add_up: Returns the sum of a tensor over all processes.
     """
     sums: dict[int, Products] = {}
     for groups in batches:
-        for group, (inputs, earlier, matrix) in enumerate(groups):
-            for now, then in zip(inputs.split(_ROWS), earlier.split(_ROWS), strict=True):
-                found = Products.of(now, then.double() @ matrix.t())
+        for group, (inputs, earlier, matrix, more) in enumerate(groups):
+            parts = (each.split(_ROWS) for each in (inputs, earlier, more))
+            for now, then, added in zip(*parts, strict=True):
+                found = Products.of(now, then.double() @ matrix.t() + added)
                 sums[group] = sums[group] + found if group in sums else found
     for each in sums.values():
         yield each.summed(add_up)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,8 +16,22 @@ from lightning_prune.core.model_copies import copy_model
 from lightning_prune.core.probes import Probe
 from lightning_prune.core.process_state import ProcessState
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall
+from lightning_prune.statistics.reconstruction.sum_terms import ResultsOfFunctions
 
-Run: TypeAlias = tuple[nn.Module, Callable[[], object]]  # a network of its own, and a function that runs it
+
+class Run(NamedTuple):
+    """A pass of a network that nothing else runs.
+
+    Args:
+        network: The network.
+        start: Runs the pass.
+        results: Sees the functions of the pass.
+    """
+
+    network: nn.Module
+    start: Callable[[], object]
+    results: ResultsOfFunctions
+
 
 THREAD = "pass of a network"
 
@@ -37,20 +51,22 @@ class _Pass:
     """
 
     def __init__(self, run: Run, layers: Iterable[str]) -> None:
-        network, self._run = run
+        self._run = run
         self.layer: str | None = None  # at which it has stopped; None at the end
         self.call = LayerCall((), {})
         self._error: BaseException | None = None
         self._cancelled = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._devices = sorted({each.device for each in network.parameters() if each.is_cuda}, key=str)
+        self._devices = sorted({each.device for each in run.network.parameters() if each.is_cuda}, key=str)
         self._state = ProcessState.now(self._devices)
         self._context = copy_context()
         default = torch.get_default_device()
         self._default_device = None if default.type == "cpu" else default
         self._thread = threading.Thread(target=self._context.run, args=(self._work,), name=THREAD, daemon=True)
         self._handles = [
-            network.get_submodule(name).register_forward_pre_hook(partial(self._stop, name), with_kwargs=True)
+            run.network.get_submodule(name).register_forward_pre_hook(
+                partial(self._stop, name), with_kwargs=True
+            )
             for name in layers
         ]
 
@@ -89,7 +105,7 @@ class _Pass:
                 current = torch.cuda.device(self._devices[0] if self._devices else -1)
                 # what a new thread does not take over
                 with torch.no_grad(), current, self._default_device or nullcontext():
-                    self._run()
+                    self._run.start()
         except _CancelledError:
             pass
         except BaseException as error:  # a user's forward may raise anything
@@ -98,22 +114,30 @@ class _Pass:
         self._stopped.release()
 
     def _stop(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.layer, self.call = name, LayerCall(args, kwargs)
+        self.layer, self.call = name, LayerCall(args, kwargs, self._run.results)
         self._stopped.release()
         self._go.acquire()
         if self._cancelled:
             raise _CancelledError
 
 
-def run_of(probe: Probe, model: nn.Module) -> Run:
+def run_of(probe: Probe, model: nn.Module, wanted: Iterable[int] = ()) -> Run:
     """Return a pass of a copy of a model with the same tensors: a pass may set attributes.
 
     Args:
         probe: Runs the model on a batch; the batch does not change.
         model: The model.
+        wanted: Numbers of the functions whose results are asked for.
     """
     copied = copy_model(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
-    return copied, lambda: probe.map_tensors(torch.clone)(copied)
+    results = ResultsOfFunctions(wanted)
+
+    def start() -> None:
+        own = probe.map_tensors(torch.clone)
+        with results:
+            own(copied)
+
+    return Run(copied, start, results)
 
 
 def run_in_step(

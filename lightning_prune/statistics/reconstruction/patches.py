@@ -29,6 +29,11 @@ def sides(module: Any) -> list[int]:
     return sides
 
 
+def chosen_positions(total: int, positions: int, device: torch.device) -> Tensor:
+    """Return the numbers of some of the positions of an image, spread evenly; all if there are no more."""
+    return torch.linspace(0, total - 1, min(total, positions), device=device).round().long()
+
+
 def patches(
     image: Tensor,
     kernel: tuple[int, ...],
@@ -57,7 +62,7 @@ def patches(
         for size, width, each, step in zip(sizes, kernel, stride, dilation, strict=True)
     ]
     total = math.prod(counts)
-    chosen = torch.linspace(0, total - 1, min(total, positions), device=image.device).round().long()
+    chosen = chosen_positions(total, positions, image.device)
     corner = torch.zeros_like(chosen)
     strides = [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
     for place, each, step in zip(torch.unravel_index(chosen, counts), stride, strides, strict=True):

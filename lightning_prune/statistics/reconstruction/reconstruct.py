@@ -23,6 +23,7 @@ from lightning_prune.statistics.reconstruction.layer_calls import LayerCalls
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, LayerMatrix, named_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, gigabytes, solve, summed_products
 from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
+from lightning_prune.statistics.reconstruction.sum_terms import SumTerms
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,11 +33,15 @@ class Reconstruct(Part):
     Each layer that has lost inputs or weights gets the weights that best give, on calibration batches, the
     outputs that it gave before the event, from the inputs that it gets now: those of the pruned network, in
     which the layers before it have their new weights. ``|X W^T - Y|^2 + ridge d |W - W0|^2`` is minimized, with
-    W0 the weights before, d the mean over the inputs of the sum of their squares, and masked entries at 0. A
-    bias is solved for along with them, a frozen one, too; where there is none, and a batch norm alone reads the
-    outputs, its running mean takes the shift. From the first of these layers on, batch norms in training mode
-    normalize by the statistics of each batch, as in training, and their running statistics become those of the
-    calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor gradients are used.
+    W0 the weights before, d the mean over the inputs of the sum of their squares, and masked entries at 0.
+    Where outputs go into a sum and nowhere else, as at the end of a residual block, Y is what gives the sum of
+    before: the layer makes up for what the other terms have changed, too. A batch norm may come before the sum.
+    A bias is solved for along with the weights, a frozen one, too; where there is none, and a batch norm alone
+    reads the outputs, its running mean takes the shift. From the first of these layers on, batch norms in
+    training mode normalize by the statistics of each batch, as in training, and their running statistics become
+    those of the calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor gradients
+    are used.
+
     Layers are those of the kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
     ``nn.MultiheadAttention``, and the weights by which the first layer of a recurrent module multiplies its
     input, with torch's own ``forward``; what is left alone is in the report, with the reason.
@@ -105,9 +110,9 @@ def reconstruct_(
     with evaluation_mode(new), math_attention():
         work.look_at_calls(passes[0])
     with evaluation_mode(old), evaluation_mode(new), math_attention():
-        runs = [(run_of(probe, old), run_of(probe, new)) for probe in passes]
-        for _, (network, _) in runs:
-            work.statistics.follow(network)
+        runs = [[run_of(probe, network, work.terms_wanted) for network in (old, new)] for probe in passes]
+        for _, after in runs:
+            work.statistics.follow(after.network)
         ended = run_in_step(runs, work.layers, work.solve_layer)
     work.note_unreached()
     work.statistics.average(calibration)
@@ -141,9 +146,9 @@ def _distance(calibration: Calibration, before: nn.Module, after: nn.Module) -> 
     for probe in calibration.passes:
         outputs = []
         for model in (before, after):
-            network, run = run_of(probe, model)
-            with evaluation_mode(network), math_attention(), outermost_calls(network) as calls:
-                run()
+            run = run_of(probe, model)
+            with evaluation_mode(run.network), math_attention(), outermost_calls(run.network) as calls:
+                run.start()
             outputs.append([each for each in reachable_tensors(calls.outputs) if each.is_floating_point()])
         for one, other in zip(*outputs, strict=False):
             if one.shape == other.shape:  # as it need not be where a step counts what it finds
@@ -179,6 +184,7 @@ class _Work:
     _reached: set[str] = field(default_factory=set)
     _scarce: dict[str, tuple[int, int]] = field(default_factory=dict)
     _norms: dict[str, Any] = field(default_factory=dict)
+    _terms: dict[str, SumTerms | None] = field(default_factory=dict)
     _steps: Iterator[object] = field(default_factory=lambda: iter(()))
 
     def find_layers(self) -> None:
@@ -203,15 +209,23 @@ class _Work:
             matrices.sort(key=lambda each: order.index(each[0]))
 
     def look_at_calls(self, probe: Probe) -> None:
-        """Leave out layers that do not run exactly once in a pass, and find the batch norms after others."""
+        """Leave out layers that do not run exactly once in a pass, and see where the outputs of others go."""
         calls = LayerCalls(self.new, self.layers)
         calls.look(partial(probe.map_tensors(torch.clone), self.new))
         for place in list(self.layers):
             if calls.counts[place] != 1:
                 why = f"its layer runs {calls.counts[place]} times in a pass"
                 self.reasons |= {name: why for name, *_ in self.layers.pop(place)}
-        self._norms = {place: calls.norm_of(place) for place in self.layers}
+        for place in self.layers:
+            norm = calls.norm_of(place)
+            self._norms[place] = None if norm is None else self.new.get_submodule(norm)
+        self._terms = {place: calls.terms_of(place) for place in self.layers}
         self._steps = progress_bar(self.layers, "Reconstruct", count=len(self.layers))
+
+    @property
+    def terms_wanted(self) -> set[int]:
+        """The numbers of the functions whose results are added to outputs of layers."""
+        return {number for terms in self._terms.values() if terms for number in terms.wanted}
 
     def solve_layer(self, place: str, calls: Sequence[Sequence[LayerCall]]) -> None:
         """Solve for the matrices of a layer, one after the other.
@@ -220,9 +234,12 @@ class _Work:
             place: The layer's name.
             calls: Its arguments in the old and the new network, for each batch.
         """
+        if place in self._reached:
+            return
         next(self._steps, None)
         self.statistics.begin()
         self._reached.add(place)
+        self._solve_ahead(place, calls)
         for name, before, after in self.layers[place]:
             needed = gigabytes(after)
             moved = torch.tensor(float(any(one.shapes != other.shapes for one, other in calls)))
@@ -233,7 +250,16 @@ class _Work:
                     f"its solution takes {needed:.3g} GB, above max_gigabytes={self.settings.max_gigabytes!r}"
                 )
             else:
-                self._solve(name, before, after, calls, self._norms[place])
+                self._solve(name, before, after, calls, place)
+
+    def _solve_ahead(self, place: str, calls: Sequence[Sequence[LayerCall]]) -> None:
+        """Solve for the layers whose outputs a layer has to fit, although they run later."""
+        terms = self._terms[place]
+        for each in terms.layers if terms else ():
+            given = [[(call.results.of(each.given), call.results) for call in pair] for pair in calls]
+            if all(value is not None for pair in given for value, _ in pair):
+                ahead = [[LayerCall((value,), {}, results) for value, results in pair] for pair in given]
+                self.solve_layer(each.layer, ahead)
 
     def _solve(
         self,
@@ -241,7 +267,7 @@ class _Work:
         before: LayerMatrix,
         after: LayerMatrix,
         calls: Sequence[Sequence[LayerCall]],
-        norm: Any,
+        place: str,
     ) -> None:
         """Set a matrix and its bias to the best ones; without a bias, the batch norm after it takes the shift.
 
@@ -250,11 +276,12 @@ class _Work:
             before: The matrix in the old network.
             after: The matrix in the new network.
             calls: The arguments of the layer in both networks, for each batch.
-            norm: The batch norm that alone reads the outputs; ``None`` if there is none.
+            place: The layer's name.
         """
         kept, bias = after.matrix(self.masks[name]).to(after.parameter.device), after.bias
+        norm, terms = self._norms[place], self._terms[place]
         start, shifts, solutions = before.matrix(before.parameter), [], []
-        for group, sums in enumerate(self._sums(before, after, calls)):
+        for group, sums in enumerate(self._sums(before, after, calls, terms)):
             columns, count = kept.shape[-1], int(sums.count)
             if not count or not all(bool(each.isfinite().all()) for each in sums.tensors):
                 self.reasons[name] = "no batch has rows for it" if not count else "its data has inf or nan"
@@ -275,15 +302,24 @@ class _Work:
             norm.running_mean.sub_(torch.where(alive, shift, 0).to(norm.running_mean))
 
     def _sums(
-        self, before: LayerMatrix, after: LayerMatrix, calls: Sequence[Sequence[LayerCall]]
+        self,
+        before: LayerMatrix,
+        after: LayerMatrix,
+        calls: Sequence[Sequence[LayerCall]],
+        terms: SumTerms | None,
     ) -> Iterator[Products]:
-        """Return the sums of products of inputs now and outputs before, for each group of a matrix."""
-        positions, wanted = self.settings.positions, before.matrix(before.parameter).double()
-        batches = (
-            zip(after.rows(other, positions), before.rows(one, positions), wanted, strict=True)
-            for one, other in calls
-        )
-        return summed_products(batches, self.calibration.add_up)
+        """Return the sums of products of inputs now and outputs wanted, for each group of a matrix."""
+        positions, matrices = self.settings.positions, before.matrix(before.parameter).double()
+
+        def rows(one: LayerCall, other: LayerCall) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            now, then = after.rows(other, positions), before.rows(one, positions)
+            sides = (self.old, one.results), (self.new, other.results)
+            change = None if terms is None else terms.change(*sides)
+            more = None if change is None else before.output_rows(change, positions)
+            added = [each.new_zeros(len(each), 1) for each in now] if more is None else more
+            return zip(now, then, matrices, added, strict=True)
+
+        return summed_products((rows(one, other) for one, other in calls), self.calibration.add_up)
 
     def note_unreached(self) -> None:
         """Give a reason for the layers to which no batch came: all those that would have were left out."""

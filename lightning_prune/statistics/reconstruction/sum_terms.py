@@ -1,0 +1,141 @@
+"""What is added to the outputs of layers, as in residual blocks, and how much it has changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+_LEAST_GAIN = 1e-2  # of the largest one of a batch norm; smaller ones would ask for huge weights
+
+
+class ResultsOfFunctions(TorchFunctionMode):
+    """Numbers the functions of a pass that return tensors of real numbers, and knows some of the results.
+
+    Results that nothing else refers to any more are gone.
+
+    Args:
+        wanted: Numbers of the functions whose results are asked for.
+
+    Attributes:
+        count: How many there have been.
+    """
+
+    def __init__(self, wanted: Iterable[int] = ()) -> None:
+        super().__init__()
+        self.count = 0
+        self._wanted = frozenset(wanted)
+        self._found: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
+
+    def of(self, wanted: Result) -> Tensor | None:
+        """Return a result; ``None`` if it is that of another function, is gone, or is not there yet."""
+        name, result = self._found.get(wanted.number, ("", None))
+        return result() if result is not None and name == wanted.name else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function and count it."""
+        result = func(*args, **(kwargs or {}))
+        if _real_tensors(result):
+            if isinstance(result, Tensor) and self.count in self._wanted:
+                self._found[self.count] = func.__name__, weakref.ref(result)
+            self.count += 1
+        return result
+
+
+class Result(NamedTuple):
+    """The result of a function of a pass.
+
+    Args:
+        number: Number of the function.
+        name: Its name.
+    """
+
+    number: int
+    name: str
+
+
+class LayerAhead(NamedTuple):
+    """A term of a sum that comes from another layer, which runs later, but whose input is there already.
+
+    Args:
+        layer: Name of the layer.
+        norm: Name of the batch norm between it and the sum; ``None`` if there is none.
+        given: What the layer is called with.
+    """
+
+    layer: str
+    norm: str | None
+    given: Result
+
+    def run(self, network: nn.Module, results: ResultsOfFunctions) -> Tensor | None:
+        """Return the term; ``None`` if the input is not known.
+
+        Args:
+            network: The network.
+            results: Results of a pass of it.
+        """
+        value = results.of(self.given)
+        for name in (self.layer, self.norm):
+            if value is not None and name is not None:
+                value = network.get_submodule(name)(value)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class SumTerms:
+    """The other terms of the sums that a layer's output goes into.
+
+    Args:
+        results: Those that are there when the layer begins.
+        layers: Those that can be.
+        gain: What the outputs are multiplied by on the way, a number for each channel (dimension 1); ``None``
+            if they are not.
+    """
+
+    results: Sequence[Result]
+    layers: Sequence[LayerAhead]
+    gain: Tensor | None
+
+    @property
+    def wanted(self) -> set[int]:
+        """The numbers of the functions whose results are needed."""
+        return {each.number for each in (*self.results, *(layer.given for layer in self.layers))}
+
+    def change(
+        self, before: tuple[nn.Module, ResultsOfFunctions], after: tuple[nn.Module, ResultsOfFunctions]
+    ) -> Tensor | None:
+        """Return what has to be added to the layer's output for the sums to be as before.
+
+        Args:
+            before: The network as it was before, and results of a pass of it, as far as to the layer.
+            after: The same of the network as it is now.
+
+        Returns:
+            A tensor of the shape of the output; ``None`` where the two passes ran other functions.
+        """
+        changes = []
+        for old, new in zip(self._values(*before), self._values(*after), strict=True):
+            if old is None or new is None or old.shape != new.shape:
+                return None
+            changes.append(old - new)
+        if len({each.shape for each in changes}) != 1:
+            return None
+        total = torch.stack(changes).sum(0)
+        if self.gain is None:
+            return total
+        gain = self.gain.view(-1, *(1,) * (total.ndim - 2))
+        small = gain.abs() < _LEAST_GAIN * gain.abs().max()
+        return torch.where(small, 0, total / gain)
+
+    def _values(self, network: nn.Module, results: ResultsOfFunctions) -> list[Tensor | None]:
+        return [*map(results.of, self.results), *(each.run(network, results) for each in self.layers)]
+
+
+def _real_tensors(result: object) -> bool:
+    return any(isinstance(each, Tensor) and each.is_floating_point() for each in tree_leaves(result))
