@@ -16,7 +16,7 @@ from runs import BATCHES, EPOCHS, PARTS, EveryEpoch, EveryStep, Noisy, resumable
 
 from lightning_prune import OneShot, PruningCallback, Taylor
 
-SHARE = 5  # each kind is resumed from one of so many checkpoints
+SHARE = 10  # each kind is resumed from one of so many checkpoints
 
 
 def test_without_pruning_lightning_resumes_exactly_but_for_one_place(tmp_path: Path) -> None:

@@ -163,9 +163,8 @@ def compiled_outside() -> Any:
     return torch.compile(seeded(Lit), backend="aot_eager")
 
 
-@pytest.mark.parametrize("name", [None, "net"])
 @pytest.mark.parametrize("make", [compiled_net, wrapped_net, compiled_module, compiled_outside])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("name", "before"), [(None, False), ("net", True)])
 def test_compiled_modules_are_taught(
     tmp_path: Path, make: Callable[[], Any], name: str | None, before: bool
 ) -> None:
