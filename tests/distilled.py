@@ -1,18 +1,13 @@
-"""A module with distillation written into its loss, to compare with; a program fits it in two processes."""
+"""A module with distillation written into its loss, to compare with."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
-import torch
-from lit import Lit, Manual, fit, seeded
+from lit import Lit, Manual
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from lightning_prune import Distillation
 
 
 class Explicit(Lit):
@@ -43,19 +38,3 @@ def distance(one: nn.Module, other: nn.Module) -> float:
     """The largest difference of two parameters."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max(float((first - second).detach().abs().max()) for first, second in pairs)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "precision": "64-true"}
-    weights = {}
-    for name, make, callbacks in (
-        ("taught", Lit, [Distillation()]),
-        ("explicit", Explicit, []),
-        ("plain", Lit, []),
-    ):
-        model = seeded(make)
-        run = fit(folder, model, *callbacks, **options)
-        weights[name] = {name: each.detach() for name, each in model.named_parameters()}
-    torch.save(weights, folder / f"rank{run.global_rank}.pt")

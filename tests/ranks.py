@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from distilled import Explicit
 from lightnings import Callback, Trainer, seed_everything
-from lit import Lit, digits, seeded, trainer
+from lit import Lit, digits, fit, seeded, trainer
 from quick import draw_nothing, time_latency_quickly
 from resumable import ResumableLoader
 from runs import EveryStep
@@ -22,6 +23,7 @@ from lightning_prune import (
     ActivationTaylor,
     Channels,
     Cubic,
+    Distillation,
     Gradient,
     Guard,
     LocalCriterion,
@@ -161,8 +163,8 @@ def run(
     """
     model = seeded(lambda: make(batch_size))
     options = {"max_epochs": 3, "precision": "64-true", "use_distributed_sampler": False} | options
-    fit = trainer(folder, callback, *callbacks, strategy=strategy, devices=devices, **options)
-    fit.fit(model, ckpt_path=ckpt_path)
+    parts = callback, *callbacks
+    trainer(folder, *parts, strategy=strategy, devices=devices, **options).fit(model, ckpt_path=ckpt_path)
     statistics = callback.state_dict()["pruner"]["statistics"]
     return {"weights": model.state_dict(), "masks": dict(callback.masks), "statistics": statistics}
 
@@ -178,6 +180,21 @@ def stopped(folder: Path, make: Callable[[], PruningCallback]) -> dict[str, Any]
     }
 
 
+def distilled(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights after fits with a teacher, with the same in the loss, and with neither."""
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "precision": "64-true"}
+    weights = {}
+    for name, make, callbacks in (
+        ("taught", Lit, [Distillation()]),
+        ("explicit", Explicit, []),
+        ("plain", Lit, []),
+    ):
+        model = seeded(make)
+        fit(folder, model, *callbacks, **options)
+        weights[name] = {name: each.detach() for name, each in model.named_parameters()}
+    return weights
+
+
 def main(folder: Path) -> None:
     """Every fit."""
     found = {name: run(folder, make()) for name, make in JOINT.items()}
@@ -185,6 +202,7 @@ def main(folder: Path) -> None:
     found["accumulated"] = run(folder, JOINT["weights"](), batch_size=16, accumulate_grad_batches=2)
     found["uneven"] = run(folder, JOINT["activations"](), Uneven)
     unused = PruningCallback(0.5, criterion=Taylor(), selector=PerLayer(), schedule=SCHEDULE)
+    found["distilled"] = distilled(folder)
     found["unused"] = run(folder, unused, Branches, strategy="ddp_find_unused_parameters_true")
     found["cut"] = run(folder, cutting())
     found["cut and stopped"] = stopped(folder / "cut", cutting)

@@ -82,3 +82,11 @@ def test_a_branch_that_no_process_takes_is_left_alone(ranks: list[dict[str, Any]
 def test_masks_that_differ_stop_all_processes(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "the masks of rank 1 are not those of rank 0" in rank["error"]["text"]
+
+
+def test_two_processes_are_taught_as_with_a_term_in_the_loss(ranks: list[dict[str, Any]]) -> None:
+    for rank in (each["distilled"] for each in ranks):
+        torch.testing.assert_close(rank["taught"], rank["explicit"], rtol=0, atol=1e-12)
+        assert same(rank["taught"], ranks[0]["distilled"]["taught"])
+        moved = [(rank["plain"][name] - each).abs().max() for name, each in rank["taught"].items()]
+        assert float(max(moved)) > 1e-4

@@ -14,7 +14,6 @@ import torch
 from distilled import Explicit, ExplicitManual, distance
 from lightnings import Callback, MixedPrecision, ModelCheckpoint, ModelParallelStrategy
 from lit import Lit, Manual, digits, fit, hooks, same, seeded, trainer
-from processes import run_script
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD
@@ -117,18 +116,6 @@ class Gradients(Callback):
 
     def on_after_backward(self, run: Any, module: Any) -> None:
         self.found = torch.cat([each.grad.flatten().clone() for each in module.parameters()])
-
-
-def test_two_processes_are_taught_as_with_a_term_in_the_loss(tmp_path: Path) -> None:
-    done = run_script("distilled.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for rank in ranks:
-        torch.testing.assert_close(rank["taught"], rank["explicit"], rtol=0, atol=1e-12)
-        assert same(rank["taught"], ranks[0]["taught"])
-        assert (
-            max(float((rank["plain"][name] - each).abs().max()) for name, each in rank["taught"].items()) > 1e-4
-        )
 
 
 class Inner(nn.Sequential):
