@@ -56,8 +56,10 @@ class LayerCalls(ResultsOfFunctions):
         self._handles = []
         for name in layers:
             layer = model.get_submodule(name)
-            self._handles.append(layer.register_forward_pre_hook(partial(self._enter, name)))
-            self._handles.append(layer.register_forward_hook(partial(self._leave, name)))
+            self._handles += (
+                layer.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True),
+                layer.register_forward_hook(partial(self._leave, name)),
+            )
 
     def look(self, run: Callable[[], object]) -> None:
         """Run a pass and see what happens."""
@@ -111,16 +113,14 @@ class LayerCalls(ResultsOfFunctions):
             return None
         return LayerAhead(layer, norm, Result(given, self._names[given]))
 
-    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._begun[name] = self.count
-        self._given[name] = self._number_of(args[0]) if len(args) == 1 else None
+        self._given[name] = self._number_of(args[0]) if len(args) == 1 and not kwargs else None
 
     def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.counts[name] += 1
-        first = (
-            output[0] if isinstance(output, tuple) and output else output
-        )  # of attention, beside its weights
-        self._outputs[name] = self._number_of(first)
+        alone = not (isinstance(output, tuple) and output)  # attention returns its weights, too
+        self._outputs[name] = self._number_of(output if alone else output[0])
 
     def _number_of(self, given: object) -> int | None:
         result, number = self._results.get(id(given), (None, None))

@@ -39,8 +39,8 @@ class Reconstruct(Part):
     A bias is solved for along with the weights, a frozen one, too; where there is none, and a batch norm alone
     reads the outputs, its running mean takes the shift. From the first of these layers on, batch norms in
     training mode normalize by the statistics of each batch, as in training, and their running statistics become
-    those of the calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor gradients
-    are used.
+    those of the calibration batches; others, and ``nn.SyncBatchNorm``, keep theirs. Neither labels nor
+    gradients are used.
 
     Layers are those of the kinds ``nn.Linear``, all convolutions, Hugging Face's ``Conv1D``, the projections of
     ``nn.MultiheadAttention``, and the weights by which the first layer of a recurrent module multiplies its
