@@ -68,9 +68,10 @@ def main() -> None:
     parser = arguments(__doc__ or "", out="reconstruction.json")
     add_data(parser, trained=True)
     parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0, help="decides which training images are used")
     parser.add_argument("--figure", type=Path, help="a PNG of accuracy against multiply-adds to write")
     options = parser.parse_args()
-    batches, held = calibration_and_validation(options)
+    batches, held = calibration_and_validation(options, options.seed)
     inputs = [each for each, _ in batches]
     dense = network(options.init_from).eval()
     print(f"dense: {percent(accuracy(dense, held))[0]}")

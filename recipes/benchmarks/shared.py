@@ -69,11 +69,16 @@ def training_batches(data: Images, count: int) -> list[Batch]:
     return [data.on_after_batch_transfer(batch, 0) for batch in islice(data.train_dataloader(), count)]
 
 
-def calibration_and_validation(options: argparse.Namespace) -> tuple[list[Batch], list[Batch]]:
-    """Return ``--batches`` training batches and all of validation, not augmented, from one seed."""
+def calibration_and_validation(options: argparse.Namespace, seed: int = 0) -> tuple[list[Batch], list[Batch]]:
+    """Return ``--batches`` training batches and all of validation, not augmented.
+
+    Args:
+        options: The command line.
+        seed: Decides which training images there are.
+    """
     data = images(options)
     data.augment = False
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     batches = training_batches(data, options.batches)
     return batches, [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
 

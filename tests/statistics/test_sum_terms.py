@@ -148,6 +148,23 @@ def test_a_projection_that_runs_later_is_solved_first_and_made_up_for(norms: boo
     assert (projection * masks["project.weight"]).abs().max() < 1e-6
 
 
+class Mixed(Residual):
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(images)
+
+
+def test_mixed_precision_fits_about_the_same() -> None:
+    found = []
+    for kind in (Residual, Mixed):
+        torch.manual_seed(0)
+        model = kind(norms=True).eval()
+        reconstructed(model, list(torch.randn(24, 3, 8, 8).split(8)))
+        found.append(model.two.weight.data)
+    assert not torch.equal(*found)
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
+
+
 def test_what_others_read_too_is_what_it_was() -> None:
     """The output of a layer goes into a sum, and elsewhere."""
     torch.manual_seed(0)

@@ -257,7 +257,8 @@ class _Work:
         terms = self._terms[place]
         for each in terms.layers if terms else ():
             given = [[(call.results.of(each.given), call.results) for call in pair] for pair in calls]
-            if all(value is not None for pair in given for value, _ in pair):
+            missing = torch.tensor(float(any(value is None for pair in given for value, _ in pair)))
+            if not self.calibration.add_up(missing.to(next(self.new.parameters()).device)):
                 ahead = [[LayerCall((value,), {}, results) for value, results in pair] for pair in given]
                 self.solve_layer(each.layer, ahead)
 

@@ -80,11 +80,12 @@ class LayerAhead(NamedTuple):
             network: The network.
             results: Results of a pass of it.
         """
-        value = results.of(self.given)
-        for name in (self.layer, self.norm):
-            if value is not None and name is not None:
-                value = network.get_submodule(name)(value)
-        return value
+        given = results.of(self.given)
+        if given is None:
+            return None
+        layer = network.get_submodule(self.layer)
+        value: Tensor = layer(given.to(next(layer.parameters()).dtype))  # not cast, as in a pass it may be
+        return value if self.norm is None else network.get_submodule(self.norm)(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +124,10 @@ class SumTerms:
         for old, new in zip(self._values(*before), self._values(*after), strict=True):
             if old is None or new is None or old.shape != new.shape:
                 return None
-            changes.append(old - new)
+            changes.append(old.to(torch.promote_types(old.dtype, torch.float32)) - new)
         if len({each.shape for each in changes}) != 1:
             return None
-        total = torch.stack(changes).sum(0)
+        total = sum(changes[1:], changes[0])
         if self.gain is None:
             return total
         gain = self.gain.view(-1, *(1,) * (total.ndim - 2))
