@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.core.tensors import reachable_tensors
 from lightning_prune.statistics.reconstruction.sum_terms import LayerAhead, Result, ResultsOfFunctions, SumTerms
@@ -53,7 +54,7 @@ class LayerCalls(ResultsOfFunctions):
         self._given: dict[str, int | None] = {}  # what a layer is called with, if that is one result alone
         self._begun: dict[str, int] = {}
         self._outputs: dict[str, int | None] = {}
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         for name in layers:
             layer = model.get_submodule(name)
             self._handles += (
