@@ -112,13 +112,13 @@ class Residual(nn.Module):
 
     alone = False  # to return the projection alone
 
-    def __init__(self, norms: bool) -> None:
+    def __init__(self, norms: bool, groups: int = 1) -> None:
         super().__init__()
         norm: Any = nn.BatchNorm2d if norms else nn.Identity
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
         self.early = nn.Conv2d(6, 8, 3, padding=1)
         self.one, self.one_norm = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False), norm(6)
-        self.two, self.two_norm = nn.Conv2d(6, 4, 3, padding=1, bias=not norms), norm(4)
+        self.two, self.two_norm = nn.Conv2d(6, 4, 3, padding=1, groups=groups, bias=not norms), norm(4)
         self.project, self.project_norm = nn.Conv2d(8, 4, 1, stride=2, bias=not norms), norm(4)
         for each in self.modules():
             if isinstance(each, nn.BatchNorm2d):
@@ -135,10 +135,10 @@ class Residual(nn.Module):
         return projected if self.alone else found
 
 
-@pytest.mark.parametrize("norms", [False, True])
-def test_a_projection_that_runs_later_is_solved_first_and_made_up_for(norms: bool) -> None:
+@pytest.mark.parametrize(("norms", "groups"), [(False, 1), (True, 1), (True, 2)])
+def test_a_projection_that_runs_later_is_solved_first_and_made_up_for(norms: bool, groups: int) -> None:
     torch.manual_seed(0)
-    model = Residual(norms).double().eval()
+    model = Residual(norms, groups).double().eval()
     batches = list(torch.randn(24, 3, 8, 8, dtype=torch.float64).split(8))
     before, masks = reconstructed(model, batches)
     (two,) = gradients(model, before, batches, ["two.weight"])

@@ -315,8 +315,8 @@ class _Work:
         def rows(one: LayerCall, other: LayerCall) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             now, then = after.rows(other, positions), before.rows(one, positions)
             sides = (self.old, one.results), (self.new, other.results)
-            change = None if terms is None else terms.change(*sides)
-            more = None if change is None else before.output_rows(change, positions)
+            outputs = partial(before.output_rows, positions=positions)
+            more = None if terms is None else terms.change(*sides, outputs)
             added = [each.new_zeros(len(each), 1) for each in now] if more is None else more
             return zip(now, then, matrices, added, strict=True)
 

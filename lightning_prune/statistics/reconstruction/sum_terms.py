@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,30 +109,37 @@ class SumTerms:
         return {each.number for each in (*self.results, *(layer.given for layer in self.layers))}
 
     def change(
-        self, before: tuple[nn.Module, ResultsOfFunctions], after: tuple[nn.Module, ResultsOfFunctions]
-    ) -> Tensor | None:
+        self,
+        before: tuple[nn.Module, ResultsOfFunctions],
+        after: tuple[nn.Module, ResultsOfFunctions],
+        rows: Callable[[Tensor], Sequence[Tensor] | None],
+    ) -> list[Tensor] | None:
         """Return what has to be added to the layer's output for the sums to be as before.
 
         Args:
             before: The network as it was before, and results of a pass of it, as far as to the layer.
             after: The same of the network as it is now.
+            rows: Returns the rows that count, for each group of channels, of a tensor of the output's shape.
 
         Returns:
-            A tensor of the shape of the output; ``None`` where the two passes ran other functions.
+            The rows; ``None`` where the two passes ran other functions, or no rows count.
         """
         changes = []
         for old, new in zip(self._values(*before), self._values(*after), strict=True):
             if old is None or new is None or old.shape != new.shape:
                 return None
-            changes.append(old.to(torch.promote_types(old.dtype, torch.float32)) - new)
-        if len({each.shape for each in changes}) != 1:
+            pairs = zip(rows(old) or (), rows(new) or (), strict=True)
+            changes.append(
+                [one.to(torch.promote_types(one.dtype, torch.float32)) - other for one, other in pairs]
+            )
+        if len({tuple(part.shape for part in each) for each in changes}) != 1 or not changes[0]:
             return None
-        total = sum(changes[1:], changes[0])
+        total = [sum(parts[1:], parts[0]) for parts in zip(*changes, strict=True)]
         if self.gain is None:
             return total
-        gain = self.gain.view(-1, *(1,) * (total.ndim - 2))
-        small = gain.abs() < _LEAST_GAIN * gain.abs().max()
-        return torch.where(small, 0, total / gain)
+        small = self.gain.abs() < _LEAST_GAIN * self.gain.abs().max()
+        factors = torch.where(small, 0, 1 / self.gain).view(len(total), -1)
+        return [part * factor for part, factor in zip(total, factors, strict=True)]
 
     def _values(self, network: nn.Module, results: ResultsOfFunctions) -> list[Tensor | None]:
         return [*map(results.of, self.results), *(each.run(network, results) for each in self.layers)]
