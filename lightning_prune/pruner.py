@@ -28,7 +28,8 @@ from lightning_prune.statistics.input_hooks import layer_inputs
 from lightning_prune.statistics.losses import Losses
 from lightning_prune.statistics.observer import Needs
 from lightning_prune.statistics.reconstruction.layer_matrices import named_matrices
-from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct, check_batches, reconstruct_
+from lightning_prune.statistics.reconstruction.network_fit import check_batches, reconstruct_
+from lightning_prune.statistics.reconstruction.reconstruct import Reconstruct
 from lightning_prune.structures.base import Structure
 from lightning_prune.structures.untouched import touchable_units
 from lightning_prune.structures.weights import Unstructured

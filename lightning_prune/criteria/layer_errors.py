@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -22,6 +22,7 @@ from lightning_prune.statistics.reconstruction.least_squares import (
     cholesky,
     gigabytes,
     inverse_factor,
+    pieces,
     summed_products,
 )
 from lightning_prune.statistics.reconstruction.lockstep import run_in_step, run_of
@@ -177,14 +178,7 @@ class _Errors:
 
     def _systems(self, matrix: LayerMatrix, calls: Sequence[LayerCall]) -> list[Tensor]:
         """Return H with a ridge for each group of a matrix."""
-        none = matrix.parameter.new_zeros(0, matrix.matrix(matrix.parameter).shape[-1]).double()  # no outputs
-        batches = (
-            [
-                (rows, rows, none, rows.new_zeros(len(rows), 1))
-                for rows in matrix.rows(call, self.criterion.positions)
-            ]
-            for call in calls
-        )
+        batches = (map(_without_outputs, matrix.rows(call, self.criterion.positions)) for call in calls)
         systems = []
         for total in summed_products(batches, self.calibration.add_up):
             square = total.squares / total.count
@@ -223,6 +217,11 @@ class _Errors:
             ]
         (part,) = group.slices
         return part.sum(matrix.weight(torch.stack(single)))
+
+
+def _without_outputs(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pieces of rows of inputs, with no outputs: H is of inputs alone."""
+    return ((inputs, inputs.new_zeros(len(inputs), 0)) for (inputs,) in pieces(rows))
 
 
 def _unit_numbers(reader: AxisSlice) -> Tensor:

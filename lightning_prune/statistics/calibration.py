@@ -50,6 +50,15 @@ class Calibration:
             raise ValueError("batches: what forward is given is a tensor, a tuple or a mapping, and no list.")
         return cls([as_probe(each) for each in given])
 
+    def anywhere(self, here: bool, device: torch.device) -> bool:
+        """Return whether something holds in any process.
+
+        Args:
+            here: Whether it holds in this one.
+            device: A device on which processes exchange tensors.
+        """
+        return bool(self.add_up(torch.tensor(float(here), device=device)))
+
     def agreed(self, tensor: Tensor) -> Tensor:
         """Return the tensor of the first process."""
         return self.add_up(tensor if self.first else torch.zeros_like(tensor))

@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_prune import Channels, Magnitude, NofM, PerLayer, Pruner, Reconstruct
 from lightning_prune.statistics.calibration import Calibration
-from lightning_prune.statistics.reconstruction import least_squares, reconstruct
+from lightning_prune.statistics.reconstruction import least_squares, network_fit
 from lightning_prune.statistics.reconstruction.layer_matrices import LayerCall, layer_matrices
 from lightning_prune.statistics.reconstruction.least_squares import Products, solve
 from lightning_prune.statistics.reconstruction.lockstep import THREAD
-from lightning_prune.statistics.reconstruction.reconstruct import reconstruct_
+from lightning_prune.statistics.reconstruction.network_fit import reconstruct_
 
 EXACT = Reconstruct(ridge=0.0, positions=10**6)
 
@@ -393,7 +393,7 @@ def test_ctrl_c_ends_all_passes() -> None:
 
 
 def test_a_network_whose_outputs_would_be_further_off_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruct, "solve", lambda sums, matrix, kept, ridge: 50 * matrix.double() * kept)
+    monkeypatch.setattr(network_fit, "solve", lambda sums, matrix, kept, ridge: 50 * matrix.double() * kept)
     model, alone = network(), network()
     pruner = pruned(model, "weights", Reconstruct())
     pruned(alone, "weights")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_prune import Reconstruct
 from lightning_prune.statistics.calibration import Calibration
-from lightning_prune.statistics.reconstruction.reconstruct import reconstruct_
+from lightning_prune.statistics.reconstruction.network_fit import reconstruct_
 
 EXACT = Reconstruct(ridge=0.0, positions=10**6)
 
@@ -165,15 +165,22 @@ def test_mixed_precision_fits_about_the_same() -> None:
     assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
 
 
-def test_what_others_read_too_is_what_it_was() -> None:
-    """The output of a layer goes into a sum, and elsewhere."""
+def both(output: Tensor, given: Tensor, first: Tensor) -> Tensor:
+    """The output goes into a sum, and elsewhere."""
+    return torch.stack([output + first, output.tanh()])
+
+
+def written(output: Tensor, given: Tensor, first: Tensor) -> Tensor:
+    """The other term changes in between."""
+    first[:, 0] = 1
+    return output + first
+
+
+@pytest.mark.parametrize("how", [both, written])
+def test_other_sums_are_not_fitted(how: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     batches = list(torch.randn(120, 6, dtype=torch.float64).split(40))
-
-    def both(output: Tensor, given: Tensor, first: Tensor) -> Tensor:
-        return torch.stack([output + first, output.tanh()])
-
-    model = Block(both, nn.Linear(8, 8)).double().eval()
+    model = Block(how, nn.Linear(8, 8)).double().eval()
     alone = copy.deepcopy(model)
     alone.add = lambda output, given, first: output
     reconstructed(model, batches)

@@ -147,6 +147,8 @@ class LayerCalls(ResultsOfFunctions):
         counted = self.count > number
         if counted or not _looks(func):
             self._note_reader(number if counted else _OTHER, read)
+        if func is Tensor.__setitem__:
+            self._results.pop(id(args[0]), None)  # it is no longer what the function has returned
         if counted and isinstance(result, Tensor):
             self._names[number] = func.__name__
             if func in _ADDITIONS and not kwargs and [*map(_shape, args)] == [result.shape] * 2:

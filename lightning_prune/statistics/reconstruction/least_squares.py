@@ -78,23 +78,26 @@ class Products:
         )
 
 
+def pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the rows of several tensors, as many at a time as are multiplied at once."""
+    return zip(*(each.split(_ROWS) for each in rows), strict=True)
+
+
 def summed_products(
-    batches: Iterable[Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]], add_up: Callable[[Tensor], Tensor]
+    batches: Iterable[Iterable[Iterable[tuple[Tensor, Tensor]]]], add_up: Callable[[Tensor], Tensor]
 ) -> Iterator[Products]:
     """Yield the sums of products for each group of a matrix, over all batches and processes.
 
     Args:
-        batches: For each batch and each group the rows of inputs, the rows of earlier inputs, the matrix that
-            has given outputs of these, in double precision, and what is added to these: as many rows.
+        batches: For each batch and each group the rows of inputs and the rows of outputs, in :func:`pieces`.
         add_up: Returns the sum of a tensor over all processes.
     """
     sums: dict[int, Products] = {}
     for groups in batches:
-        for group, (inputs, earlier, matrix, more) in enumerate(groups):
-            parts = (each.split(_ROWS) for each in (inputs, earlier, more))
-            for now, then, added in zip(*parts, strict=True):
-                found = Products.of(now, then.double() @ matrix.t() + added)
-                sums[group] = sums[group] + found if group in sums else found
+        for group, found in enumerate(groups):
+            for inputs, outputs in found:
+                products = Products.of(inputs, outputs)
+                sums[group] = sums[group] + products if group in sums else products
     for each in sums.values():
         yield each.summed(add_up)
 
